@@ -1,0 +1,232 @@
+"""The ragged batch: requests, and their candidates as flat columns with offsets.
+
+A batch of one is an HTTP request, a batch of thirty a micro-batch, a batch of a million a replay partition. Every stage
+takes a batch and returns one. `candidates` row `c` belongs to request `r` where ``offsets[r] <= c < offsets[r + 1]``.
+Which columns exist, their dtypes and meanings: `serve_app.columns`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS, ColumnSpec
+from serve_app.errors import InvalidInput
+
+__all__ = ["Batch", "Columns", "Ragged", "lengths_to_offsets"]
+
+I64 = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+
+def lengths_to_offsets(lengths: npt.ArrayLike) -> I64:
+    """i64[n] lengths -> i64[n + 1] offsets starting at 0."""
+    lengths = np.asarray(lengths, np.int64)
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _gather_index(offsets: I64, rows: I64) -> tuple[I64, I64]:
+    """Flat positions of the segments `rows`, one after the other, and their new offsets."""
+    starts = offsets[rows]
+    lengths = offsets[rows + 1] - starts
+    out = lengths_to_offsets(lengths)
+    flat = np.arange(out[-1], dtype=np.int64) + np.repeat(starts - out[:-1], lengths)
+    return flat, out
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """One list per row: `values` flat (first axis), `offsets` i64[n + 1]."""
+
+    values: Array
+    offsets: I64
+
+    def __post_init__(self) -> None:
+        if len(self.offsets) == 0 or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
+            raise InvalidInput("ragged offsets must start at 0 and end at the number of values", field="offsets")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> Array:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self[row] for row in range(len(self)))
+
+    @property
+    def lengths(self) -> I64:
+        """i64[n]"""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def of(cls, lists: Sequence[npt.ArrayLike], dtype: npt.DTypeLike) -> Ragged:
+        """From a Python sequence of lists."""
+        arrays = [np.asarray(one, dtype) for one in lists]
+        values = np.concatenate(arrays) if arrays else np.empty(0, dtype)
+        return cls(values.astype(dtype, copy=False), lengths_to_offsets([len(a) for a in arrays]))
+
+    @classmethod
+    def empty(cls, rows: int, dtype: npt.DTypeLike) -> Ragged:
+        """`rows` empty lists."""
+        return cls(np.empty(0, dtype), np.zeros(rows + 1, np.int64))
+
+    def take(self, rows: npt.ArrayLike) -> Ragged:
+        """The lists of `rows`, in that order (rows may repeat)."""
+        flat, offsets = _gather_index(self.offsets, np.asarray(rows, np.int64))
+        return Ragged(self.values[flat], offsets)
+
+
+class Columns(Mapping[str, Any]):
+    """Named columns of one length. Setting one checks name, dtype and length against its `ColumnSpec`."""
+
+    __slots__ = ("_data", "_rows", "_specs")
+
+    def __init__(
+        self, rows: int, specs: Mapping[str, ColumnSpec], data: Mapping[str, Array | Ragged] | None = None
+    ) -> None:
+        self._rows = rows
+        self._specs = specs
+        self._data: dict[str, Array | Ragged] = {}
+        for name, values in (data or {}).items():
+            self[name] = values
+
+    def __setitem__(self, name: str, values: Array | Ragged) -> None:
+        spec = self._specs.get(name)
+        if spec is None:
+            raise InvalidInput("no such column", field=name, hint="declare it in serve_app/columns.py")
+        if len(values) != self._rows:
+            raise InvalidInput(f"column has {len(values)} rows, the batch {self._rows}", field=name)
+        if spec.ragged != isinstance(values, Ragged):
+            raise InvalidInput(f"column must be {'ragged' if spec.ragged else 'flat'}", field=name)
+        dtype = values.values.dtype if isinstance(values, Ragged) else values.dtype
+        if dtype != spec.dtype:
+            raise InvalidInput(f"column is {dtype}, declared {spec.dtype}", field=name)
+        self._data[name] = values
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self._data[name]
+        except KeyError:
+            raise InvalidInput(
+                "the batch has no such column", field=name, hint="an earlier stage must set it"
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._data
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        """Number of columns (a mapping's length); rows are `rows`."""
+        return len(self._data)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self._rows
+
+    def take(self, rows: Array) -> Columns:
+        """The given rows, in that order."""
+        out = Columns(len(rows), self._specs)
+        for name, values in self._data.items():
+            out._data[name] = values.take(rows) if isinstance(values, Ragged) else values[rows]
+        return out
+
+    def __reduce__(self) -> tuple[object, ...]:
+        kind = "request" if self._specs is REQUEST_COLUMNS else "candidate"
+        return (_columns_from_wire, (kind, self._rows, self._data))
+
+
+def _columns_from_wire(kind: str, rows: int, data: dict[str, Array | Ragged]) -> Columns:
+    out = Columns(rows, REQUEST_COLUMNS if kind == "request" else CANDIDATE_COLUMNS)
+    out._data = data  # checked when first set
+    return out
+
+
+@dataclass(slots=True)
+class Batch:
+    """Requests (n rows), candidates (m rows), `offsets` i64[n + 1]. `meta` holds small facts of the whole batch
+    (release version, head names, feature plan) and travels with it."""
+
+    requests: Columns
+    candidates: Columns
+    offsets: I64
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (
+            len(self.offsets) != self.requests.rows + 1
+            or self.offsets[0] != 0
+            or self.offsets[-1] != self.candidates.rows
+        ):
+            raise InvalidInput("offsets do not fit requests and candidates", field="offsets")
+
+    @classmethod
+    def of_requests(cls, **columns: Array | Ragged) -> Batch:
+        """A batch of requests that have no candidates yet."""
+        rows = len(next(iter(columns.values()))) if columns else 0
+        return cls(Columns(rows, REQUEST_COLUMNS, columns), Columns(0, CANDIDATE_COLUMNS), np.zeros(rows + 1, np.int64))
+
+    def with_candidates(self, offsets: I64, **columns: Array | Ragged) -> Batch:
+        """The same requests with a new set of candidates."""
+        rows = int(offsets[-1])
+        return Batch(self.requests, Columns(rows, CANDIDATE_COLUMNS, columns), offsets, self.meta)
+
+    def __len__(self) -> int:
+        return self.requests.rows
+
+    @property
+    def owner(self) -> I64:
+        """i64[m]: the request row of each candidate."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.offsets))
+
+    def take(self, rows: npt.ArrayLike) -> Batch:
+        """The given requests with their candidates, in that order."""
+        rows = np.asarray(rows, np.int64)
+        flat, offsets = _gather_index(self.offsets, rows)
+        return Batch(self.requests.take(rows), self.candidates.take(flat), offsets, self.meta)
+
+    def select(self, keep: npt.NDArray[np.bool_]) -> Batch:
+        """All requests, with only the candidates where `keep` (bool[m])."""
+        counts = np.zeros(len(keep) + 1, np.int64)
+        np.cumsum(keep, out=counts[1:])
+        return Batch(self.requests, self.candidates.take(np.flatnonzero(keep)), counts[self.offsets], self.meta)
+
+    def reorder(self, order: I64) -> Batch:
+        """Candidates permuted by `order` (i64[m], a permutation within each request)."""
+        return Batch(self.requests, self.candidates.take(order), self.offsets, self.meta)
+
+    @classmethod
+    def concat(cls, batches: Sequence[Batch]) -> Batch:
+        """Requests of all batches one after the other; column sets must agree."""
+        if not batches:
+            raise InvalidInput("cannot join zero batches", field="batches")
+        if len(batches) == 1:
+            return batches[0]
+        offsets = lengths_to_offsets(np.concatenate([np.diff(b.offsets) for b in batches]))
+        requests = _concat_columns([b.requests for b in batches])
+        return cls(requests, _concat_columns([b.candidates for b in batches]), offsets, dict(batches[0].meta))
+
+
+def _concat_columns(parts: Sequence[Columns]) -> Columns:
+    names = set(parts[0])
+    for part in parts[1:]:
+        if set(part) != names:
+            raise InvalidInput("batches have different columns", field=", ".join(sorted(names ^ set(part))))
+    out = Columns(sum(part.rows for part in parts), parts[0]._specs)
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        if isinstance(values[0], Ragged):
+            joined = np.concatenate([v.values for v in values])
+            out._data[name] = Ragged(joined, lengths_to_offsets(np.concatenate([v.lengths for v in values])))
+        else:
+            out._data[name] = np.concatenate(values)
+    return out

@@ -1,0 +1,57 @@
+"""Identifiers: text outside, unsigned 64-bit inside, one stable hash for all of them.
+
+The canonical form of an id is its NFC text, stripped of nothing; hash = XXH3-64 of its UTF-8 bytes. At 50 M users the
+chance that any two share a hash is below 1e-4.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from serve_app.errors import InvalidInput
+
+__all__ = ["BUCKETS", "bucket_of", "decision_id_text", "hash_id", "hash_ids", "parse_decision_id"]
+
+BUCKETS = 4096
+_BUCKET_SHIFT = np.uint64(52)
+
+
+def hash_id(text: str) -> int:
+    """Stable u64 of one id."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def hash_ids(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """Stable u64 of each id, in order."""
+    return np.fromiter((hash_id(text) for text in texts), np.uint64)
+
+
+def bucket_of(users: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint16]:
+    """The fixed bucket (0..4095) of each user hash: its top twelve bits."""
+    return (users >> _BUCKET_SHIFT).astype(np.uint16)
+
+
+def decision_id_text(user: int, request_id: int, slot: int) -> str:
+    """The public id of a decision. It embeds the user's hash, hence the bucket, so that a look-up needs no index."""
+    return f"d{user:016x}{request_id:016x}{slot:04x}"
+
+
+def parse_decision_id(text: str) -> tuple[int, int, int]:
+    """(user, request_id, slot) of a public decision id; InvalidInput when it is not one."""
+    try:
+        if len(text) != 37 or text[0] != "d" or text != text.lower():
+            raise ValueError(text)
+        return int(text[1:17], 16), int(text[17:33], 16), int(text[33:37], 16)
+    except ValueError:
+        raise InvalidInput(
+            f"{text[:60]!r} is not a decision id",
+            field="decision_id",
+            hint="send the id as the decision's answer gave it",
+        ) from None
