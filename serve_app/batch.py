@@ -88,9 +88,7 @@ class Columns(Mapping[str, Any]):
 
     __slots__ = ("_data", "_rows", "_specs")
 
-    def __init__(
-        self, rows: int, specs: Mapping[str, ColumnSpec], data: Mapping[str, Array | Ragged] | None = None
-    ) -> None:
+    def __init__(self, rows: int, specs: Mapping[str, ColumnSpec], data: Mapping[str, Array | Ragged] | None = None) -> None:
         self._rows = rows
         self._specs = specs
         self._data: dict[str, Array | Ragged] = {}
@@ -114,9 +112,7 @@ class Columns(Mapping[str, Any]):
         try:
             return self._data[name]
         except KeyError:
-            raise InvalidInput(
-                "the batch has no such column", field=name, hint="an earlier stage must set it"
-            ) from None
+            raise InvalidInput("the batch has no such column", field=name, hint="an earlier stage must set it") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._data
@@ -162,11 +158,7 @@ class Batch:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (
-            len(self.offsets) != self.requests.rows + 1
-            or self.offsets[0] != 0
-            or self.offsets[-1] != self.candidates.rows
-        ):
+        if len(self.offsets) != self.requests.rows + 1 or self.offsets[0] != 0 or self.offsets[-1] != self.candidates.rows:
             raise InvalidInput("offsets do not fit requests and candidates", field="offsets")
 
     @classmethod

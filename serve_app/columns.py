@@ -102,9 +102,7 @@ CANDIDATE_COLUMNS = MappingProxyType(
         "priority": _flat("i2", "higher first where several may be sent"),
         # retrieval
         "sources": _flat("u4", "Source bits"),
-        "source_scores": _flat(
-            "f4", "[m, S] score in each source, columns named in meta['sources']; NaN: not from there"
-        ),
+        "source_scores": _flat("f4", "[m, S] score in each source, columns named in meta['sources']; NaN: not from there"),
         "retrieval_score": _flat("f8", "blended order before ranking"),
         "drop_reason": _flat("i1", "DropReason"),
         # features
