@@ -1,0 +1,44 @@
+# Hindcast. `make run` and `make test` set up everything they need.
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DATA ?= demo
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench unit cluster clean format
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh
+	@scripts/setup.sh $(PYTHON) $(VENV)
+
+run: $(STAMP) ## Set up, make the demo world, build a release, serve it (Ctrl-C stops all)
+	@$(BIN)/hindcast demo --data $(DATA)
+
+test: $(STAMP) ## Set up and run all tests
+	@scripts/test.sh $(BIN)
+
+unit: $(STAMP) ## The quick tests only
+	@$(BIN)/pytest tests/unit
+
+cluster: $(STAMP) ## Tests that start Ray, and those that kill things
+	@$(BIN)/pytest tests/cluster tests/chaos
+
+check: $(STAMP) ## Lint, format check, types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## Mend formatting and imports
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP) ## Benchmarks: JSON and a table under bench-results/
+	@$(BIN)/python -m loadtests.bench_chain --out bench-results
+
+clean: ## Remove what was built (not the demo's data)
+	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,140 @@
+"""Nearest neighbours over item embeddings: ScaNN for large catalogues, an exact fixed-order search for small ones.
+
+Both take all queries of a batch in one call and give bits that do not depend on how many queries share it (ScaNN's
+`search_batched` does; its brute force does not, hence ours). The ScaNN index is immutable, holds no docids (with them it
+would write and read a pickle) and stores relative paths, so its folder can be moved.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.errors import DamagedArtifact, InvalidInput
+from serve_app.kernels import kernel
+
+__all__ = [
+    "EXACT_BELOW",
+    "ExactNeighbours",
+    "Neighbours",
+    "ScannNeighbours",
+    "build_scann",
+    "exact_scores",
+    "load_neighbours",
+]
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+
+EXACT_BELOW = 4_096
+"""Catalogues smaller than this are searched exactly: it is quicker there, and a tree index refuses fewer than 16 items."""
+
+
+class Neighbours(Protocol):
+    """Search by inner product."""
+
+    def search(self, queries: F32, count: int) -> tuple[I32, F32]:
+        """queries f32[q, d] -> (rows i32[q, count], scores f32[q, count]), best first; short results end in row -1, NaN."""
+
+
+@kernel
+def exact_scores(queries: F32, transposed: F32, out: F32) -> None:
+    """out[q, i] = sum over d of queries[q, d] * transposed[d, i], accumulated in the order of d for every cell alike."""
+    for q in range(queries.shape[0]):
+        row = out[q]
+        row[:] = np.float32(0.0)
+        for d in range(queries.shape[1]):
+            weight = queries[q, d]
+            column = transposed[d]
+            for i in range(column.shape[0]):
+                row[i] += weight * column[i]
+
+
+class ExactNeighbours:
+    """Every item scored, in chunks of queries that bound the memory."""
+
+    def __init__(self, embeddings: F32, chunk: int = 256) -> None:
+        self._transposed = np.ascontiguousarray(embeddings.T, np.float32)
+        self._chunk = chunk
+
+    def search(self, queries: F32, count: int) -> tuple[I32, F32]:
+        """See Neighbours."""
+        items = self._transposed.shape[1]
+        take = min(count, items)
+        rows = np.full((len(queries), count), -1, np.int32)
+        scores = np.full((len(queries), count), np.nan, np.float32)
+        for start in range(0, len(queries), self._chunk):
+            part = np.ascontiguousarray(queries[start : start + self._chunk], np.float32)
+            out = np.empty((len(part), items), np.float32)
+            exact_scores(part, self._transposed, out)
+            # A stable sort on the negated score breaks ties by row, whatever the batch.
+            best = np.argsort(-out, axis=1, kind="stable")[:, :take]
+            rows[start : start + len(part), :take] = best
+            scores[start : start + len(part), :take] = np.take_along_axis(out, best, axis=1)
+        return rows, scores
+
+
+class ScannNeighbours:
+    """A loaded ScaNN index."""
+
+    def __init__(self, searcher: Any, items: int) -> None:
+        self._searcher = searcher
+        self._items = items
+
+    def search(self, queries: F32, count: int) -> tuple[I32, F32]:
+        """See Neighbours. ScaNN pads short results with row 0 and NaN: those become row -1."""
+        if len(queries) == 0:
+            return np.empty((0, count), np.int32), np.empty((0, count), np.float32)
+        found, scores = self._searcher.search_batched(
+            np.ascontiguousarray(queries, np.float32), final_num_neighbors=min(count, self._items)
+        )
+        rows = np.where(np.isnan(scores), -1, found.astype(np.int64)).astype(np.int32)
+        short = count - rows.shape[1]
+        if short > 0:
+            rows = np.pad(rows, ((0, 0), (0, short)), constant_values=-1)
+            scores = np.pad(scores, ((0, 0), (0, short)), constant_values=np.nan)
+        return rows, scores.astype(np.float32, copy=False)
+
+
+def build_scann(embeddings: F32, folder: Path) -> None:
+    """Train a tree + anisotropic-hash index (Guo et al. 2020) over f32[n, d] and write it to `folder`.
+
+    About sqrt(n) leaves; a quarter of them are searched and the best 400 rescored exactly, which keeps recall@100 above .95.
+    """
+    from scann.scann_ops.py import scann_ops_pybind
+
+    count = len(embeddings)
+    if count < EXACT_BELOW:
+        raise InvalidInput(f"{count} items are searched exactly", field="embeddings", hint=f"index from {EXACT_BELOW} up")
+    leaves = int(np.sqrt(count))
+    index = (
+        scann_ops_pybind.builder(np.ascontiguousarray(embeddings, np.float32), 200, "dot_product")
+        .tree(num_leaves=leaves, num_leaves_to_search=max(leaves // 4, 16), training_sample_size=min(count, 250_000))
+        .score_ah(2, anisotropic_quantization_threshold=0.2)
+        .reorder(400)
+        .build()
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    index.serialize(str(folder), relative_path=True)
+    if (folder / "scann_docids.pkl").exists():
+        raise DamagedArtifact("ScaNN wrote a pickle", field=str(folder), hint="build without docids")
+
+
+def load_neighbours(embeddings: F32, folder: Path) -> Neighbours:
+    """The index in `folder`, or exact search where the catalogue is small and has none."""
+    if len(embeddings) < EXACT_BELOW:
+        return ExactNeighbours(embeddings)
+    if not (folder / "scann_assets.pbtxt").is_file():
+        raise DamagedArtifact("index is missing or incomplete", field=folder.name, hint="rebuild the release")
+    if (folder / "scann_docids.pkl").exists():
+        raise DamagedArtifact("index holds a pickle, which is never loaded", field=folder.name, hint="rebuild the release")
+    from scann.scann_ops.py import scann_ops_pybind
+
+    try:
+        searcher = scann_ops_pybind.load_searcher(str(folder), assets_backcompat_shim=False)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise DamagedArtifact(f"index cannot be loaded: {error}", field=folder.name, hint="rebuild the release") from error
+    return ScannNeighbours(searcher, len(embeddings))
