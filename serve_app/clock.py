@@ -1,0 +1,30 @@
+"""The one place of the server that reads the wall clock. Decisions get `now` from here, stamped once at admission."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+__all__ = ["micros_of", "monotonic_s", "now_us", "text_of"]
+
+
+def now_us() -> int:
+    """Microseconds since 1970-01-01 UTC."""
+    return time.time_ns() // 1000
+
+
+def monotonic_s() -> float:
+    """Seconds of a clock that never goes back: for deadlines and budgets inside one process."""
+    return time.monotonic()
+
+
+def micros_of(moment: datetime) -> int:
+    """A moment with a zone -> microseconds since 1970-01-01 UTC, exactly."""
+    delta = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def text_of(at_us: int) -> str:
+    """Microseconds since 1970-01-01 UTC -> RFC 3339 text in UTC."""
+    seconds, micros = divmod(at_us, 1_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,266 @@
+"""Every setting of the server: typed, bounded, frozen, its unit in its name.
+
+Read from the environment (``HINDCAST_HTTP__PORT=8100``: two underscores step into a group) and from the arguments of
+`hindcast up`. Unknown names are errors. `Settings.checked()` refuses combinations that would be unsafe.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serve_app.errors import InvalidInput
+
+__all__ = [
+    "BatchingSettings",
+    "BudgetSettings",
+    "DeploymentSettings",
+    "DeploymentsSettings",
+    "HttpSettings",
+    "JournalSettings",
+    "LedgerSettings",
+    "LimitSettings",
+    "SecuritySettings",
+    "ServingSettings",
+    "Settings",
+    "load_settings",
+]
+
+Milliseconds = Annotated[float, Field(gt=0, le=60_000)]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class HttpSettings(_Group):
+    """Where the server listens."""
+
+    host: str = "127.0.0.1"
+    """Address to bind. Anything but loopback needs API keys (`security.keys_file`)."""
+    port: Port = 8000
+    """Port of the HTTP API."""
+    haproxy: bool = True
+    """Put HAProxy (shipped with Ray) before the ingress replicas; otherwise Ray Serve's own Python proxy."""
+    haproxy_threads: int = Field(1, ge=1, le=64)
+    """Threads of HAProxy."""
+    max_connections: int = Field(12_000, ge=16, le=1_000_000)
+    """Connections HAProxy holds open at once."""
+    client_timeout_s: int = Field(60, ge=1, le=3600)
+    """Idle time after which HAProxy closes a client's connection."""
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach `host`."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+class BudgetSettings(_Group):
+    """How long each part of a request may take before its fall-back answers instead."""
+
+    request_ms: Milliseconds = 1_000
+    """Whole recommendation request, from admission to answer."""
+    decide_ms: Milliseconds = 5_000
+    """Whole notification decision; a decision has no fall-back, it fails closed."""
+    decide_batch_ms: Milliseconds = 60_000
+    """Whole `decide-batch` call."""
+    live_ms: Milliseconds = 200
+    """Reading recent events and catalogue changes."""
+    retrieval_ms: Milliseconds = 400
+    """Retrieval; fall-back: popular items."""
+    features_ms: Milliseconds = 200
+    """Features; fall-back: declared defaults."""
+    ranking_ms: Milliseconds = 500
+    """Ranking including its features; fall-back: retrieval order."""
+    journal_ms: Milliseconds = 250
+    """Journal append; recommendations then answer `degraded: ["log"]`, send decisions 503."""
+
+
+class BatchingSettings(_Group):
+    """Micro-batching in the ingress: no added wait when idle, several small batches in flight under load."""
+
+    max_requests: int = Field(16, ge=1, le=1024)
+    """Requests in one micro-batch at most."""
+    in_flight_chain: int = Field(8, ge=1, le=256)
+    """Micro-batches under way at once when stages are deployments of their own."""
+    in_flight_fused: int = Field(2, ge=1, le=256)
+    """Micro-batches under way at once when stages run in the ingress process."""
+    max_queued: int = Field(512, ge=1, le=100_000)
+    """Requests waiting for a micro-batch; the next one is refused with 503 and Retry-After."""
+
+
+class LimitSettings(_Group):
+    """Bounds on what a caller may send."""
+
+    body_bytes: int = Field(512 * 1024, ge=1024, le=64 * 1024 * 1024)
+    """Largest body of a call on one user."""
+    batch_body_bytes: int = Field(64 * 1024 * 1024, ge=1024, le=1024 * 1024 * 1024)
+    """Largest body of `decide-batch`."""
+    event_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, le=1024 * 1024 * 1024)
+    """Largest body of `events`."""
+    recents_kept: int = Field(100, ge=1, le=10_000)
+    """Recent items kept per user; older ones are forgotten."""
+    live_users: int = Field(1_000_000, ge=1, le=1_000_000_000)
+    """Users whose recent items are held in memory; least recently active ones leave first."""
+    event_ids_kept: int = Field(5_000_000, ge=1000, le=10_000_000_000)
+    """Event ids remembered for de-duplication."""
+    decide_batch_rows_per_chunk: int = Field(2_000, ge=1, le=100_000)
+    """Rows of `decide-batch` that run through the chain together."""
+
+
+class DeploymentSettings(_Group):
+    """One Ray Serve deployment."""
+
+    min_replicas: int = Field(1, ge=1, le=10_000)
+    """Replicas at least."""
+    max_replicas: int = Field(1, ge=1, le=10_000)
+    """Replicas at most; more than `min_replicas` switches autoscaling on."""
+    target_ongoing: float = Field(4, gt=0, le=10_000)
+    """Ongoing calls per replica that autoscaling aims for."""
+    upscale_delay_s: float = Field(5, ge=0, le=3600)
+    """Time above target before replicas are added."""
+    downscale_delay_s: float = Field(60, ge=0, le=86_400)
+    """Time below target before replicas are removed."""
+    max_ongoing: int = Field(64, ge=1, le=100_000)
+    """Calls a replica works on at once."""
+    max_queued: int = Field(256, ge=1, le=100_000)
+    """Calls each caller queues for this deployment; more are refused."""
+    cpus: float = Field(0.1, ge=0, le=1024)
+    """Logical CPUs a replica reserves in Ray's scheduler (it may use more)."""
+    threads: int = Field(4, ge=1, le=256)
+    """Threads for blocking work in one replica."""
+
+
+class DeploymentsSettings(_Group):
+    """The deployments of the graph."""
+
+    ingress: DeploymentSettings = DeploymentSettings(max_ongoing=2_000, max_queued=2_000, target_ongoing=64, threads=8)
+    """HTTP, micro-batching, the journal; with `topology: fused` the stages too."""
+    retrieval: DeploymentSettings = DeploymentSettings()
+    """Candidate sources and filters."""
+    features: DeploymentSettings = DeploymentSettings()
+    """Feature tables."""
+    ranking: DeploymentSettings = DeploymentSettings()
+    """Heads, value, selector."""
+    decision: DeploymentSettings = DeploymentSettings()
+    """Notification gates and choice."""
+    ledger: DeploymentSettings = DeploymentSettings(max_ongoing=2_000, max_queued=10_000, threads=4)
+    """Owner of the ledger file, the live changes and promotions; always one replica."""
+
+
+class JournalSettings(_Group):
+    """The durable journal that every answer waits for."""
+
+    durability: Literal["process", "disk"] = "process"
+    """`process` survives `kill -9` of the writer; `disk` also fsyncs (group commit) and survives power loss."""
+    segment_bytes: int = Field(64 * 1024 * 1024, ge=64 * 1024, le=4 * 1024 * 1024 * 1024)
+    """Size at which a journal file is closed and the next one begun."""
+    log_rate: float = Field(1.0, ge=0, le=1)
+    """Share of recommendation requests whose whole candidate set is logged (decisions always log all)."""
+
+
+class LedgerSettings(_Group):
+    """Where per-user send history and state live."""
+
+    backend: Literal["sqlite", "redis"] = "sqlite"
+    """`sqlite`: one file owned by one process of this host. `redis`: a server shared by several hosts."""
+    redis_url: str | None = Field(None, max_length=500)
+    """Address of Redis, needed with `backend: redis`."""
+    max_attempts: int = Field(8, ge=1, le=100)
+    """Times a decision is made anew after losing its compare-and-set, before it answers 503."""
+
+
+class SecuritySettings(_Group):
+    """Who may call."""
+
+    keys_file: Path | None = None
+    """JSON file of hashed API keys with scopes; read again when it changes. None: no key needed (loopback only)."""
+
+
+class ServingSettings(_Group):
+    """What is asked of the stages."""
+
+    width: int = Field(200, ge=1, le=5_000)
+    """Candidates retrieved per request before ranking."""
+    min_width: int = Field(50, ge=1, le=5_000)
+    """Candidates per request when overloaded: width narrows down to here before requests are refused."""
+    page_widgets: int = Field(6, ge=1, le=50)
+    """Widgets on a gateway page when the request does not say."""
+    page_items: int = Field(8, ge=1, le=100)
+    """Items in a widget of a gateway page when the request does not say."""
+
+
+class Settings(BaseSettings):
+    """The whole tree."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HINDCAST_", env_nested_delimiter="__", extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    data: Path = Path("data")
+    """The data folder: catalogue, log, releases, policies, ledger (see ARCHITECTURE.md)."""
+    topology: Literal["chain", "fused"] = "chain"
+    """`chain`: each stage its own autoscaled deployment. `fused`: the same classes inside the ingress replica."""
+    http: HttpSettings = HttpSettings()
+    budgets: BudgetSettings = BudgetSettings()
+    batching: BatchingSettings = BatchingSettings()
+    limits: LimitSettings = LimitSettings()
+    deployments: DeploymentsSettings = DeploymentsSettings()
+    journal: JournalSettings = JournalSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    security: SecuritySettings = SecuritySettings()
+    serving: ServingSettings = ServingSettings()
+
+    def checked(self) -> Self:
+        """Raise InvalidInput where settings contradict each other or would open the server to strangers."""
+        if not self.http.loopback and self.security.keys_file is None:
+            raise InvalidInput(
+                f"binding {self.http.host} without API keys would let anyone on the network call the server",
+                field="http.host",
+                hint="bind 127.0.0.1, or set security.keys_file",
+            )
+        if self.ledger.backend == "redis" and not self.ledger.redis_url:
+            raise InvalidInput("the redis ledger needs an address", field="ledger.redis_url", hint="redis://host:6379/0")
+        if self.serving.min_width > self.serving.width:
+            raise InvalidInput("is larger than serving.width", field="serving.min_width", hint="lower it")
+        for name in DeploymentsSettings.model_fields:
+            one: DeploymentSettings = getattr(self.deployments, name)
+            if one.min_replicas > one.max_replicas:
+                raise InvalidInput(
+                    "min_replicas is larger than max_replicas", field=f"deployments.{name}", hint="raise max_replicas"
+                )
+        if self.deployments.ledger.max_replicas != 1:
+            raise InvalidInput("one process owns the ledger", field="deployments.ledger.max_replicas", hint="set it to 1")
+        return self
+
+
+_OWN_VARIABLES = {"HINDCAST_SHARED_DATA"}  # of the tests, not of the server
+
+
+def _unknown_variables() -> list[str]:
+    known = {f"HINDCAST_{name.upper()}" for name in Settings.model_fields} | _OWN_VARIABLES
+    return sorted(name for name in os.environ if name.startswith("HINDCAST_") and name.split("__")[0].upper() not in known)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, with `overrides` (nested dicts) on top. InvalidInput names the setting and the fix."""
+    if unknown := _unknown_variables():
+        raise InvalidInput("no such setting", field=unknown[0], hint="see serve_app/settings.py for the names")
+    try:
+        return Settings(**overrides).checked()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidInput(
+            first["msg"], field=".".join(str(part) for part in first["loc"]), hint="see serve_app/settings.py for its bounds"
+        ) from error
