@@ -1,0 +1,69 @@
+"""How a promotion reaches a running server: two phases over its loopback administration calls.
+
+A server that is up leaves ``DATA/run/server.json`` with ``{"admin_url": "http://127.0.0.1:PORT", "admin_token": "..."}``.
+`prepare` returns when every replica has loaded the release beside the one it serves; `commit` then flips the pins, and the
+old release stays until its last pinned request is gone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+
+from serve_app.errors import DamagedArtifact, NotReady
+
+__all__ = ["Flip", "HttpFlip", "find_flip"]
+
+
+class Flip(Protocol):
+    """The two phases of a promotion, as a running server offers them."""
+
+    def prepare(self, version: str) -> None:
+        """Load `version` in every replica. Raises, and changes nothing, when one cannot."""
+
+    def commit(self, version: str) -> None:
+        """New requests are pinned to `version` from now on."""
+
+
+class HttpFlip:
+    """Asks a server over HTTP. Raises NotReady with the server's own words when it refuses or cannot be reached."""
+
+    def __init__(self, admin_url: str, admin_token: str, *, prepare_timeout_s: float = 120.0) -> None:
+        self._client = httpx.Client(
+            base_url=admin_url, headers={"authorization": f"Bearer {admin_token}"}, timeout=prepare_timeout_s
+        )
+
+    def prepare(self, version: str) -> None:
+        """POST /v1/releases/prepare."""
+        self._ask("prepare", version)
+
+    def commit(self, version: str) -> None:
+        """POST /v1/releases/commit."""
+        self._ask("commit", version)
+
+    def _ask(self, phase: str, version: str) -> None:
+        try:
+            answer = self._client.post(f"/v1/releases/{phase}", json={"version": version})
+        except httpx.HTTPError as error:
+            raise NotReady(
+                f"the server did not answer {phase}: {error}", field="server", hint="is it up? `hindcast status`"
+            ) from error
+        if answer.status_code >= 400:
+            raise NotReady(f"the server refused to {phase} {version}: {answer.text[:500]}", field="server")
+
+
+def find_flip(data: Path) -> Flip | None:
+    """The server that runs on this data folder, or None when none is up."""
+    path = data / "run" / "server.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        return HttpFlip(described["admin_url"], described["admin_token"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError) as error:
+        raise DamagedArtifact(
+            f"cannot be read: {error!r}", field=str(path), hint="stop the server and start it again"
+        ) from error

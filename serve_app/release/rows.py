@@ -1,0 +1,146 @@
+"""The catalogue of a release, in row order, with look-ups from hash to row.
+
+Items, users and campaigns stand in ascending order of their hash, reviews by item row and then id, widgets by id, so the
+same catalogue gives the same rows whatever order it was imported in. Category indices number the non-empty category names in
+ascending order. Rows (i32) mean nothing outside one release; hashes (u64) do.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serve_app.batch import lengths_to_offsets
+from serve_app.catalogue import Catalogue, read_catalogue
+from serve_app.errors import DamagedArtifact
+from serve_app.ids import hash_ids
+
+__all__ = ["CatalogueRows", "find_rows", "in_row_order"]
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+
+
+def find_rows(sorted_hashes: U64, hashes: npt.ArrayLike) -> I32:
+    """Row i32 of each hash in an ascending array; -1 where it is not there."""
+    wanted = np.asarray(hashes, np.uint64)
+    if len(sorted_hashes) == 0:
+        return np.full(wanted.shape, -1, np.int32)
+    at = np.searchsorted(sorted_hashes, wanted)
+    at[at == len(sorted_hashes)] = 0
+    return np.where(sorted_hashes[at] == wanted, at, -1).astype(np.int32)
+
+
+def in_row_order(catalogue: Catalogue) -> Catalogue:
+    """The same catalogue with every table in the order a release keeps."""
+    items = catalogue.items.sort_by("item")
+    reviews, campaigns = catalogue.reviews, catalogue.campaigns
+    if len(reviews):
+        row = find_rows(items["item"].to_numpy(), hash_ids(reviews["item_id"].to_pylist()))
+        keyed = reviews.append_column("row", pa.array(row))
+        reviews = keyed.sort_by([("row", "ascending"), ("review_id", "ascending")]).drop_columns(["row"])
+    if len(campaigns):
+        campaigns = campaigns.take(np.argsort(hash_ids(campaigns["campaign_id"].to_pylist())))
+    return Catalogue(items, catalogue.users.sort_by("user"), reviews, catalogue.widgets.sort_by("widget_id"), campaigns)
+
+
+def _flat(table: pa.Table, name: str, dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+    return np.ascontiguousarray(table[name].to_numpy(zero_copy_only=False), dtype)
+
+
+class CatalogueRows:
+    """Tables `items`, `users`, `reviews`, `widgets`, `campaigns` (pyarrow, see serve_app.catalogue) and arrays by row."""
+
+    def __init__(self, tables: Catalogue) -> None:
+        self.items, self.users, self.reviews = tables.items, tables.users, tables.reviews
+        self.widgets, self.campaigns = tables.widgets, tables.campaigns
+        self.item_hashes: U64 = tables.items["item"].to_numpy()
+        self.user_hashes: U64 = tables.users["user"].to_numpy()
+        for name, hashes in (("items", self.item_hashes), ("users", self.user_hashes)):
+            if np.any(hashes[1:] <= hashes[:-1]):
+                raise DamagedArtifact("rows are not in ascending order of their hash", field=f"catalogue/{name}.parquet")
+
+    @classmethod
+    def load(cls, folder: Path) -> CatalogueRows:
+        """From the `catalogue` folder of a release."""
+        return cls(read_catalogue(folder))
+
+    def item_rows(self, hashes: npt.ArrayLike) -> I32:
+        """i32 row of each item hash; -1: not in this release."""
+        return find_rows(self.item_hashes, hashes)
+
+    def user_rows(self, hashes: npt.ArrayLike) -> I32:
+        """i32 row of each user hash; -1: not in this release."""
+        return find_rows(self.user_hashes, hashes)
+
+    @cached_property
+    def category_names(self) -> list[str]:
+        """Name of each category index."""
+        names = pc.unique(self.items["category"]).to_pylist()
+        return sorted(name for name in names if name)
+
+    @cached_property
+    def category_hashes(self) -> U64:
+        """u64 hash of each category index (not sorted)."""
+        return hash_ids(self.category_names)
+
+    @cached_property
+    def item_category(self) -> I32:
+        """i32[items] category index; -1: unknown."""
+        if not self.category_names:
+            return np.full(len(self.items), -1, np.int32)
+        found = pc.index_in(self.items["category"], value_set=pa.array(self.category_names, pa.string()))
+        return np.ascontiguousarray(pc.fill_null(found, -1).to_numpy(), np.int32)
+
+    @cached_property
+    def item_category_hash(self) -> U64:
+        """u64[items] hash of the item's category; 0: unknown."""
+        padded = np.r_[self.category_hashes, np.uint64(0)]
+        return padded[self.item_category]
+
+    @cached_property
+    def item_price(self) -> npt.NDArray[np.float32]:
+        """f32[items] price of one piece; NaN: unknown."""
+        price = np.asarray(_flat(self.items, "price", np.float32), np.float32)
+        return np.where(price > 0, price, np.float32(np.nan)).astype(np.float32)
+
+    @cached_property
+    def item_available(self) -> npt.NDArray[np.bool_]:
+        """bool[items]: may be shown, as far as the release knows."""
+        return np.asarray(_flat(self.items, "available", np.bool_), np.bool_)
+
+    @cached_property
+    def item_created_at(self) -> I64:
+        """i64[items] first offered, microseconds UTC; 0: unknown."""
+        return np.asarray(_flat(self.items, "created_at", np.int64), np.int64)
+
+    @cached_property
+    def campaign_hashes(self) -> U64:
+        """u64[campaigns], ascending."""
+        return hash_ids(self.campaigns["campaign_id"].to_pylist())
+
+    @cached_property
+    def widget_hashes(self) -> U64:
+        """u64[widgets] by widget row (not sorted)."""
+        return hash_ids(self.widgets["widget_id"].to_pylist())
+
+    @cached_property
+    def review_hashes(self) -> U64:
+        """u64[reviews] by review row (not sorted)."""
+        return hash_ids(self.reviews["review_id"].to_pylist())
+
+    @cached_property
+    def review_item(self) -> I32:
+        """i32[reviews] item row of each review, ascending."""
+        return self.item_rows(hash_ids(self.reviews["item_id"].to_pylist()))
+
+    @cached_property
+    def review_offsets(self) -> I64:
+        """i64[items + 1]: reviews of item row i stand in review rows [offsets[i], offsets[i + 1])."""
+        return lengths_to_offsets(np.bincount(self.review_item, minlength=len(self.items)))
