@@ -53,23 +53,6 @@ CATEGORIES = (
     ),
 )
 
-BRANDS = tuple(
-    [
-        "하루결",
-        "Maru&Co",
-        "온빛",
-        "Northfold",
-        "달그릇",
-        "Haneul",
-        "소담",
-        "Fieldnote",
-        "누리샵",
-        "Lumen",
-        "바른집",
-        "Otter&Oak",
-    ]
-)
+BRANDS = ("하루결", "Maru&Co", "온빛", "Northfold", "달그릇", "Haneul", "소담", "Fieldnote", "누리샵", "Lumen", "바른집")
 
-MODIFIERS = tuple(
-    ["데일리", "Light", "프리미엄", "Classic", "저자극", "Oversize", "친환경", "Compact", "시그니처", "Soft", "1+1", "New"]
-)
+MODIFIERS = ("데일리", "Light", "프리미엄", "Classic", "저자극", "Oversize", "친환경", "Compact", "Soft", "1+1", "New")

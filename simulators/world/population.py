@@ -115,7 +115,7 @@ def _consents(settings: WorldSettings, draws: Draws, user: npt.NDArray[np.uint64
 
 
 def _customer_until(settings: WorldSettings, draws: Draws, user: npt.NDArray[np.uint64]) -> I64:
-    """A fifth of all users bought within six months: their existing-customer exception ends up to 180 days from the start."""
+    """A fifth of all users bought of late: their existing-customer exception ends up to 180 days from the start."""
     left = (draws.uniform("user.customer.until", user) * 180 * DAY_US).astype(np.int64)
     return np.where(draws.uniform("user.customer", user) < 0.2, settings.start_us + left, 0)
 
