@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from serve_app.errors import DamagedArtifact, InvalidInput
 
-__all__ = ["Entity", "FeatureSpec", "FeatureTable"]
+__all__ = ["TABLE_ENTITIES", "Entity", "FeatureSpec", "FeatureTable"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -46,6 +46,7 @@ class Entity(StrEnum):
 
 
 TABLE_ENTITIES = frozenset({Entity.item, Entity.user, Entity.review, Entity.widget, Entity.campaign})
+"""Entities whose features are stored; the others are computed from the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +104,12 @@ class FeatureTable:
 
     def _check_shapes(self) -> None:
         rows, width = len(self.keys), len(self.specs)
-        wanted = {"keys": (self.keys, "u8", [(rows,)]), "values": (self.values, "f4", [(rows, width)])}
-        wanted["as_of"] = (self.as_of, "i8", [(rows, 1), (rows, width)])
-        for name, (array, dtype, shapes) in wanted.items():
+        wanted: list[tuple[str, npt.NDArray[Any], str, list[tuple[int, ...]]]] = [
+            ("keys", self.keys, "u8", [(rows,)]),
+            ("values", self.values, "f4", [(rows, width)]),
+            ("as_of", self.as_of, "i8", [(rows, 1), (rows, width)]),
+        ]
+        for name, array, dtype, shapes in wanted:
             if array.dtype != np.dtype(dtype) or array.shape not in shapes:
                 raise InvalidInput(
                     f"{name} is {array.dtype}{list(array.shape)}, wanted {np.dtype(dtype)}{list(shapes[-1])}",
