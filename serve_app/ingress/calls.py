@@ -1,0 +1,173 @@
+"""A table of HTTP calls, and the app it makes: one `Call` says path, body, answer, scope and handler.
+
+Bodies are read with a bound and validated straight from their bytes, so that every failure is the same kind of problem
+document, and a call costs no more than its JSON. OpenAPI is made from the same table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from serve_app.clock import now_us
+from serve_app.ingress.auth import Caller, KeyRing, Scope
+from serve_app.ingress.problems import PROBLEM_JSON, Problem, ProblemError, problem_of, respond
+
+__all__ = ["Call", "Incoming", "add_calls", "json_answer", "openapi_of"]
+
+JSON = "application/json"
+
+
+@dataclass(slots=True)
+class Incoming:
+    """One call as a handler sees it: who, when, path parameters, raw bytes and the parsed body (None without a model)."""
+
+    caller: Caller
+    at_us: int
+    params: Mapping[str, str]
+    headers: Mapping[str, str]
+    raw: bytes
+    body: Any = None
+
+
+Handler = Callable[[Incoming], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One HTTP call. params: path parameter -> description. media: content types besides JSON the handler reads itself."""
+
+    method: str
+    path: str
+    summary: str
+    handler: Handler
+    scope: Scope | None
+    body: type[BaseModel] | None = None
+    answer: type[BaseModel] | None = None
+    body_bytes: int = 0
+    tag: str = "recommendations"
+    params: Mapping[str, str] = field(default_factory=dict)
+    media: Sequence[str] = ()
+    raw: bool = False
+    """The handler parses the bytes itself (several media types); `body` then only documents the JSON form."""
+
+
+def json_answer(content: Any, status: int = 200) -> Response:
+    """JSON by orjson; numpy values are understood."""
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type=JSON)
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    too_large = ProblemError(
+        413, "body-too-large", f"the body is larger than {limit} bytes", field="body", hint="send less at a time"
+    )
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _check_params(params: Mapping[str, str]) -> None:
+    for name, value in params.items():
+        if not 1 <= len(value) <= 200:
+            raise ProblemError(422, "invalid-field", "an id has 1 to 200 characters", field=name)
+
+
+def _endpoint(call: Call, keys: KeyRing) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        try:
+            at_us = now_us()
+            caller = keys.authorize(request.headers, call.scope, at_us) if call.scope else Caller("anyone", frozenset())
+            _check_params(request.path_params)
+            raw = await _read_body(request, call.body_bytes) if call.body_bytes else b""
+            body = call.body.model_validate_json(raw) if call.body is not None and not call.raw else None
+            return await call.handler(Incoming(caller, at_us, request.path_params, request.headers, raw, body))
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except Exception as error:  # noqa: BLE001 - every failure leaves as a problem document; 500s are logged there
+            return respond(problem_of(error))
+
+    return endpoint
+
+
+def add_calls(app: FastAPI, calls: Sequence[Call], keys: KeyRing) -> None:
+    """Route the calls. Paths that share a form answer 405 for methods nobody has."""
+    for call in calls:
+        app.add_route(call.path, _endpoint(call, keys), methods=[call.method], include_in_schema=False)
+
+
+def openapi_of(calls: Sequence[Call], *, version: str) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of a table of calls."""
+    models = {model for call in calls for model in (call.body, call.answer) if model is not None} | {Problem}
+    named, definitions = models_json_schema(
+        sorted(((model, "validation") for model in models), key=lambda pair: pair[0].__name__),
+        ref_template="#/components/schemas/{model}",
+    )
+    references = {model: schema for (model, _), schema in named.items()}
+    paths: dict[str, dict[str, Any]] = {}
+    for call in calls:
+        path = re.sub(r"\{(\w+):\w+\}", r"{\1}", call.path)
+        paths.setdefault(path, {})[call.method.lower()] = _operation(call, references)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Hindcast",
+            "version": version,
+            "description": "Recommendations and notification send decisions. Errors are problem documents (RFC 9457).",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": definitions.get("$defs", {}),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(call: Call, references: Mapping[type[BaseModel], Any]) -> dict[str, Any]:
+    problem = {"content": {PROBLEM_JSON: {"schema": references[Problem]}}}
+    answer: dict[str, Any] = {"description": "The answer"}
+    if call.answer is not None:
+        answer["content"] = {JSON: {"schema": references[call.answer]}}
+    operation: dict[str, Any] = {
+        "summary": call.summary,
+        "operationId": re.sub(r"\W+", "_", f"{call.method.lower()}{call.path}").strip("_"),
+        "tags": [call.tag],
+        "responses": {
+            ("204" if call.answer is None and call.method == "DELETE" else "200"): answer,
+            "4XX": {"description": "The request is wrong; the problem says where and how to mend it", **problem},
+            "5XX": {"description": "The server cannot answer now; see Retry-After", **problem},
+        },
+        "security": [{}, {"key": []}] if call.scope else [],
+    }
+    if call.params:
+        operation["parameters"] = [
+            {
+                "name": name,
+                "in": "path",
+                "required": True,
+                "description": text,
+                "schema": {"type": "string", "minLength": 1, "maxLength": 200},
+            }
+            for name, text in call.params.items()
+        ]
+    if call.body is not None:
+        content: dict[str, Any] = {JSON: {"schema": references[call.body]}}
+        content |= {media: {"schema": {"type": "string", "format": "binary"}} for media in call.media}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation

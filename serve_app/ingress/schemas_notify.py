@@ -1,0 +1,151 @@
+"""What callers send and get for send decisions."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from serve_app.ingress.schemas import Channel, FeatureValue, Id, Rehearsal, StageName, Strict
+
+__all__ = [
+    "CandidateAsked",
+    "DecideAnswer",
+    "DecideBatchAnswer",
+    "DecideBatchRequest",
+    "DecideRequest",
+    "DecideRow",
+    "ExplainedCandidate",
+    "GateWord",
+    "RowAnswer",
+    "Send",
+]
+
+ActionName = Literal["none", "send", "suppress", "defer"]
+
+
+class CandidateAsked(Strict):
+    """A message that could be sent."""
+
+    campaign: Id
+    item: Id | None = Field(None, description="the product it is about; absent: the campaign's own")
+    channel: Channel | None = Field(None, description="absent: every channel the campaign allows")
+
+
+class DecideRow(Strict):
+    """One user's decision."""
+
+    user: Id
+    candidates: list[CandidateAsked] | None = Field(
+        None, max_length=200, description="messages to choose from; absent: every campaign that is live"
+    )
+    max_sends: int = Field(1, ge=1, le=10, description="how many of them may be sent")
+    idempotency_key: str | None = Field(
+        None, min_length=1, max_length=200, description="the same key gives the same decision, however often it is retried"
+    )
+    expires_at: AwareDatetime | None = Field(None, description="not to be sent, nor deferred, beyond this time")
+
+
+class DecideRequest(DecideRow, Rehearsal):
+    """Whether, what and by which channel to send to one user, now."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"user": "17850", "candidates": [{"campaign": "spring", "channel": "push"}]}]}
+    )
+
+    explain: bool = Field(False, description="say, per candidate, what every gate said")
+
+
+class DecideBatchRequest(Rehearsal):
+    """Decisions for many users at once. Rows are decided in order; a user may stand in several."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"rows": [{"user": "17850"}, {"user": "13047"}]}]})
+
+    rows: list[DecideRow] = Field(min_length=1, max_length=10_000)
+
+
+class Send(BaseModel):
+    """One granted message."""
+
+    decision_id: str = Field(description="give it back in events about this message")
+    slot: int
+    campaign: str
+    item: str | None
+    channel: Channel
+    status: Literal["granted", "queued"] = Field(description="granted: send it now; queued: a worker sends it")
+    propensity: float = Field(description="probability of this choice, given history and arm")
+
+
+class GateWord(BaseModel):
+    """What one gate said of one candidate."""
+
+    gate: str
+    outcome: Literal["keep", "suppress", "defer"]
+    reason: str | None = None
+    used: float | None = None
+    limit: float | None = None
+    next_free_at: datetime | None = None
+
+
+class ExplainedCandidate(BaseModel):
+    """Why a message is or is not sent."""
+
+    campaign: str | None
+    item: str | None
+    channel: Channel | None
+    action: ActionName
+    reason: str
+    value: float | None
+    propensity: float | None
+    ghost: bool = Field(description="would have been sent but for a holdout")
+    heads: dict[str, float | None] | None = None
+    features: dict[str, FeatureValue] | None = None
+    gates: list[GateWord]
+
+
+class RowAnswer(BaseModel):
+    """One decision."""
+
+    user: str
+    request_id: str
+    decision_id: str
+    action: ActionName
+    reason: str
+    until: datetime | None = Field(None, description="a deferral's end")
+    sends: list[Send] = Field(default_factory=list)
+    replayed: bool = Field(False, description="this idempotency key was decided before; this is that decision")
+
+
+class DecideAnswer(RowAnswer):
+    """The decision on one user."""
+
+    release: str
+    policy: str
+    decided_at: datetime
+    dry_run: bool = False
+    degraded: list[StageName] = Field(default_factory=list)
+    propensity_none: float | None = None
+    explored: bool = False
+    explain: list[ExplainedCandidate] | None = None
+
+
+class RowProblem(BaseModel):
+    """A row that could not be decided; the others are not affected."""
+
+    row: int
+    type: str
+    detail: str
+    field: str | None = None
+    status: int
+
+
+class DecideBatchAnswer(BaseModel):
+    """Decisions in row order; rows with errors are null and stand in `errors`."""
+
+    release: str
+    policy: str
+    decided_at: datetime
+    dry_run: bool = False
+    decisions: list[RowAnswer | None]
+    errors: list[RowProblem]
