@@ -1,0 +1,139 @@
+"""The policy document: everything a team decides about lists and sends, in one immutable, content-addressed revision."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from serve_app.errors import ContradictoryPolicy, InvalidInput
+from serve_app.policy.base import Strict
+from serve_app.policy.consistency import check_consistency
+from serve_app.policy.lists import Surfaces
+from serve_app.policy.reader import Positions, read_document
+from serve_app.policy.rules import Cap, Deferral, KillSwitches, MessageClasses, MinGap, QuietHours, RegionRule
+from serve_app.policy.segment_tree import Segment
+from serve_app.policy.trials import Cells, Experiment, Flips, Holdout
+
+__all__ = ["DEFAULT_POLICY", "PolicyDocument", "canonical_json", "load_policy", "parse_policy"]
+
+DEFAULT_POLICY = Path(__file__).with_name("default.yaml")
+
+RegionCode = Annotated[str, Field(pattern=r"^[a-z]{2}$")]
+
+
+class PolicyDocument(Strict):
+    """The whole document. Building one checks every bound and every contradiction between its parts.
+
+    Raises pydantic.ValidationError for a malformed part and ContradictoryPolicy for parts that cannot all be obeyed;
+    `parse_policy` and `load_policy` turn both into one InvalidInput that names line, field and fix.
+    """
+
+    model_config = ConfigDict(title="Policy")
+
+    format: Literal[1] = 1
+    """Version of this schema."""
+    name: Annotated[str, Field(min_length=1, max_length=120)]
+    description: Annotated[str, Field(max_length=2000)] = ""
+    default_zone: str = "Asia/Seoul"
+    """IANA zone assumed for users whose zone is unknown."""
+    message_classes: MessageClasses = MessageClasses()
+    caps: tuple[Cap, ...] = Field(default=(), max_length=32)
+    min_gap: MinGap = MinGap()
+    quiet_hours: tuple[QuietHours, ...] = Field(default=(), max_length=32)
+    regions: dict[RegionCode, RegionRule] = Field(default_factory=dict)
+    """Rules by ISO 3166-1 region code in lower case."""
+    other_regions: RegionRule = RegionRule()
+    """For users of an unlisted or unknown region."""
+    kill_switches: KillSwitches = KillSwitches()
+    duplicate_window_hours: Annotated[float, Field(ge=0, le=24 * 366)] = 0
+    """The same campaign is not sent again to a user within this time, on any channel; 0: only the same request counts."""
+    threshold: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
+    """A candidate whose value lies below is not sent."""
+    order: Literal["priority_then_value", "value"] = "priority_then_value"
+    """Which passing candidate goes first."""
+    max_sends_per_decision: Annotated[int, Field(ge=1, le=16)] = 1
+    deferral: Deferral = Deferral()
+    holdouts: tuple[Holdout, ...] = Field(default=(), max_length=64)
+    experiments: tuple[Experiment, ...] = Field(default=(), max_length=8)
+    cells: Cells | None = None
+    flips: Flips = Flips()
+    surfaces: Surfaces = Surfaces()
+    segments: tuple[Segment, ...] = Field(default=(), max_length=64)
+    segment_staleness_hours: Annotated[float, Field(gt=0, le=24 * 366)] = 48
+    """Older segment membership is not trusted."""
+
+    @model_validator(mode="after")
+    def _obeyable(self) -> Self:
+        check_consistency(self)
+        return self
+
+    @cached_property
+    def revision(self) -> str:
+        """Content hash: 20 hex digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(canonical_json(self)).hexdigest()[:20]
+
+    @property
+    def longest_window_hours(self) -> float:
+        """How far back history must reach for every rule of the document, cells and arms included."""
+        own = [cap.window.longest_hours for cap in self.caps]
+        own += [self.min_gap.minutes / 60, self.duplicate_window_hours]
+        return max(own)
+
+
+def canonical_json(document: PolicyDocument) -> bytes:
+    """Sorted keys, no spaces, defaults spelled out, UTF-8: the bytes the revision is a hash of."""
+    data = document.model_dump(mode="json")
+    return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def parse_policy(data: Any, *, positions: Positions | None = None, name: str = "policy") -> PolicyDocument:
+    """From plain data (as JSON or YAML gives it). Raises InvalidInput or ContradictoryPolicy naming line, field and fix."""
+    positions = positions or Positions({})
+    try:
+        return PolicyDocument.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = tuple(part for part in first["loc"] if part not in _UNION_TAGS)
+        more = f"; {error.error_count() - 1} more after it" if error.error_count() > 1 else ""
+        message = f"{name}{positions.text(path)}: {_words(first)}{more}"
+        raise InvalidInput(message, field=_dotted(path), hint=_fix(first)) from None
+    except ContradictoryPolicy as error:
+        where = positions.text(tuple((error.field or "").split(".")))
+        raise ContradictoryPolicy(f"{name}{where}: {error.message}", field=error.field, hint=error.hint) from None
+
+
+def load_policy(path: str | Path) -> PolicyDocument:
+    """Read a YAML or JSON file. Raises InvalidInput or ContradictoryPolicy naming file, line, field and fix."""
+    path = Path(path)
+    data, positions = read_document(path)
+    return parse_policy(data, positions=positions, name=path.name)
+
+
+_UNION_TAGS = frozenset({"and", "or", "not", "attribute", "membership", "event_count", "last_event", "bucket", "segment"})
+
+
+def _dotted(path: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in path) or "document"
+
+
+def _words(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    if error["type"] == "missing":
+        return "missing"
+    text = str(error["msg"]).removeprefix("Value error, ")
+    return text[0].lower() + text[1:]
+
+
+def _fix(error: Any) -> str | None:
+    if error["type"] == "extra_forbidden":
+        return "remove it or correct its spelling"
+    if error["type"] == "missing":
+        return "state it"
+    shown = repr(error.get("input"))
+    return f"got {shown[:60]}" if "Value error" not in str(error["msg"]) else None

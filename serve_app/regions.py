@@ -1,0 +1,27 @@
+"""Regions (ISO 3166-1 alpha-2) as small integers: the two letters in base 26, so the index needs no table."""
+
+from __future__ import annotations
+
+from serve_app.errors import InvalidInput
+
+__all__ = ["REGIONS", "UNKNOWN_REGION", "region_code", "region_index"]
+
+REGIONS = 26 * 26
+UNKNOWN_REGION = -1
+
+
+def region_index(code: str) -> int:
+    """ "KR" or "kr" -> i16 index. Raises InvalidInput for anything but two letters A-Z."""
+    letters = code.upper()
+    if len(letters) != 2 or not letters.isascii() or not letters.isalpha():
+        raise InvalidInput(f"{code[:20]!r} is not a region", field="region", hint="use an ISO 3166-1 code such as KR")
+    return (ord(letters[0]) - 65) * 26 + ord(letters[1]) - 65
+
+
+def region_code(index: int) -> str:
+    """i16 index -> "KR"; "" for UNKNOWN_REGION."""
+    if index == UNKNOWN_REGION:
+        return ""
+    if not 0 <= index < REGIONS:
+        raise InvalidInput(f"{index} is not a region index", field="region")
+    return chr(65 + index // 26) + chr(65 + index % 26)
