@@ -1,0 +1,89 @@
+"""What each user saw and bought last, as the log knew it when the release was built.
+
+The server starts from these and adds the events it receives; requests carry them as `recents` and `bought`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.batch import Ragged
+from serve_app.errors import DamagedArtifact
+
+__all__ = ["BOUGHT_KEPT", "RECENTS_KEPT", "UserHistories"]
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+RECENTS_KEPT = 100
+BOUGHT_KEPT = 500
+_DTYPES = {
+    "recent_offsets": "i8",
+    "recent_items": "i4",
+    "recent_at": "i8",
+    "bought_offsets": "i8",
+    "bought_items": "i4",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UserHistories:
+    """CSR over user rows. recent_items i32[k] with recent_at i64[k] (microseconds UTC) at recent_offsets[u]:[u + 1], oldest
+    first, the last RECENTS_KEPT; bought_items i32[b], distinct, in order of the last purchase, the last BOUGHT_KEPT."""
+
+    recent_offsets: I64
+    recent_items: I32
+    recent_at: I64
+    bought_offsets: I64
+    bought_items: I32
+
+    def requests(self, user_rows: I32, decided_at: I64) -> dict[str, Ragged]:
+        """The request columns recents, recents_age_s and bought of `user_rows` i32[n] (-1: empty) at `decided_at` i64[n]."""
+        known = np.where(user_rows >= 0, user_rows, len(self.recent_offsets) - 1)
+
+        def lists(offsets: I64, values: npt.NDArray[np.generic]) -> Ragged:
+            padded = np.append(offsets, offsets[-1])  # one more user: the unknown one, with nothing
+            return Ragged(values, padded).take(known)
+
+        at = lists(self.recent_offsets, self.recent_at)
+        age = (np.repeat(decided_at, at.lengths) - at.values) / 1e6
+        return {
+            "recents": lists(self.recent_offsets, self.recent_items),
+            "recents_age_s": Ragged(age.astype(np.float32), at.offsets),
+            "bought": lists(self.bought_offsets, self.bought_items),
+        }
+
+    def save(self, folder: Path) -> None:
+        """One .npy an array."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in fields(self):
+            np.save(folder / f"{one.name}.npy", np.ascontiguousarray(getattr(self, one.name)), allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> UserHistories:
+        """From a release's folder. DamagedArtifact names the file that is unreadable or does not fit."""
+        out = cls(**{name: _read(folder / f"{name}.npy", dtype) for name, dtype in _DTYPES.items()})
+        for kind, flat in (("recent", out.recent_items), ("bought", out.bought_items)):
+            offsets: I64 = getattr(out, f"{kind}_offsets")
+            if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(flat) or (np.diff(offsets) < 0).any():
+                raise DamagedArtifact("does not fit its values", field=f"{folder.name}/{kind}_offsets.npy")
+        if len(out.recent_at) != len(out.recent_items):
+            raise DamagedArtifact("does not fit recent_items", field=f"{folder.name}/recent_at.npy")
+        return out
+
+
+def _read(path: Path, dtype: str) -> npt.NDArray[np.generic]:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DamagedArtifact(f"cannot be read: {error}", field=f"{path.parent.name}/{path.name}") from error
+    if values.dtype != np.dtype(dtype) or values.ndim != 1:
+        raise DamagedArtifact(
+            f"is {values.dtype}[{values.ndim}-d], must be {np.dtype(dtype)}", field=f"{path.parent.name}/{path.name}"
+        )
+    return values
