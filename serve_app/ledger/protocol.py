@@ -70,7 +70,8 @@ HISTORY_DTYPE = np.dtype(
         ("channel", "i1"),
         ("message_class", "i1"),
         ("flags", "u1"),
-    ]
+    ],
+    align=True,  # 56 bytes: whole words to copy, aligned fields to read
 )
 
 
@@ -203,7 +204,8 @@ class Consent:
 
 @dataclass(frozen=True, slots=True)
 class UserChanges:
-    """Changes to one user's state; None leaves a field as it is. zone is an IANA name, region a region's name ("": unknown)."""
+    """Changes to one user's state; None leaves a field as it is. zone is an IANA name, region a region's name ("" is
+    unknown)."""
 
     consent_ad: Consent | None = None
     consent_night: Consent | None = None
@@ -343,8 +345,9 @@ class Ledger(Protocol):
     def get_campaigns(self) -> list[CampaignRow]:
         """The newest version of every campaign, by id."""
 
-    def find_decision(self, user: int, request_id: int) -> bytes | None:
-        """The decision record of (user, request_id), which holds all its slots; None when it is not (or no longer) kept."""
+    def find_decision(self, user: int, request_id: int, slot: int = 0) -> bytes | None:
+        """The record of the decision, which holds all slots of (user, request_id); None when it is not (or no longer)
+        kept."""
 
     def pending_records(self, limit: int) -> list[StoredRecord]:
         """Oldest decision records not acknowledged yet; within a user in version order."""

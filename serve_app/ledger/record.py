@@ -1,0 +1,148 @@
+"""The decision record: all that a decision saw and said, as bytes that need nothing else to be read.
+
+::
+
+    magic "HR" | schema u2 | request mask u8 | candidate mask u8 | candidates u4 | gates u2 | heads u2 | meta length u4
+    meta (JSON: names of gates and heads, release, policies ...) | request row | candidate rows
+
+Rows are packed little-endian structs of the columns whose bit stands in the mask, in the order declared here. The order
+is the format: add at the end, never move. Zone and region go by name, because their indices belong to a process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.batch import Batch, Columns
+from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
+from serve_app.errors import DamagedArtifact, InvalidInput
+from serve_app.ledger.names import NameTable, region_names, zone_names
+
+__all__ = ["RECORD_SCHEMA", "pack_records", "unpack_record"]
+
+RECORD_SCHEMA = 1
+_MAGIC = b"HR"
+_HEAD = struct.Struct("<2sHQQIHHI")
+
+# fmt: off
+_REQUEST = (
+    "request_id", "root_id", "parent_request_id", "attempt", "surface", "origin", "trigger_event_id", "decided_at",
+    "env_seq", "policy", "cell", "epoch", "p_cell", "user", "zone", "region", "consent_ad_at", "consent_night_at",
+    "customer_until", "reachable", "opted_out", "segments", "segments_at", "read_version", "width", "slots", "degraded", "cold",
+    "log_rate", "availability_seq", "p_none", "explored", "forced", "action", "reason", "until", "expires_at", "context_hour",
+    "context_device",
+)
+_CANDIDATE = (
+    "item_hash", "campaign", "channel", "message_class", "category", "priority", "sources", "retrieval_score", "drop_reason",
+    "heads", "value", "slot", "p_slot", "cost", "margin", "expires_at", "labelled", "campaign_killed", "segment", "delivery",
+    "gates_evaluated", "gate_outcome", "gate_reason", "used", "limit", "next_free_at", "reason", "action", "until",
+    "p_choice", "ghost", "ghost_first", "holdout", "counts",
+)
+# fmt: on
+_PER_GATE = frozenset({"gate_outcome", "gate_reason", "used", "limit", "next_free_at"})
+_NAMED = {"zone": "S40", "region": "S16"}
+_META = ("gates", "heads", "release", "policies", "policy_revisions", "code_version", "fingerprint", "salt", "durability")
+
+
+def _layout(order: tuple[str, ...], mask: int, gates: int, heads: int, *, request: bool) -> np.dtype[np.void]:
+    fields: list[Any] = []
+    for bit, name in enumerate(order):
+        if not mask >> bit & 1:
+            continue
+        if request and name in _NAMED:
+            fields.append((name, _NAMED[name]))
+        elif name == "item_hash":
+            fields.append((name, "<u8"))
+        else:
+            kind = (REQUEST_COLUMNS if request else CANDIDATE_COLUMNS)[name].dtype.str
+            width = gates if name in _PER_GATE else heads if name == "heads" else None
+            if width != 0:
+                fields.append((name, kind) if width is None else (name, kind, (width,)))
+    return np.dtype(fields)
+
+
+def _mask(order: tuple[str, ...], present: Mapping[str, Any]) -> int:
+    return sum(1 << bit for bit, name in enumerate(order) if name in present)
+
+
+def _names_of(table: NameTable, indices: npt.NDArray[np.int16], kind: str) -> npt.NDArray[np.bytes_]:
+    numbers = table.stored_of(indices)
+    return np.asarray([name.encode() for name in table.names], kind)[numbers]
+
+
+def _fill(rows: npt.NDArray[np.void], values: Mapping[str, Any]) -> npt.NDArray[np.void]:
+    for name in rows.dtype.names or ():
+        rows[name] = values[name]
+    return rows
+
+
+def _width(columns: Columns, names: frozenset[str]) -> int:
+    return next((columns[name].shape[1] for name in names if name in columns), 0)
+
+
+def pack_records(batch: Batch, *, item_hashes: npt.NDArray[np.uint64] | None = None) -> list[bytes]:
+    """One record per request of a decided batch, with all its candidates.
+
+    item_hashes: u64 by item row of the release, where candidates have items. Only columns the batch has are packed.
+    `batch.meta` gives the names of gates and heads, the release and the policy revisions, where set.
+    """
+    if "request_id" not in batch.requests or "user" not in batch.requests:
+        raise InvalidInput("a decision record needs request_id and user", field="request_id")
+    request: dict[str, Any] = dict(batch.requests)
+    for name, table in (("zone", zone_names), ("region", region_names)):
+        if name in request:
+            request[name] = _names_of(table(), request[name], _NAMED[name])
+    candidate: dict[str, Any] = dict(batch.candidates)
+    if item_hashes is not None and "item" in candidate:
+        items = candidate["item"]
+        candidate["item_hash"] = np.where(items >= 0, item_hashes[np.maximum(items, 0)], np.uint64(0))
+    gates, heads = _width(batch.candidates, _PER_GATE), _width(batch.candidates, frozenset({"heads"}))
+    masks = _mask(_REQUEST, request), _mask(_CANDIDATE, candidate)
+    request_rows = np.empty(len(batch), _layout(_REQUEST, masks[0], gates, heads, request=True))
+    candidate_rows = np.empty(batch.candidates.rows, _layout(_CANDIDATE, masks[1], gates, heads, request=False))
+    meta = json.dumps({name: batch.meta[name] for name in _META if name in batch.meta}, separators=(",", ":")).encode()
+    requests, candidates = _fill(request_rows, request).tobytes(), _fill(candidate_rows, candidate).tobytes()
+    wide, narrow = request_rows.dtype.itemsize, candidate_rows.dtype.itemsize
+    records, offsets = [], batch.offsets.tolist()
+    for row, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        head = _HEAD.pack(_MAGIC, RECORD_SCHEMA, *masks, stop - start, gates, heads, len(meta))
+        body = requests[row * wide : (row + 1) * wide], candidates[start * narrow : stop * narrow]
+        records.append(b"".join((head, meta, *body)))
+    return records
+
+
+def unpack_record(record: bytes) -> dict[str, Any]:
+    """{"schema": int, "meta": dict, "request": {column: value}, "candidates": {column: array of c rows}}.
+
+    Per-gate columns are [c, G] with the names in meta["gates"], heads [c, H]. Raises DamagedArtifact.
+    """
+    if len(record) < _HEAD.size or record[:2] != _MAGIC:
+        raise DamagedArtifact("not a decision record", hint="check the ledger with `hindcast ledger check`")
+    _, schema, *masks, count, gates, heads, meta_length = _HEAD.unpack_from(record)
+    if schema != RECORD_SCHEMA:
+        raise DamagedArtifact(
+            f"decision record of schema {schema}, this version reads {RECORD_SCHEMA}", hint="upgrade hindcast"
+        )
+    wide = _layout(_REQUEST, masks[0], gates, heads, request=True)
+    narrow = _layout(_CANDIDATE, masks[1], gates, heads, request=False)
+    start = _HEAD.size + meta_length
+    if len(record) != start + wide.itemsize + count * narrow.itemsize:
+        raise DamagedArtifact("decision record of the wrong length", hint="check the ledger with `hindcast ledger check`")
+    row = np.frombuffer(record, wide, 1, start)[0]
+    request = {name: row[name].item() for name in wide.names or ()}
+    for name in _NAMED.keys() & request.keys():
+        request[name] = request[name].decode()
+    rows = np.frombuffer(record, narrow, count, start + wide.itemsize)
+    return {
+        "schema": schema,
+        "meta": json.loads(record[_HEAD.size : start]),
+        "request": request,
+        "candidates": {name: np.ascontiguousarray(rows[name]) for name in narrow.names or ()},
+    }
