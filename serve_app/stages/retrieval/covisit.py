@@ -1,8 +1,8 @@
-"""Windowed co-visitation: which items follow or surround which, within a few steps of one session.
+"""Windowed co-visitation: which items follow, or surround, which within a few steps of one session.
 
-Build: every ordered pair (a, b) of a session at distance g <= window adds ``decay ** (g - 1)`` forward and `backward` times
-that in the other direction; a pair of one session counts once at its closest distance class. Rows keep their best
-`neighbours` entries. Serving: the rows of the last few items of the session are added up, newest weighing most.
+A click at distance g of another adds ``decay ** (g - 1) * exp(-recency * age)``, age being the share of sessions that came
+later. `forward` counts only later clicks (a repeat of the item itself among them), otherwise both sides. Rows keep their
+best `neighbours`; `totals` are the row sums before that cut.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.kernels import kernel
+from serve_app.stages.retrieval.sessions import SessionIndex
 
 __all__ = ["Covisits", "build_covisits"]
 
@@ -23,62 +24,80 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Covisits:
-    """CSR over items: `neighbours` i32[k] and `weights` f32[k] of row a stand at offsets[a]:offsets[a + 1], best first."""
+    """CSR over items: `neighbours` i32, `weights` f32 of row a at offsets[a]:offsets[a + 1], best first; totals f32[n]."""
 
     offsets: I64
     neighbours: I32
     weights: F32
+    totals: F32
 
 
 @kernel
-def _pairs(
-    items: I32, offsets: I64, boost: F32, window: int, decay: float, backward: float, left: I32, right: I32, weight: F32
-) -> int:
-    count = 0
-    for s in range(len(offsets) - 1):
-        begin, end = offsets[s], offsets[s + 1]
-        for i in range(begin, end):
-            factor = 1.0
-            for j in range(i + 1, min(i + 1 + window, end)):
-                if items[i] != items[j]:
-                    left[count], right[count], weight[count] = items[i], items[j], factor * boost[s]
-                    left[count + 1], right[count + 1], weight[count + 1] = items[j], items[i], factor * backward * boost[s]
-                    count += 2
-                factor *= decay
+def _count_row(
+    item: int, items: I32, offsets: I64, first: I64, sessions: I32, positions: npt.NDArray[np.int16],
+    decay: float, forward: bool, recency: float, window: int, weight: npt.NDArray[np.float64], touched: I32,
+) -> int:  # fmt: skip
+    """Add up the neighbours of one item into `weight` (dense, zero before); returns how many were touched."""
+    count, session_count = 0, len(offsets) - 1
+    for c in range(first[item], first[item + 1]):
+        s = sessions[c]
+        fresh = np.exp(-recency * (session_count - 1 - s) / session_count)
+        here = offsets[s] + positions[c]
+        low = here + 1 if forward else max(offsets[s], here - window)
+        for q in range(low, min(offsets[s + 1], here + window + 1)):
+            other = items[q]
+            if q == here or (other == item and not forward):
+                continue
+            if weight[other] == 0.0:
+                touched[count] = other
+                count += 1
+            weight[other] += fresh * decay ** (abs(q - here) - 1)
     return count
 
 
-def _capacity(offsets: I64, window: int) -> int:
-    lengths = np.diff(offsets)
-    inside = np.minimum(lengths - 1, window).clip(0)
-    # sum over i of min(window, n - 1 - i), both directions
-    total = np.where(
-        lengths > window, window * (lengths - window) + window * (window - 1) // 2, lengths * (lengths - 1) // 2
-    )
-    return int(2 * np.where(inside > 0, total, 0).sum())
+@kernel
+def _count_all(
+    items: I32, offsets: I64, first: I64, sessions: I32, positions: npt.NDArray[np.int16],
+    decay: float, forward: bool, recency: float, window: int, keep: int,
+    counts: I64, neighbours: I32, weights: F32, totals: F32,
+) -> None:  # fmt: skip
+    item_count = len(first) - 1
+    weight = np.zeros(item_count, np.float64)
+    touched = np.empty(item_count, np.int32)
+    for item in range(item_count):
+        count = _count_row(
+            item, items, offsets, first, sessions, positions, decay, forward, recency, window, weight, touched
+        )
+        # Ascending item order first, then a stable sort by weight: ties never depend on the order of touching.
+        found = np.sort(touched[:count])
+        negative = np.empty(count, np.float64)
+        total = 0.0
+        for k in range(count):
+            negative[k] = -weight[found[k]]
+            total += weight[found[k]]
+            weight[found[k]] = 0.0
+        order = np.argsort(negative, kind="mergesort")
+        totals[item] = total
+        counts[item] = min(count, keep)
+        for k in range(min(count, keep)):
+            neighbours[item * keep + k] = found[order[k]]
+            weights[item * keep + k] = -negative[order[k]]
 
 
 def build_covisits(
-    items: I32, offsets: I64, boost: F32, *, item_count: int, window: int, decay: float, backward: float, neighbours: int
+    index: SessionIndex, *, window: int, decay: float, forward: bool, recency: float, neighbours: int
 ) -> Covisits:
-    """items i32[k] of sessions `offsets` i64[s + 1] in click order; boost f32[s] weighs sessions (late ones more)."""
-    size = _capacity(offsets, window)
-    left, right = np.empty(size, np.int32), np.empty(size, np.int32)
-    weight = np.empty(size, np.float32)
-    used = _pairs(items, offsets, boost, window, decay, backward, left, right, weight)
-    key = left[:used].astype(np.int64) * item_count + right[:used]
-    order = np.argsort(key, kind="stable")
-    key = key[order]
-    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if used else np.empty(0, np.int64)
-    total = np.add.reduceat(weight[:used][order].astype(np.float64), starts) if used else np.empty(0)
-    pair = key[starts]
-    row, column = pair // item_count, (pair % item_count).astype(np.int32)
-    order = np.lexsort((column, -total, row))
-    row, column, total = row[order], column[order], total[order]
-    first = np.searchsorted(row, np.arange(item_count))
-    rank = np.arange(len(row)) - first[row]
-    keep = rank < neighbours
-    counts = np.bincount(row[keep], minlength=item_count)
-    out = np.zeros(item_count + 1, np.int64)
-    np.cumsum(counts, out=out[1:])
-    return Covisits(out, column[keep], total[keep].astype(np.float32))
+    """Count over all sessions of the index."""
+    item_count = len(index.item_offsets) - 1
+    counts = np.zeros(item_count, np.int64)
+    found = np.zeros(item_count * neighbours, np.int32)
+    weights = np.zeros(item_count * neighbours, np.float32)
+    totals = np.zeros(item_count, np.float32)
+    _count_all(
+        index.items, index.offsets, index.item_offsets, index.item_sessions, index.item_positions,
+        decay, forward, recency, window, neighbours, counts, found, weights, totals,
+    )  # fmt: skip
+    offsets = np.zeros(item_count + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    used = np.arange(neighbours)[None, :] < counts[:, None]
+    return Covisits(offsets, found[used.ravel()], weights[used.ravel()], totals)
