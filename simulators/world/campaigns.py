@@ -87,7 +87,7 @@ def build_campaigns(settings: WorldSettings, items: Items, draws: Draws) -> Camp
     starts, ends = _dates(settings, draws, rows, classes)
     channels = [_CHANNEL_SETS[i] for i in draws.below("campaign.channels", len(_CHANNEL_SETS), rows)]
     title, text = _texts(draws, rows, item, items)
-    ids = [_identifier(row, int(category[row])) for row in rows]
+    ids = [_identifier(int(row)) for row in rows]
     cost = np.array([max(CHANNEL_COST[c] for c in used) for used in channels])
     margin = np.where(item >= 0, items.margin[item], 0.2 * np.array([one.price for one in CATEGORIES])[category])
     return Campaigns(
@@ -110,12 +110,12 @@ def build_campaigns(settings: WorldSettings, items: Items, draws: Draws) -> Camp
     )
 
 
-def _identifier(row: int, category: int) -> str:
+def _identifier(row: int) -> str:
     if row < 2:
         return f"c-{_TRANSACTIONAL[row][1]}"
     if row < 4:
         return f"c-{_INFORMATIONAL[row - 2][1]}"
-    return f"c{row:03d}-{CATEGORIES[category].name}"
+    return f"c-ad-{row:03d}"
 
 
 def _categories(draws: Draws, rows: I64) -> npt.NDArray[np.int16]:

@@ -18,22 +18,21 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A zone (IANA), its region code, the share of users living there, and their currency."""
+    """A zone (IANA), its region (ISO 3166-1), and the share of users living there."""
 
     zone: str
     region: str
     share: float
-    currency: str
 
 
 PLACES = (
-    Place("Asia/Seoul", "kr", 0.72, "KRW"),
-    Place("Asia/Tokyo", "jp", 0.08, "JPY"),
-    Place("America/New_York", "us", 0.07, "USD"),
-    Place("America/Los_Angeles", "us", 0.04, "USD"),
-    Place("Europe/London", "gb", 0.04, "GBP"),
-    Place("Europe/Berlin", "de", 0.03, "EUR"),
-    Place("Australia/Sydney", "au", 0.02, "AUD"),
+    Place("Asia/Seoul", "KR", 0.72),
+    Place("Asia/Tokyo", "JP", 0.08),
+    Place("America/New_York", "US", 0.07),
+    Place("America/Los_Angeles", "US", 0.04),
+    Place("Europe/London", "GB", 0.04),
+    Place("Europe/Berlin", "DE", 0.03),
+    Place("Australia/Sydney", "AU", 0.02),
 )
 
 

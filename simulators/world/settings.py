@@ -42,11 +42,11 @@ class ResponseSettings(BaseModel):
     engagement_half_life_days: float = Field(2.0, gt=0, le=60)
     satiation_per_order: float = Field(1.5, ge=0, le=10, description="purchase logit lost by an order")
     satiation_half_life_days: float = Field(4.0, gt=0, le=90)
-    relevance_base: float = Field(-1.3, ge=-10, le=3, description="click on an examined item, mean user and item")
+    relevance_base: float = Field(-1.8, ge=-10, le=3, description="click on an examined item, mean user and item")
     relevance_affinity: float = Field(1.0, ge=0, le=5)
     examination_decay: float = Field(0.7, ge=0, le=5, description="slot k is examined with (1 + k) ** -decay")
-    cart_base: float = Field(-1.6, ge=-10, le=3, description="viewed item into the cart")
-    order_base: float = Field(-0.9, ge=-10, le=3, description="cart to order")
+    cart_base: float = Field(-2.3, ge=-10, le=3, description="viewed item into the cart")
+    order_base: float = Field(-1.1, ge=-10, le=3, description="cart to order")
     delivery_failure: tuple[float, ...] = Field(
         (0.02, 0.03, 0.015, 0.01, 0.01, 0.0), description="per channel: push, web push, email, sms, messenger, in-app"
     )
