@@ -86,6 +86,8 @@ REQUEST_COLUMNS = MappingProxyType(
         "reason": _flat("i1", "Reason, when no candidate was chosen"),
         "until": _flat("i8", "a deferral's end; 0: none"),
         "expires_at": _flat("i8", "the request as a whole expires; 0: never"),
+        "arms": _flat("u8", "4 bits per experiment of the policy, lowest first: arm + 1; 0: not assigned"),
+        "variant": _flat("i2", "compiled variant of the policy: arms x cell"),
     }
 )
 
@@ -136,5 +138,6 @@ CANDIDATE_COLUMNS = MappingProxyType(
         "ghost_first": _flat("?", "the user's first would-send under that holdout (marked in both arms)"),
         "holdout": _flat("i2", "index of the policy's holdout that silenced it; -1: none"),
         "counts": _flat("u4", "bits: caps of the policy this grant consumes"),
+        "p_shadow": _flat("f8", "probability that this held-out candidate is chosen on its shadow history; else 0"),
     }
 )

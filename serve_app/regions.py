@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from serve_app.errors import InvalidInput
 
-__all__ = ["REGIONS", "UNKNOWN_REGION", "region_code", "region_index"]
+__all__ = ["REGIONS", "UNKNOWN_REGION", "region_index", "region_name"]
 
 REGIONS = 26 * 26
 UNKNOWN_REGION = -1
@@ -18,7 +18,7 @@ def region_index(code: str) -> int:
     return (ord(letters[0]) - 65) * 26 + ord(letters[1]) - 65
 
 
-def region_code(index: int) -> str:
+def region_name(index: int) -> str:
     """i16 index -> "KR"; "" for UNKNOWN_REGION."""
     if index == UNKNOWN_REGION:
         return ""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from serve_app.policy.base import Identifier, Strict, SurfaceName
+from serve_app.policy.base import Identifier, Salt, Strict, SurfaceName
 from serve_app.vocabulary import Source
 
 __all__ = ["Diversity", "Filters", "Surface", "Surfaces", "WindowRule"]
@@ -17,7 +17,7 @@ Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 class WindowRule(Strict):
     """Among any `window` consecutive slots, at most `max` share one value of `attribute`."""
 
-    attribute: Identifier
+    attribute: Literal["category"] = "category"
     window: Annotated[int, Field(ge=2, le=200)]
     max: Annotated[int, Field(ge=1, le=200)]
 
@@ -31,9 +31,13 @@ class WindowRule(Strict):
 class Diversity(Strict):
     """Rules on what may follow what. MMR is maximal marginal relevance (Carbonell, Goldstein 1998)."""
 
-    rules: tuple[WindowRule, ...] = Field(default=(), max_length=8)
+    rules: tuple[WindowRule, ...] = Field(default=(), max_length=1)
+    relax: Literal["least_violating", "end_list"] = "least_violating"
+    """What becomes of a slot for which the rule leaves no candidate."""
     mmr_lambda: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     """1: value alone."""
+    redundancy: Literal["category", "embedding"] = "category"
+    """What counts as similar."""
 
 
 class Filters(Strict):
@@ -50,6 +54,8 @@ class Surface(Strict):
     """value = sum of weight * head over calibrated heads."""
     temperature: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
     """Of the softmax that draws each slot; 0: the best one, certainly."""
+    salt: Salt = "slots"
+    """Keys the noise of the draws."""
     diversity: Diversity = Diversity()
     sources: dict[Identifier, Annotated[int, Field(ge=0, le=2000)]] = Field(default_factory=dict)
     """Source -> how many candidates it may give."""
