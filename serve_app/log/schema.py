@@ -249,7 +249,7 @@ _WATERMARK = _schema(
     _column("day", _I32, "days since 1970-01-01 UTC"),
     _column("table", _STR, "name of the table"),
     _column("complete_to", _I64, "no later row of this day is expected before this ingestion time"),
-    _column("rows", _I64, "rows of that day in the table, after this compaction or import"),
+    _column("rows", _I64, "rows of that day that this commit added to the table"),
     _column("duplicates", _I64, "rows removed because their id was already there"),
     _column("damaged_frames", _I64, "journal frames skipped because they were torn or corrupt"),
     _column("synthetic_clock", _BOOL, "times were made up by an importer; order within a session is real"),

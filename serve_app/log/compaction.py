@@ -1,0 +1,207 @@
+"""Journal frames into Parquet user buckets, exactly once.
+
+One commit (`serve_app.log.snapshot`) holds the new files and the journal offsets they came from. Rows are merged into the
+small files of their day and bucket range, so that many compactions leave few files. Events are deduplicated by id, against
+each other and against what the log holds of the same days: the copy that was ingested first stays.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from serve_app.log.journal import JournalRead, journal_files, read_journal
+from serve_app.log.reader import read_files
+from serve_app.log.rows import fill
+from serve_app.log.snapshot import log_folder
+from serve_app.log.writer import DAY_US, DEFAULT_GROUPS, LogWriter, day_text, sort_rows
+
+__all__ = ["CompactionResult", "compact", "deduplicate", "watermark_rows"]
+
+Bools = npt.NDArray[np.bool_]
+
+_MERGE_BELOW_ROWS = 2_000_000
+_PASS_BYTES = 256 << 20
+# The columns that say a row is the same row; a row may come twice when an append was retried.
+_IDENTITY = {
+    "events": ("user", "event_id"),
+    "users": ("user",),
+    "items": ("item",),
+}
+
+
+@dataclass(slots=True)
+class CompactionResult:
+    """rows: written from the journal, by table; duplicates: left out, by table; frames, damaged and torn: see
+    `serve_app.log.journal.JournalRead`; commits: number of snapshots made."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    duplicates: dict[str, int] = field(default_factory=dict)
+    frames: int = 0
+    damaged: int = 0
+    torn: int = 0
+    commits: int = 0
+
+
+def compact(
+    data: str | os.PathLike[str],
+    *,
+    groups: int = DEFAULT_GROUPS,
+    now_us: int | None = None,
+    merge_below_rows: int = _MERGE_BELOW_ROWS,
+    pass_bytes: int = _PASS_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> CompactionResult:
+    """Move every good journal frame under `data` into Parquet. Files of living writers are read up to their last good
+    frame and stay. A crash at any point loses and doubles nothing; a second call finds nothing to do.
+
+    groups: files per table and day. pass_bytes: journal bytes per commit, which bounds memory. now_us: clock of the
+    watermark. progress(done, total) in journal bytes. Raises NotReady when another writer is at work.
+    """
+    result = CompactionResult()
+    sizes = journal_files(data)
+    total, done = sum(sizes.values()), 0
+    clock = time.time_ns() // 1000 if now_us is None else now_us
+    for files in _passes(sizes, pass_bytes):
+        with LogWriter(data, groups=groups) as writer:
+            read = read_journal(data, writer.snapshot.consumed, files=files)
+            _one_pass(writer, read, result, clock, merge_below_rows)
+        result.commits += 1
+        done += sum(sizes[name] for name in files)
+        if progress is not None:
+            progress(done, total)
+    return result
+
+
+def _passes(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for name, size in sizes.items():
+        if batch and sum(sizes[one] for one in batch) + size > limit:
+            yield batch
+            batch = []
+        batch.append(name)
+    if batch:
+        yield batch
+
+
+def _one_pass(writer: LogWriter, read: JournalRead, result: CompactionResult, clock: int, merge_below: int) -> None:
+    written: dict[str, pa.Table] = {}
+    duplicates: dict[str, int] = {}
+    for table, batches in read.rows.items():
+        rows = pa.Table.from_batches(batches).unify_dictionaries()
+        kept = deduplicate(writer, table, rows)
+        duplicates[table] = len(rows) - len(kept)
+        written[table] = kept
+        _merge(writer, table, kept, merge_below)
+        result.rows[table] = result.rows.get(table, 0) + len(kept)
+        result.duplicates[table] = result.duplicates.get(table, 0) + duplicates[table]
+    if written:
+        marks = watermark_rows(written, clock, "journal", duplicates=duplicates, damaged=read.damaged + read.torn)
+        _merge(writer, "watermark", pa.Table.from_batches([marks]), merge_below)
+    writer.consume(read.offsets, set(read.finished) - set(writer.snapshot.retired))
+    result.frames += read.frames
+    result.damaged += read.damaged
+    result.torn += read.torn
+
+
+def watermark_rows(
+    tables: Mapping[str, pa.Table],
+    now_us: int,
+    source: str,
+    *,
+    duplicates: Mapping[str, int] | None = None,
+    damaged: int = 0,
+    synthetic_clock: bool = False,
+) -> pa.RecordBatch:
+    """One watermark row per table and day of the rows just written. `complete_to` is the clock of writing: what was
+    ingested before it is in the log. duplicates and damaged frames stand on the first day of their table."""
+    names: list[str] = []
+    days: list[npt.NDArray[np.int64]] = []
+    counts: list[npt.NDArray[np.int64]] = []
+    repeated: list[int] = []
+    for table, rows in tables.items():
+        unique, number = np.unique(rows["ts"].to_numpy() // DAY_US, return_counts=True)
+        names += [table] * len(unique)
+        days.append(unique)
+        counts.append(number)
+        repeated += [(duplicates or {}).get(table, 0), *[0] * (len(unique) - 1)][: len(unique)]
+    total = len(names)
+    clock = np.full(total, now_us, np.int64)
+    columns = {
+        "ts": clock,
+        "complete_to": clock,
+        "day": np.concatenate(days).astype(np.int32) if days else np.zeros(0, np.int32),
+        "table": pa.array(names, pa.string()),
+        "rows": np.concatenate(counts).astype(np.int64) if counts else np.zeros(0, np.int64),
+        "duplicates": np.array(repeated, np.int64),
+        "damaged_frames": np.array([damaged, *[0] * (total - 1)][:total], np.int64),
+        "synthetic_clock": np.full(total, synthetic_clock),
+        "source": pa.array([source] * total, pa.string()),
+    }
+    return fill("watermark", total, columns)
+
+
+def deduplicate(writer: LogWriter, table: str, rows: pa.Table) -> pa.Table:
+    """Rows whose identity is neither repeated among them nor in the log's files of the same days (users and items: of any
+    day). Of repeated rows the one ingested first stays."""
+    identity = _IDENTITY.get(table)
+    if identity is None or len(rows) == 0:
+        return rows
+    arrival = "ingested_at" if table == "events" else "ts"
+    rows = rows.take(pa.array(np.argsort(rows[arrival].to_numpy(), kind="stable")))
+    keep = _first_of_each(rows, identity)
+    known = _known(writer, table, rows, identity)
+    if len(known):
+        both = pa.concat_tables([known, rows.select(identity)])
+        keep &= _first_of_each(both, identity)[len(known) :]
+    return rows.filter(pa.array(keep))
+
+
+def _first_of_each(rows: pa.Table, identity: tuple[str, ...]) -> Bools:
+    """bool[n]: no earlier row has the same identity."""
+    keys = [rows[name].to_numpy() for name in identity]
+    order = np.lexsort(keys[::-1])  # stable: equal identities stay in row order
+    same = np.ones(max(len(order) - 1, 0), np.bool_)
+    for key in keys:
+        same &= key[order][1:] == key[order][:-1]
+    keep = np.ones(len(order), np.bool_)
+    keep[order[1:][same]] = False
+    return keep
+
+
+def _known(writer: LogWriter, table: str, rows: pa.Table, identity: tuple[str, ...]) -> pa.Table:
+    days = {day_text(one) for one in np.unique(rows["ts"].to_numpy() // DAY_US)} if table == "events" else None
+    files = [one for one in writer.snapshot.files if one.table == table and (days is None or one.day in days)]
+    root = log_folder(writer.data)
+    return read_files([str(root / one.path) for one in files], table, columns=identity)
+
+
+def _merge(writer: LogWriter, table: str, rows: pa.Table, merge_below: int) -> None:
+    """Write rows together with the small files of the same days and ranges, which they replace."""
+    if len(rows) == 0:
+        return
+    wanted = _partitions(writer, table, rows)
+    small = [
+        one for one in writer.snapshot.files if (one.table, one.day, one.low, one.high) in wanted and one.rows < merge_below
+    ]
+    if small:
+        root = log_folder(writer.data)
+        rows = pa.concat_tables([_plain(read_files([str(root / one.path) for one in small], table)), _plain(rows)])
+        writer.drop(small)
+    writer.write(table, sort_rows(table, rows))
+
+
+def _plain(rows: pa.Table) -> pa.Table:
+    return rows.replace_schema_metadata(None).cast(pa.schema([one.remove_metadata() for one in rows.schema]))
+
+
+def _partitions(writer: LogWriter, table: str, rows: pa.Table) -> set[tuple[str, str, int, int]]:
+    day, low, high = writer.ranges(table, rows)
+    unique = np.unique(np.stack([day, low, high], axis=1), axis=0)
+    return {(table, day_text(int(one[0])), int(one[1]), int(one[2])) for one in unique}

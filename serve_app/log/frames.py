@@ -1,0 +1,148 @@
+"""Journal frames: rows of several tables as checksummed bytes that are either read whole or not at all.
+
+Layout, little endian::
+
+    magic 8 B | payload length u32 | crc32 of magic, length, key u32 | xxh3-64 of payload seeded with key u64 | payload
+    payload = schema version u16 | tables u16 | per table: index in TABLES u16, reserved u16, length u32, Arrow record batch
+
+The key is the file's random number (in its name) plus the frame's offset, so that bytes that look like a frame but were not
+written at this place, by this writer, are never read as one.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import xxhash
+
+from serve_app.errors import DamagedArtifact, InvalidInput
+from serve_app.log.schema import SCHEMA_VERSION, TABLES
+
+__all__ = ["HEADER_BYTES", "Scan", "decode_payload", "encode_frame", "scan_frames"]
+
+_MAGIC = b"\x89HCJF\r\n\x1a"
+_HEAD = struct.Struct("<8sIIQ")
+_COUNTS = struct.Struct("<HH")
+_ENTRY = struct.Struct("<HHI")
+_ORDER = list(TABLES)
+HEADER_BYTES = _HEAD.size
+_MASK = (1 << 64) - 1
+
+
+def _plain(dtype: pa.DataType) -> pa.DataType:
+    return dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+
+
+# Record batches are written without their schema (it is the table's); dictionaries would need messages of their own.
+_WIRE = {name: pa.schema([pa.field(f.name, _plain(f.type), f.nullable) for f in s]) for name, s in TABLES.items()}
+
+
+def encode_frame(rows: Mapping[str, pa.RecordBatch], *, key: int, offset: int) -> bytes:
+    """One frame of `rows`, to be written at `offset` of the file whose random number is `key`."""
+    parts = [b""]
+    tables = {name: batch for name, batch in rows.items() if len(batch)}
+    for name, batch in tables.items():
+        if name not in TABLES or batch.schema.names != TABLES[name].names:
+            raise InvalidInput("rows do not have the table's columns", field=name)
+        message = _to_wire(name, batch).serialize()
+        parts += [_ENTRY.pack(_ORDER.index(name), 0, message.size), message]
+    parts[0] = _COUNTS.pack(SCHEMA_VERSION, len(tables))
+    payload = b"".join(parts)
+    frame_key = (key + offset) & _MASK
+    check = _head_check(len(payload), frame_key)
+    return _HEAD.pack(_MAGIC, len(payload), check, xxhash.xxh3_64_intdigest(payload, frame_key)) + payload
+
+
+def _to_wire(name: str, batch: pa.RecordBatch) -> pa.RecordBatch:
+    arrays = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in batch.columns]
+    return pa.RecordBatch.from_arrays(arrays, schema=_WIRE[name])
+
+
+def _head_check(length: int, frame_key: int) -> int:
+    return zlib.crc32(struct.pack("<8sIQ", _MAGIC, length, frame_key))
+
+
+@dataclass(slots=True)
+class Scan:
+    """payloads: (start, end) of each good frame's payload, in order. end: where the last good frame ends (or the scan
+    began). damaged: stretches of bytes that are no frame, each with a good frame after it. torn: bytes after `end`."""
+
+    payloads: list[tuple[int, int]] = field(default_factory=list)
+    end: int = 0
+    damaged: int = 0
+    torn: int = 0
+
+
+def scan_frames(buffer: memoryview, *, key: int, start: int = 0) -> Scan:
+    """Find the good frames in a file's bytes from offset `start`; after damage, look for the next magic."""
+    scan = Scan(end=start)
+    at = start
+    while at < len(buffer):
+        end = _frame_end(buffer, at, key)
+        if end:
+            scan.damaged += at > scan.end
+            scan.payloads.append((at + HEADER_BYTES, end))
+            scan.end = at = end
+        else:
+            at = _next_magic(buffer, at + 1)
+    scan.torn = len(buffer) - scan.end
+    return scan
+
+
+def _frame_end(buffer: memoryview, at: int, key: int) -> int:
+    """End of a good frame at `at`, or 0."""
+    if at + HEADER_BYTES > len(buffer):
+        return 0
+    magic, length, check, digest = _HEAD.unpack_from(buffer, at)
+    frame_key = (key + at) & _MASK
+    end = at + HEADER_BYTES + length
+    if magic != _MAGIC or check != _head_check(length, frame_key) or end > len(buffer):
+        return 0
+    good = xxhash.xxh3_64_intdigest(buffer[at + HEADER_BYTES : end], frame_key) == digest
+    return end if good else 0
+
+
+def _next_magic(buffer: memoryview, at: int) -> int:
+    window = 1 << 20
+    while at < len(buffer):
+        found = bytes(buffer[at : at + window]).find(_MAGIC)
+        if found >= 0:
+            return at + found
+        at += window - len(_MAGIC) + 1
+    return len(buffer)
+
+
+def decode_payload(payload: memoryview, tables: Collection[str] | None = None) -> dict[str, pa.RecordBatch]:
+    """Rows of a good frame, by table (only `tables` where given). DamagedArtifact: of another schema version."""
+    version, count = _COUNTS.unpack_from(payload, 0)
+    if version != SCHEMA_VERSION:
+        raise DamagedArtifact(
+            f"journal frames have schema version {version}, this code reads {SCHEMA_VERSION}",
+            field="journal.schema_version",
+            hint="compact with the version of hindcast that wrote them",
+        )
+    out: dict[str, pa.RecordBatch] = {}
+    at = _COUNTS.size
+    for _ in range(count):
+        index, _reserved, length = _ENTRY.unpack_from(payload, at)
+        at += _ENTRY.size
+        name = _ORDER[index]
+        if tables is None or name in tables:
+            # Copied: Arrow wants its buffers aligned, and the file's map must not outlive the call.
+            message = pa.py_buffer(bytes(payload[at : at + length]))
+            out[name] = _from_wire(name, pa.ipc.read_record_batch(message, _WIRE[name]))
+        at += length
+    return out
+
+
+def _from_wire(name: str, batch: pa.RecordBatch) -> pa.RecordBatch:
+    schema = pa.schema([one.remove_metadata() for one in TABLES[name]])
+    arrays = [
+        array.dictionary_encode() if pa.types.is_dictionary(spec.type) else array
+        for array, spec in zip(batch.columns, schema, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -1,0 +1,158 @@
+"""Read the log: Parquet files of the current snapshot, and journal frames that no Parquet file contains yet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from serve_app.errors import DamagedArtifact, InvalidInput
+from serve_app.ids import BUCKETS
+from serve_app.log.journal import read_journal
+from serve_app.log.schema import PER_USER, SCHEMA_VERSION, SORT_KEYS, TABLES
+from serve_app.log.snapshot import LogFile, load_snapshot, log_folder
+from serve_app.log.writer import DAY_US, day_text, sort_rows
+
+__all__ = ["BucketGroup", "bucket_groups", "log_days", "read_files", "read_log"]
+
+_ATTEMPTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BucketGroup:
+    """Users of buckets `low`..`high` (inclusive): absolute paths of every file that holds them, by table."""
+
+    low: int
+    high: int
+    files: Mapping[str, tuple[str, ...]]
+
+
+def read_log(
+    data: str | os.PathLike[str],
+    table: str,
+    *,
+    columns: Sequence[str] | None = None,
+    days: Collection[str] | None = None,
+    buckets: tuple[int, int] | None = None,
+    journal: bool = True,
+) -> pa.Table:
+    """Rows of `table` under data folder `data`, in the order of `SORT_KEYS`; empty where nothing is logged.
+
+    columns: names to return (default all). days: ISO dates (UTC; of `ts`, or `day` for watermark). buckets: inclusive
+    range. journal: include frames not compacted yet (events among them are not deduplicated yet).
+    DamagedArtifact: a file is missing, corrupt or of another schema version.
+    """
+    wanted = _check(table, columns)
+    needed = list(dict.fromkeys([*wanted, *SORT_KEYS[table], *(["ts"] if days is not None else [])]))
+    for _ in range(_ATTEMPTS):
+        snapshot = load_snapshot(data)
+        files = [one for one in snapshot.files if _wanted(one, table, days, buckets)]
+        frames = read_journal(data, snapshot.consumed, tables=[table]).rows.get(table, []) if journal else []
+        # A compaction in between moved frames into files that this snapshot does not list: read again.
+        if not journal or load_snapshot(data).sequence == snapshot.sequence:
+            break
+    else:
+        raise DamagedArtifact("the log kept changing while it was read", field="log", hint="retry, or pass journal=False")
+    root = log_folder(data)
+    parts = _read_parts([str(root / one.path) for one in files], table, needed)
+    fresh = [pa.Table.from_batches([one]).select(needed) for one in frames]
+    if days is not None:
+        fresh = [_of_days(one, table, days) for one in fresh]
+    rows = pa.concat_tables([_bare(table, needed).empty_table(), *parts, *fresh])
+    if buckets is not None and table in PER_USER:
+        low, high = (pa.scalar(one, pa.uint16()) for one in buckets)
+        rows = rows.filter(pc.and_(pc.greater_equal(rows["user_bucket"], low), pc.less_equal(rows["user_bucket"], high)))
+    return sort_rows(table, rows.unify_dictionaries()).select(wanted)
+
+
+def bucket_groups(
+    data: str | os.PathLike[str], tables: Sequence[str], *, days: Collection[str] | None = None
+) -> list[BucketGroup]:
+    """Compacted files by disjoint ranges of buckets, the unit of a replay or build task: every user's rows of all `tables`
+    are in exactly one group. Ranges of different writers that overlap are joined. Journal frames are not included."""
+    for table in tables:
+        _check(table, None)
+    files = [one for one in load_snapshot(data).files if one.table in tables and (days is None or one.day in days)]
+    root = log_folder(data)
+    groups: list[tuple[int, int, list[LogFile]]] = []
+    for one in sorted(files, key=lambda file: (file.low, file.high)):
+        if groups and one.low <= groups[-1][1]:
+            low, high, members = groups.pop()
+            groups.append((low, max(high, one.high), [*members, one]))
+        else:
+            groups.append((one.low, one.high, [one]))
+    return [BucketGroup(low, high, _paths(root, tables, members)) for low, high, members in groups]
+
+
+def read_files(paths: Sequence[str], table: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of the given files of one table (see `bucket_groups`), in the order of `SORT_KEYS`."""
+    wanted = _check(table, columns)
+    needed = list(dict.fromkeys([*wanted, *SORT_KEYS[table]]))
+    rows = pa.concat_tables([_bare(table, needed).empty_table(), *_read_parts(paths, table, needed)])
+    return sort_rows(table, rows.unify_dictionaries()).select(wanted)
+
+
+def log_days(data: str | os.PathLike[str], table: str) -> list[str]:
+    """ISO dates that have compacted rows of `table`, ascending."""
+    _check(table, None)
+    return sorted({one.day for one in load_snapshot(data).files if one.table == table})
+
+
+def _check(table: str, columns: Sequence[str] | None) -> list[str]:
+    schema = TABLES.get(table)
+    if schema is None:
+        raise InvalidInput(f"the log has no table {table!r}", field="table", hint=f"one of {', '.join(TABLES)}")
+    unknown = [one for one in columns or () if one not in schema.names]
+    if unknown:
+        raise InvalidInput(f"table {table} has no column {', '.join(unknown)}", field="columns")
+    return list(columns) if columns is not None else list(schema.names)
+
+
+def _wanted(one: LogFile, table: str, days: Collection[str] | None, buckets: tuple[int, int] | None) -> bool:
+    if buckets is not None and not 0 <= buckets[0] <= buckets[1] < BUCKETS:
+        raise InvalidInput(f"{buckets} is not a range within 0..{BUCKETS - 1}", field="buckets")
+    inside = buckets is None or (one.low <= buckets[1] and buckets[0] <= one.high)
+    return one.table == table and inside and (days is None or one.day in days)
+
+
+def _of_days(rows: pa.Table, table: str, days: Collection[str]) -> pa.Table:
+    numbers = rows["day"].to_pylist() if table == "watermark" else [ts // DAY_US for ts in rows["ts"].to_pylist()]
+    return rows.filter(pa.array([day_text(one) in days for one in numbers], pa.bool_()))
+
+
+def _paths(root: Path, tables: Sequence[str], members: list[LogFile]) -> dict[str, tuple[str, ...]]:
+    ordered = sorted(members, key=lambda one: one.path)
+    return {table: tuple(str(root / one.path) for one in ordered if one.table == table) for table in tables}
+
+
+def _bare(table: str, columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([TABLES[table].field(name).remove_metadata() for name in columns])
+
+
+def _read_parts(paths: Sequence[str], table: str, columns: Sequence[str]) -> list[pa.Table]:
+    schema = _bare(table, columns)
+    if len(paths) < 2:
+        return [_read_part(path, schema) for path in paths]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda path: _read_part(path, schema), paths))
+
+
+def _read_part(path: str, schema: pa.Schema) -> pa.Table:
+    try:
+        with pq.ParquetFile(path) as file:
+            version = (file.schema_arrow.metadata or {}).get(b"schema_version", b"none").decode()
+            if version != str(SCHEMA_VERSION):
+                raise DamagedArtifact(
+                    f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}",
+                    field="log.schema_version",
+                    hint="use the version of hindcast that wrote it, or import or generate the log again",
+                )
+            return file.read(columns=schema.names, use_threads=False).replace_schema_metadata(None).cast(schema)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedArtifact(f"{path} is not readable: {error}", field="log", hint="restore or rebuild the log") from error

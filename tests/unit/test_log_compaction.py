@@ -1,0 +1,290 @@
+"""Compaction, the Parquet log and its reader: nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve_app.errors import DamagedArtifact, InvalidInput, NotReady
+from serve_app.ids import bucket_of
+from serve_app.log import snapshot as snapshot_module
+from serve_app.log import writer as writer_module
+from serve_app.log.compaction import compact
+from serve_app.log.journal import Journal, journal_files
+from serve_app.log.reader import bucket_groups, log_days, read_files, read_log
+from serve_app.log.rows import fill
+from serve_app.log.schema import SORT_KEYS, TABLES
+from serve_app.log.snapshot import load_snapshot
+from serve_app.log.writer import DAY_US, LogWriter
+
+EVENT = st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 3 * DAY_US), st.integers(0, 30))
+BATCHES = st.lists(st.lists(EVENT, min_size=1, max_size=8), min_size=1, max_size=6)
+
+
+def events(rows: list[tuple[int, int, int]]) -> pa.RecordBatch:
+    """(user, ts, event_id); ingested at ts + 5."""
+    user, ts, event_id = zip(*rows, strict=True) if rows else ((), (), ())
+    columns = {
+        "user": np.array(user, np.uint64),
+        "ts": np.array(ts, np.int64),
+        "event_id": np.array(event_id, np.uint64),
+        "ingested_at": np.array(ts, np.int64) + 5,
+    }
+    return fill("events", len(rows), columns)
+
+
+def _requests(users: list[int], *, day: int = 0) -> pa.Table:
+    n = len(users)
+    columns = {
+        "user": np.array(users, np.uint64),
+        "ts": np.arange(n, dtype=np.int64) + day * DAY_US,
+        "request_id": np.arange(n, dtype=np.uint64),
+        "release": pa.array([f"r{one % 2}" for one in range(n)]).dictionary_encode(),
+    }
+    return pa.Table.from_batches([fill("requests", n, columns)])
+
+
+def _distinct(batches: list[list[tuple[int, int, int]]]) -> list[list[tuple[int, int, int]]]:
+    """The same events with one time per (user, event id), as a client that sends again would."""
+    first: dict[tuple[int, int], tuple[int, int, int]] = {}
+    return [[first.setdefault((one[0], one[2]), one) for one in batch] for batch in batches]
+
+
+def _journal(data: Path, batches: list[list[tuple[int, int, int]]], writer: str = "w") -> None:
+    with Journal(data, writer) as journal:
+        for batch in batches:
+            journal.append({"events": events(batch)})
+
+
+def _read(data: Path, *, journal: bool = True) -> list[tuple[int, int, int]]:
+    rows = read_log(data, "events", columns=["user", "ts", "event_id"], journal=journal)
+    return list(zip(*(rows[name].to_pylist() for name in ("user", "ts", "event_id")), strict=True))
+
+
+def _sorted(rows: set[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    return sorted(rows)
+
+
+@given(batches=BATCHES, groups=st.sampled_from([1, 4, 64]))
+@settings(max_examples=25, deadline=None)
+def test_compaction_keeps_every_event_once_and_repeats_without_effect(batches: list, groups: int) -> None:
+    batches = _distinct(batches)
+    expected = _sorted({one for batch in batches for one in batch})
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        _journal(data, batches)
+        first = compact(data, groups=groups, now_us=1)
+        assert _read(data) == expected
+        assert first.rows["events"] + first.duplicates["events"] == sum(map(len, batches))
+        assert compact(data, groups=groups, now_us=2).rows == {}
+        assert _read(data) == _read(data, journal=False) == expected
+
+
+@given(batches=BATCHES, order=st.randoms(use_true_random=False))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_frames_and_compactions_does_not_matter(batches: list, order) -> None:  # type: ignore[no-untyped-def]
+    batches = _distinct(batches)
+    shuffled = list(batches)
+    order.shuffle(shuffled)
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        _journal(Path(one), batches)
+        compact(one, now_us=1)
+        for batch in shuffled:  # one file, one compaction each
+            _journal(Path(two), [batch])
+            compact(two, groups=4, now_us=1)
+        assert _read(Path(one)) == _read(Path(two))
+
+
+@given(users=st.lists(st.integers(0, 2**64 - 1), max_size=60), groups=st.sampled_from([1, 2, 16, 4096]))
+@settings(max_examples=25, deadline=None)
+def test_every_row_is_in_the_one_file_of_its_bucket(users: list[int], groups: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        with LogWriter(folder, groups=groups) as log:
+            log.write("requests", _requests(users))
+        found: Counter[int] = Counter()
+        for group in bucket_groups(folder, ["requests"]):
+            rows = read_files(group.files["requests"], "requests")
+            buckets = bucket_of(rows["user"].to_numpy())
+            assert ((buckets >= group.low) & (buckets <= group.high)).all()
+            found.update(rows["user"].to_pylist())
+        assert found == Counter(users)
+
+
+def test_groups_of_different_writers_are_joined_where_they_overlap(tmp_path: Path) -> None:
+    users = [one << 52 for one in range(0, 4096, 256)]
+    for groups in (1, 8):
+        with LogWriter(tmp_path, groups=groups) as log:
+            log.write("requests", _requests(users))
+    (group,) = bucket_groups(tmp_path, ["requests"])
+    assert (group.low, group.high) == (0, 4095)
+    assert len(read_files(group.files["requests"], "requests")) == 2 * len(users)
+
+
+def test_rows_stand_in_replay_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    users = rng.integers(0, 2**63, 200).tolist()
+    with LogWriter(tmp_path) as log:
+        log.write("requests", _requests(users, day=1))
+        log.write("requests", _requests(users[::-1], day=0))
+    rows = read_log(tmp_path, "requests")
+    keys = list(zip(*(rows[name].to_pylist() for name in SORT_KEYS["requests"]), strict=True))
+    assert keys == sorted(keys)
+    assert len(keys) == 400
+
+
+def test_a_reader_takes_days_buckets_and_columns(tmp_path: Path) -> None:
+    users = [one << 52 for one in range(0, 4096, 64)]
+    with LogWriter(tmp_path) as log:
+        for day in range(3):
+            log.write("requests", _requests(users, day=day))
+    assert log_days(tmp_path, "requests") == ["1970-01-01", "1970-01-02", "1970-01-03"]
+    rows = read_log(tmp_path, "requests", columns=["release", "user"], days=["1970-01-02"], buckets=(64, 191))
+    assert rows.column_names == ["release", "user"]
+    assert rows["user"].to_pylist() == [64 << 52, 128 << 52]
+    with pytest.raises(InvalidInput, match="colour"):
+        read_log(tmp_path, "requests", columns=["colour"])
+    with pytest.raises(InvalidInput, match="nothing"):
+        read_log(tmp_path, "nothing")
+
+
+def test_days_and_buckets_apply_to_journal_frames_too(tmp_path: Path) -> None:
+    _journal(tmp_path, [[(0, 0, 1), (5 << 52, DAY_US, 2), (9 << 52, DAY_US, 3)]])
+    rows = read_log(tmp_path, "events", columns=["event_id"], days=["1970-01-02"], buckets=(0, 5))
+    assert rows["event_id"].to_pylist() == [2]
+
+
+def test_an_empty_log_reads_as_no_rows_of_the_right_schema(tmp_path: Path) -> None:
+    for table in TABLES:
+        rows = read_log(tmp_path, table)
+        assert len(rows) == 0
+        assert rows.schema.names == TABLES[table].names
+        assert rows.schema.types == TABLES[table].types
+
+
+def test_a_living_writers_frames_are_compacted_and_its_file_stays(tmp_path: Path) -> None:
+    with Journal(tmp_path, "w") as journal:
+        for one in range(3):
+            journal.append({"events": events([(one, one, one)])})
+            assert compact(tmp_path, now_us=1).rows == {"events": 1}
+            assert len(_read(tmp_path)) == one + 1
+        assert len(journal_files(tmp_path)) == 1
+    compact(tmp_path, now_us=1)  # consumed to its end
+    compact(tmp_path, now_us=1)  # deleted by the commit after
+    assert journal_files(tmp_path) == {}
+    assert len(_read(tmp_path)) == 3
+
+
+def test_small_files_are_merged(tmp_path: Path) -> None:
+    for one in range(5):
+        _journal(tmp_path, [[(one, one, one)]])
+        compact(tmp_path, now_us=one)
+    assert len([one for one in load_snapshot(tmp_path).files if one.table == "events"]) == 1
+    assert len(list((tmp_path / "log" / "events").glob("*/*/*.parquet"))) == 2  # the live one, and its predecessor
+
+
+def test_an_event_sent_again_after_a_compaction_is_dropped_and_counted(tmp_path: Path) -> None:
+    _journal(tmp_path, [[(1, 10, 7)]])
+    compact(tmp_path, now_us=1)
+    _journal(tmp_path, [[(1, 10, 7), (1, 11, 8)]])
+    assert compact(tmp_path, now_us=2).duplicates == {"events": 1}
+    assert _read(tmp_path) == [(1, 10, 7), (1, 11, 8)]
+    assert sum(read_log(tmp_path, "watermark", columns=["duplicates"])["duplicates"].to_pylist()) == 1
+
+
+class _Crash(BaseException):
+    """Stands for the death of the process: nothing may catch it."""
+
+
+@pytest.mark.parametrize("point", ["first part", "second part", "before commit", "after commit"])
+def test_a_crash_at_any_point_loses_and_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    rows = [(one << 55, one * DAY_US // 4, one) for one in range(12)]
+    _journal(tmp_path, [rows[:6]])
+    compact(tmp_path, now_us=1)
+    _journal(tmp_path, [rows[6:], rows[:2]])
+    parts = 0
+    real_part, real_commit = LogWriter._write_part, snapshot_module.commit
+
+    def write_part(self: LogWriter, *arguments: object) -> None:
+        nonlocal parts
+        parts += 1
+        if parts == {"first part": 1, "second part": 2}.get(point):
+            raise _Crash
+        real_part(self, *arguments)  # type: ignore[arg-type]
+
+    def commit(*arguments: object) -> None:
+        if point == "after commit":
+            real_commit(*arguments)  # type: ignore[arg-type]
+        raise _Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LogWriter, "_write_part", write_part)
+        patch.setattr(writer_module, "commit", commit)
+        # A process that dies does not tidy up behind itself.
+        patch.setattr(LogWriter, "__exit__", _exit_without_tidying)
+        with pytest.raises(_Crash):
+            compact(tmp_path, now_us=2)
+    seen = _read(tmp_path)
+    assert set(seen) == set(rows)
+    compact(tmp_path, now_us=3)
+    assert _read(tmp_path) == sorted(rows)
+    compact(tmp_path, now_us=4)
+    listed = {one.path for one in load_snapshot(tmp_path).files} | set(load_snapshot(tmp_path).trash)
+    on_disk = {path.relative_to(tmp_path / "log").as_posix() for path in (tmp_path / "log").glob("*/*/*/*")}
+    assert on_disk == listed
+
+
+def _exit_without_tidying(self: LogWriter, kind: object, error: object, trace: object) -> None:
+    with self._stack:
+        if kind is None:
+            self._commit()
+
+
+def test_torn_frames_are_counted_in_the_watermark(tmp_path: Path) -> None:
+    _journal(tmp_path, [[(1, 1, 1)], [(2, 2, 2)]])
+    (name,) = journal_files(tmp_path)
+    path = tmp_path / "journal" / name
+    path.write_bytes(path.read_bytes()[:-3])
+    result = compact(tmp_path, now_us=1)
+    assert (result.rows, result.torn) == ({"events": 1}, 1)
+    assert sum(read_log(tmp_path, "watermark")["damaged_frames"].to_pylist()) == 1
+    assert compact(tmp_path, now_us=2).torn == 0
+
+
+def test_nothing_of_a_failed_write_is_seen(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="nothing"), LogWriter(tmp_path) as log:  # noqa: PT012
+        log.write("requests", _requests([1, 2]))
+        log.write("nothing", _requests([1, 2]))
+    assert len(read_log(tmp_path, "requests")) == 0
+    assert not list((tmp_path / "log").glob("*/*/*/*"))
+
+
+def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
+    with LogWriter(tmp_path), pytest.raises(NotReady, match="another process"), LogWriter(tmp_path):
+        pass
+
+
+def test_rows_that_do_not_fit_their_table_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="request_id"), LogWriter(tmp_path) as log:
+        log.write("requests", _requests([1]).drop_columns(["request_id"]))
+
+
+def test_a_damaged_file_and_another_schema_version_are_clear_errors(tmp_path: Path) -> None:
+    with LogWriter(tmp_path, groups=1) as log:
+        log.write("requests", _requests([1]))
+    (path,) = (tmp_path / "log" / "requests").glob("*/*/*.parquet")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DamagedArtifact, match=path.name):
+        read_log(tmp_path, "requests")
+    path.write_bytes(whole)
+    manifest = tmp_path / "log" / "snapshot.json"
+    manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(DamagedArtifact, match="schema version 2"):
+        read_log(tmp_path, "requests")
