@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,11 +78,12 @@ class UserHistories:
         return out
 
 
-def _read(path: Path, dtype: str) -> npt.NDArray[np.generic]:
+def _read(path: Path, dtype: str) -> npt.NDArray[Any]:
+    field = f"{path.parent.name}/{path.name}"
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DamagedArtifact(f"cannot be read: {error}", field=f"{path.parent.name}/{path.name}") from error
+        raise DamagedArtifact(f"cannot be read: {error}", field=field) from error
     if values.dtype != np.dtype(dtype) or values.ndim != 1:
         raise DamagedArtifact(
             f"is {values.dtype}[{values.ndim}-d], must be {np.dtype(dtype)}", field=f"{path.parent.name}/{path.name}"

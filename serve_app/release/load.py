@@ -15,8 +15,9 @@ from serve_app.errors import DamagedArtifact, HindcastError, InvalidInput
 from serve_app.release.manifest import Manifest, read_manifest, verify_files
 
 if TYPE_CHECKING:
+    from serve_app.release.histories import UserHistories
     from serve_app.release.rows import CatalogueRows
-    from serve_app.stages.features.tables import FeatureTables
+    from serve_app.stages.features.tables import FeatureTable
     from serve_app.stages.ranking.heads import Models
     from serve_app.stages.ranking.reviews import ReviewModel
     from serve_app.stages.retrieval.tables import RetrievalTables
@@ -25,7 +26,7 @@ __all__ = ["PARTS", "Release", "load_release"]
 
 T = TypeVar("T")
 
-PARTS = ("catalogue", "retrieval", "features", "models", "review_model")
+PARTS = ("catalogue", "retrieval", "histories", "features", "models", "review_model")
 
 
 class Release:
@@ -66,11 +67,21 @@ class Release:
         return self._load("retrieval", RetrievalTables.load)
 
     @cached_property
-    def features(self) -> FeatureTables:
-        """The feature tables by name."""
-        from serve_app.stages.features.tables import FeatureTables
+    def features(self) -> tuple[FeatureTable, ...]:
+        """The feature tables, at most one per entity kind; rows are catalogue rows."""
+        from serve_app.stages.features.tables import FeatureTable
 
-        return self._load("features", FeatureTables.load)
+        def load(folder: Path) -> tuple[FeatureTable, ...]:
+            return tuple(FeatureTable.load(path.parent) for path in sorted(folder.glob("*/table.json")))
+
+        return self._load("features", load)
+
+    @cached_property
+    def histories(self) -> UserHistories:
+        """What each user saw and bought last, as the log knew it at the build."""
+        from serve_app.release.histories import UserHistories
+
+        return self._load("histories", UserHistories.load)
 
     @cached_property
     def models(self) -> Models:

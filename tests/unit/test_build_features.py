@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,12 +62,7 @@ def user_features(log: Interactions, when: npt.NDArray[np.int64], rows: npt.NDAr
 
 def peeking_features(log: Interactions, when: npt.NDArray[np.int64], rows: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
     """Windows by when things happened, not by when they were received: late events leak back."""
-    return EntityTimelines.build(
-        Interactions(*(log.at if n == "known_at" else getattr(log, n) for n in NAMES)), ITEMS, USERS
-    ).items(rows, when)
-
-
-NAMES = tuple(Interactions.__dataclass_fields__)
+    return item_features(replace(log, known_at=log.at), when, rows)
 
 
 def future_changes_nothing(featurise: Featurise, entities: int) -> bool:
@@ -108,12 +104,9 @@ def test_windowed_sums_equal_a_plain_recount(seed: int, window: int | None) -> N
 
 def test_every_declared_feature_has_a_value_for_a_busy_entity() -> None:
     log = random_log(3, count=4000, late=False)
-    end = np.array([HORIZON])
     timelines = EntityTimelines.build(log, ITEMS, USERS)
-    for values, specs in (
-        (timelines.items(np.zeros(1, np.int32), end), ITEM_SPECS),
-        (timelines.users(np.zeros(1, np.int32), end), USER_SPECS),
-    ):
+    row, end = np.zeros(1, np.int32), np.array([HORIZON])
+    for values, specs in ((timelines.items(row, end), ITEM_SPECS), (timelines.users(row, end), USER_SPECS)):
         assert [spec.name for spec, value in zip(specs, values[0], strict=True) if np.isnan(value)] == []
 
 
