@@ -85,11 +85,14 @@ def build_campaigns(settings: WorldSettings, items: Items, draws: Draws) -> Camp
     category = _categories(draws, rows)
     item = _items(draws, rows, classes, category, items)
     starts, ends = _dates(settings, draws, rows, classes)
-    channels = [_CHANNEL_SETS[i] for i in draws.below("campaign.channels", len(_CHANNEL_SETS), rows)]
+    channels: list[tuple[Channel, ...]] = [
+        _CHANNEL_SETS[i] for i in draws.below("campaign.channels", len(_CHANNEL_SETS), rows)
+    ]
     title, text = _texts(draws, rows, item, items)
     ids = [_identifier(int(row)) for row in rows]
     cost = np.array([max(CHANNEL_COST[c] for c in used) for used in channels])
-    margin = np.where(item >= 0, items.margin[item], 0.2 * np.array([one.price for one in CATEGORIES])[category])
+    typical = np.array([one.price for one in CATEGORIES], np.float64)[category]
+    margin: F64 = np.where(item >= 0, items.margin[item], 0.2 * typical)
     return Campaigns(
         campaign_id=ids,
         campaign=hash_ids(ids),

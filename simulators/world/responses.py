@@ -187,7 +187,7 @@ def widget_relevance(population: Population, widgets: Widgets, response: Respons
 
 def examination(slot: npt.NDArray[np.int32], response: ResponseSettings) -> F64:
     """Chance that a slot is looked at: (1 + slot) ** -decay (position-based model; Craswell et al. 2008)."""
-    result: F64 = (1.0 + slot) ** -response.examination_decay
+    result: F64 = (1.0 + slot.astype(np.float64)) ** -response.examination_decay
     return result
 
 

@@ -97,7 +97,7 @@ def item_slate(
     owner = np.repeat(np.arange(len(asked.user)), np.diff(offsets))
     rows = asked.user[owner]
     response = model.settings.response
-    truth = item_truth(model.population, model.items, response, rows, item)
+    truth = item_truth(model.population, model.items, response, rows, item.astype(np.int64))
     cart = cart_probability(response, truth)
     heads = item_scores(response, model.draws, truth, cart, model.population.user[rows], model.items.item[item])
     category = model.categories[model.items.category[item]]
@@ -113,7 +113,7 @@ def widget_slate(model: Model, state: WorldState, lists: ListSettings, asked: As
     n, width = len(asked.user), len(model.widgets)
     widget = np.tile(np.arange(width, dtype=np.int32), n)
     rows = np.repeat(asked.user, width)
-    logit = widget_relevance(model.population, model.widgets, model.settings.response, rows, widget)
+    logit = widget_relevance(model.population, model.widgets, model.settings.response, rows, widget.astype(np.int64))
     identity = model.widgets.widget[widget]
     heads = widget_scores(model.settings.response, model.draws, logit, model.population.user[rows], identity)
     offsets = np.arange(n + 1, dtype=np.int64) * width
