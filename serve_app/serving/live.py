@@ -7,7 +7,7 @@ rows of new items have the same numbers everywhere. A view is a value: applying 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ class ItemsView:
         items = [self._decode(change) for change in new if change.kind == ITEM_CHANGE]
         found = self.rows.item_rows(np.array([change.item for change in items], np.uint64))
         overlay = self.overlay.apply(list(zip(items, found.tolist(), strict=True)))
-        overlay = overlay.at(new[-1].seq) if overlay.seq != new[-1].seq else overlay
+        overlay = replace(overlay, seq=new[-1].seq)
         return ItemsView(self.rows, self.category_vectors, overlay, self._facts(overlay), self._hashes(overlay))
 
     def _decode(self, change: CatalogueChange) -> ItemChange:

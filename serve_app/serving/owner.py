@@ -1,0 +1,136 @@
+"""The state owner: one process that holds the ledger and the promotion board for all replicas of a server.
+
+Calls run in a pool of threads, so that commits of many callers share one durable write (group commit) and no caller holds up
+the event loop. Read-modify-write of a user's state happens here, under a lock per user, so that no change is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.clock import now_us
+from serve_app.errors import InvalidInput
+from serve_app.ledger.protocol import CatalogueChange, Consent, Ledger, LedgerView, Recents, UserChanges, UserRecord
+from serve_app.serving.board import Board, Kind, Orders, Report
+
+__all__ = ["LiveAnswer", "Optings", "StateOwner"]
+
+U64 = npt.NDArray[np.uint64]
+_LOCKS = 256
+_GAP = 10_000
+
+_CALLABLE = frozenset(
+    {
+        "read", "commit", "refund", "put_user", "put_users", "get_user", "delete_user", "record_events", "recents",
+        "dedupe_events", "append_catalogue_change", "catalogue_head", "catalogue_changes", "put_campaign", "get_campaigns",
+        "find_decision", "pending_records", "ack_records", "due_deferrals", "drop_deferral", "claim_outbox", "ack_outbox",
+        "set_history_horizon",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LiveAnswer:
+    """What a micro-batch needs of the live state: the newest catalogue sequence number, the changes it has not seen yet
+    (all of them up to `head`), and its users' recent items."""
+
+    head: int
+    changes: list[CatalogueChange]
+    recents: Recents
+
+
+@dataclass(frozen=True, slots=True)
+class Optings:
+    """Channels (bits) to add to and to take from a user's opt-outs."""
+
+    out: int = 0
+    back: int = 0
+
+
+class StateOwner:
+    """See the module. Methods are coroutines on the owner's event loop."""
+
+    def __init__(self, ledger: Ledger, board: Board, *, threads: int = 4, clock: Callable[[], int] = now_us) -> None:
+        self._ledger = ledger
+        self.board = board
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ledger")
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+        self._clock = clock
+
+    async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        """One method of the ledger, by name."""
+        if method == "snapshot_pages":
+            return await self._run(self._snapshot_pages, *arguments)
+        if method not in _CALLABLE:
+            raise InvalidInput(f"the ledger has no method {method!r}", field="method")
+        return await self._run(getattr(self._ledger, method), *arguments, **keywords)
+
+    async def live(self, users: U64, after_seq: int) -> LiveAnswer:
+        """See LiveAnswer. The head is read after the call began: a change that was answered before is in."""
+        return await self._run(self._live, users, after_seq)
+
+    async def change_user(self, user: int, changes: UserChanges, optings: Optings | None = None) -> UserRecord:
+        """Apply `changes` and opt-outs to one user and give the state as stored after it."""
+        return await self._run(self._change_user, user, changes, optings)
+
+    async def poll(self, report: Report, after_epoch: int) -> Orders:
+        """A replica's report against the board's orders."""
+        return await self.board.poll(report, after_epoch)
+
+    async def prepare(self, kind: Kind, version: str) -> None:
+        """First phase of a promotion."""
+        await self.board.prepare(kind, version)
+
+    async def commit_version(self, kind: Kind, version: str) -> None:
+        """Second phase of a promotion."""
+        await self.board.commit(kind, version)
+
+    async def replicas(self) -> Sequence[Report]:
+        """Reports of the living replicas."""
+        return self.board.replicas()
+
+    def close(self) -> None:
+        """Finish what is under way and let the ledger go."""
+        self._pool.shutdown(wait=True)
+        self._ledger.close()
+
+    async def _run(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, lambda: function(*arguments, **keywords))
+
+    def _live(self, users: U64, after_seq: int) -> LiveAnswer:
+        head = self._ledger.catalogue_head()
+        changes: list[CatalogueChange] = []
+        while after_seq < head:
+            page = self._ledger.catalogue_changes(after_seq, _GAP)
+            if not page:
+                break
+            changes += page
+            after_seq = page[-1].seq
+        return LiveAnswer(max(head, after_seq), changes, self._ledger.recents(users))
+
+    def _change_user(self, user: int, changes: UserChanges, optings: Optings | None) -> UserRecord:
+        with self._locks[user % _LOCKS]:
+            if optings is not None:
+                known = self._ledger.get_user(user)
+                opted_out = ((known.opted_out if known else 0) | optings.out) & ~optings.back
+                changes = UserChanges(**{**_fields(changes), "opted_out": opted_out})
+            version = self._ledger.put_user(user, changes)
+            stored = self._ledger.get_user(user)
+        never = Consent(0)
+        return stored or UserRecord(user, version, never, never, 0, 0, 0, "", "")  # erased right after
+
+    def _snapshot_pages(self, as_of: int, chunk: int) -> list[LedgerView]:
+        return list(self._ledger.snapshot(as_of, chunk))
+
+
+def _fields(changes: UserChanges) -> dict[str, Any]:
+    return {name: getattr(changes, name) for name in changes.__dataclass_fields__}
