@@ -211,12 +211,14 @@ def _request_columns(req: Columns, hashes: EntityHashes) -> dict[str, Any]:
     """Request columns of the batch that the log has too, row indices turned into hashes."""
     out: dict[str, Any] = {}
     names = set(TABLES["requests"].names) & set(req)
-    for name in names - {"log_rate", "recents", "bought", "excluded", "anchor", "categories"}:
+    for name in names - {"arms", "log_rate", "recents", "bought", "excluded", "anchor", "categories"}:
         out[name] = req[name]
     for name in {"recents", "bought", "excluded"} & set(req):
         out[name] = Ragged(_rows_to_hashes(req[name].values, hashes.items), req[name].offsets)
     if "categories" in req:
         out["categories"] = Ragged(_rows_to_hashes(req["categories"].values, hashes.categories), req["categories"].offsets)
+    if "arms" in req:
+        out["arm_bits"] = req["arms"]
     if "anchor" in req:
         out["anchor"] = _rows_to_hashes(req["anchor"], hashes.items)
     return out

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from serve_app.batch import Batch, Ragged, lengths_to_offsets
+from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.errors import InvalidInput
 from serve_app.ids import bucket_of
 from serve_app.log.rows import EntityHashes, assignments, fill, logged_in_full, rows_from_batch
@@ -165,6 +166,33 @@ def test_assignments_are_lists_of_id_arm_probability() -> None:
     column = assignments(np.array([1, 2], np.uint64), np.array([[0, 1], [1, 0]], np.int16), np.array([0.5, 0.1]))
     assert column.to_pylist()[1] == [{"id": 1, "arm": 1, "p": 0.5}, {"id": 2, "arm": 0, "p": 0.1}]
     assert _rows(_slates(2, 3), arms=column)["requests"]["arms"].to_pylist() == column.to_pylist()
+
+
+def test_the_batch_s_arms_are_logged_as_bits() -> None:
+    batch = _slates(2, 3)
+    batch.requests["arms"] = np.array([0x21, 0x12], np.uint64)
+    assert _rows(batch)["requests"]["arm_bits"].to_pylist() == [0x21, 0x12]
+
+
+def test_every_scalar_column_of_the_batch_is_logged_or_named_here() -> None:
+    """A stage's new input must reach the log, or a replay cannot repeat the decision."""
+    not_inputs = {
+        "deadline_at",
+        "policy",
+        "user_row",
+        "read_version",
+        "p_none",
+        "explored",
+        "forced",
+        "action",
+        "reason",
+        "until",
+    }
+    renamed = {"arms": "arm_bits"}
+    logged = set(TABLES["requests"].names)
+    assert {name for name in REQUEST_COLUMNS if renamed.get(name, name) not in logged} <= not_inputs
+    elsewhere = {"source_scores", "counts"}
+    assert {name for name in CANDIDATE_COLUMNS if name not in TABLES["candidates"].names} <= elsewhere
 
 
 def test_an_unknown_column_is_an_error_that_names_it() -> None:
