@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from serve_app.errors import InvalidInput
 from serve_app.policy.zones import zone_index, zone_name
-from serve_app.regions import region_code, region_index
+from serve_app.regions import region_index, region_name
 
 __all__ = ["NameTable", "region_names", "zone_names"]
 
@@ -80,4 +80,4 @@ def zone_names() -> NameTable:
 
 def region_names() -> NameTable:
     """Regions, by `serve_app.regions`."""
-    return NameTable("region", partial(_index_or_unknown, region_index), region_code)
+    return NameTable("region", partial(_index_or_unknown, region_index), region_name)

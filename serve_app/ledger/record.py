@@ -35,9 +35,9 @@ _HEAD = struct.Struct("<2sHQQIHHI")
 _REQUEST = (
     "request_id", "root_id", "parent_request_id", "attempt", "surface", "origin", "trigger_event_id", "decided_at",
     "env_seq", "policy", "cell", "epoch", "p_cell", "user", "zone", "region", "consent_ad_at", "consent_night_at",
-    "customer_until", "reachable", "opted_out", "segments", "segments_at", "read_version", "width", "slots", "degraded", "cold",
-    "log_rate", "availability_seq", "p_none", "explored", "forced", "action", "reason", "until", "expires_at", "context_hour",
-    "context_device",
+    "customer_until", "reachable", "opted_out", "segments", "segments_at", "read_version", "width", "slots", "degraded",
+    "cold", "log_rate", "availability_seq", "p_none", "explored", "forced", "action", "reason", "until", "expires_at",
+    "context_hour", "context_device",
 )
 _CANDIDATE = (
     "item_hash", "campaign", "channel", "message_class", "category", "priority", "sources", "retrieval_score", "drop_reason",

@@ -176,7 +176,8 @@ class UserTable:
         apply_changes(state, 0, changes, self.zones, self.regions)
         state["version"][0] += 1
         state["erased"][0] = 0
-        self.state[self.rows_for(np.asarray([user], np.uint64))] = state
+        rows = self.rows_for(np.asarray([user], np.uint64))
+        self.state[rows] = state
         return int(state["version"][0])
 
     def put_many(self, users: U64, columns: UserState) -> I64:
@@ -194,6 +195,14 @@ class UserTable:
         """One user's state with names; None for a user never written, or erased. `consents`: as put, with proofs."""
         rows = self.index.find(np.asarray([user], np.uint64))
         return record_of(user, self.state_of(rows)[0], consents, self.zones, self.regions)
+
+    def load(self, users: U64, state: npt.NDArray[np.void], histories: Histories, recents: Histories) -> I64:
+        """Make stored users (distinct) the table's rows; `recents.entries` are RECENT_DTYPE. Returns the rows."""
+        rows = self.rows_for(users)
+        self.state[rows] = state
+        self.histories.replace(rows, histories.entries, histories.offsets)
+        self.recents_of.replace(rows, recents.entries, recents.offsets)
+        return rows
 
     def erase(self, user: int) -> bool:
         """Blank everything of a user but the version, which rises by one. False when nothing was known."""

@@ -1,0 +1,102 @@
+"""Write-behind of the SQLite ledger: user rows and the decision index follow the journal in rounds, in key order.
+
+A commit to a large population touches one page per user; the journal touches a few pages per batch. So the journal
+makes a write durable, and rounds of short transactions bring the tables up to date, each page once per round. A crash in
+between loses nothing: rows say which journal position they contain, and later blocks are replayed at the next start.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.ledger.sqlite_file import to_keys, user_rows
+from serve_app.ledger.sqlite_index import DecisionIndex, checked_block
+from serve_app.ledger.table import UserTable
+
+__all__ = ["Checkpoint"]
+
+I64 = npt.NDArray[np.int64]
+_SLICE = 2_000
+_BLOCKS = 50
+PUT_USER = "INSERT OR REPLACE INTO users VALUES (?, ?, ?, ?, ?, ?)"
+_PUT_PLACE = "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+
+class Checkpoint:
+    """The current round, and which rows the next one must write."""
+
+    def __init__(self, table: UserTable, index: DecisionIndex, every_rows: int) -> None:
+        self._table, self._index, self._every = table, index, every_rows
+        self._dirty = np.zeros(0, np.bool_)
+        self._since = 0
+        self._users: I64 = np.zeros(0, np.int64)
+        self._places: list[tuple[int, int]] = []
+        self._target = 0
+        self._running = False
+        self.reached = 0
+
+    def touch(self, rows: I64) -> None:
+        """Table rows changed by a journal block."""
+        if len(self._dirty) < self._table.count:
+            grown = np.zeros(len(self._table.state), np.bool_)
+            grown[: len(self._dirty)] = self._dirty
+            self._dirty = grown
+        self._dirty[rows] = True
+        self._since += len(rows)
+
+    def written(self, rows: I64) -> None:
+        """Table rows that were written through."""
+        self._dirty[rows[rows < len(self._dirty)]] = False
+
+    def step(self, connection: sqlite3.Connection, seq: int, horizons: tuple[int, int], *, idle: bool) -> bool:
+        """One short transaction of the current round, starting one when it is time; True while the round goes on.
+
+        seq: the newest journal position. horizons: commit blocks, and event ids, older than these may go.
+        """
+        if not self._running:
+            if self._since == 0 or not (idle or self._since >= self._every):
+                return False
+            self._begin(seq)
+        connection.execute("BEGIN")
+        self._slice(connection, seq, horizons)
+        connection.execute("COMMIT")
+        return self._running
+
+    def _begin(self, seq: int) -> None:
+        rows = np.flatnonzero(self._dirty)
+        self._users = rows[np.argsort(self._table.index.keys[rows], kind="stable")]
+        self._places = self._index.begin_flush()
+        self._target, self._since, self._running = seq, 0, True
+
+    def _slice(self, connection: sqlite3.Connection, seq: int, horizons: tuple[int, int]) -> None:
+        if len(self._users):
+            rows, self._users = self._users[:_SLICE], self._users[_SLICE:]
+            connection.executemany(PUT_USER, user_rows(self._table, rows, seq))
+            self._dirty[rows] = False
+        elif self._places:
+            pairs, self._places = self._places[: 2 * _SLICE], self._places[2 * _SLICE :]
+            connection.executemany(_PUT_PLACE, self._index.rows(pairs))
+        else:
+            if self.reached != self._target:
+                self.reached = self._target
+                self._index.end_flush()
+                connection.execute("INSERT OR REPLACE INTO meta VALUES ('checkpoint', ?)", (self.reached,))
+                connection.execute("DELETE FROM blocks WHERE kind = 2 AND seq <= ?", (self.reached,))
+                connection.execute("DELETE FROM blocks WHERE kind = 3 AND at < ?", (horizons[1],))
+            self._running = self._expire(connection, horizons[0])
+
+    def _expire(self, connection: sqlite3.Connection, horizon: int) -> bool:
+        """Drop acknowledged commit blocks older than `horizon`, with their places; True while there may be more."""
+        query = (
+            "SELECT seq, sum, body FROM blocks WHERE kind = 1 AND seq <= ? AND at < ? AND (acked = 1 OR records = 0) "
+            "ORDER BY seq LIMIT ?"
+        )
+        old = connection.execute(query, (self.reached, horizon, _BLOCKS)).fetchall()
+        for seq, expected, body in old:
+            keys = sorted(to_keys(checked_block(seq, expected, body)["users"]))
+            connection.executemany("DELETE FROM decisions WHERE key = ? AND seq = ?", ((key, seq) for key in keys))
+            connection.execute("DELETE FROM blocks WHERE seq = ?", (seq,))
+        return len(old) == _BLOCKS
