@@ -69,31 +69,31 @@ class LedgerClient:
 
     def read(self, users: U64) -> LedgerView:
         """See Ledger."""
-        return self._ask("read", users)  # type: ignore[no-any-return]
+        return self._ask("read", users)
 
     def commit(self, plan: CommitPlan) -> CommitResult:
         """See Ledger."""
-        return self._ask("commit", plan)  # type: ignore[no-any-return]
+        return self._ask("commit", plan)
 
     def refund(self, user: int, request_id: int, slot: int) -> bool:
         """See Ledger."""
-        return self._ask("refund", user, request_id, slot)  # type: ignore[no-any-return]
+        return self._ask("refund", user, request_id, slot)
 
     def put_user(self, user: int, changes: UserChanges) -> int:
         """See Ledger."""
-        return self._ask("put_user", user, changes)  # type: ignore[no-any-return]
+        return self._ask("put_user", user, changes)
 
     def put_users(self, users: U64, state: UserState) -> I64:
         """See Ledger."""
-        return self._ask("put_users", users, state)  # type: ignore[no-any-return]
+        return self._ask("put_users", users, state)
 
     def get_user(self, user: int) -> UserRecord | None:
         """See Ledger."""
-        return self._ask("get_user", user)  # type: ignore[no-any-return]
+        return self._ask("get_user", user)
 
     def delete_user(self, user: int) -> bool:
         """See Ledger."""
-        return self._ask("delete_user", user)  # type: ignore[no-any-return]
+        return self._ask("delete_user", user)
 
     def record_events(self, users: U64, items: U64, at: I64) -> None:
         """See Ledger."""
@@ -101,39 +101,39 @@ class LedgerClient:
 
     def recents(self, users: U64) -> Recents:
         """See Ledger."""
-        return self._ask("recents", users)  # type: ignore[no-any-return]
+        return self._ask("recents", users)
 
     def dedupe_events(self, ids: U64, at: int, *, mark: bool = True) -> npt.NDArray[np.bool_]:
         """See Ledger."""
-        return self._ask("dedupe_events", ids, at, mark=mark)  # type: ignore[no-any-return]
+        return self._ask("dedupe_events", ids, at, mark=mark)
 
     def append_catalogue_change(self, kind: str, payload: bytes) -> int:
         """See Ledger."""
-        return self._ask("append_catalogue_change", kind, payload)  # type: ignore[no-any-return]
+        return self._ask("append_catalogue_change", kind, payload)
 
     def catalogue_head(self) -> int:
         """See Ledger."""
-        return self._ask("catalogue_head")  # type: ignore[no-any-return]
+        return self._ask("catalogue_head")
 
     def catalogue_changes(self, after_seq: int, limit: int = 10_000) -> list[CatalogueChange]:
         """See Ledger."""
-        return self._ask("catalogue_changes", after_seq, limit)  # type: ignore[no-any-return]
+        return self._ask("catalogue_changes", after_seq, limit)
 
     def put_campaign(self, campaign_id: str, document: bytes) -> CampaignRow:
         """See Ledger."""
-        return self._ask("put_campaign", campaign_id, document)  # type: ignore[no-any-return]
+        return self._ask("put_campaign", campaign_id, document)
 
     def get_campaigns(self) -> list[CampaignRow]:
         """See Ledger."""
-        return self._ask("get_campaigns")  # type: ignore[no-any-return]
+        return self._ask("get_campaigns")
 
     def find_decision(self, user: int, request_id: int, slot: int = 0) -> bytes | None:
         """See Ledger."""
-        return self._ask("find_decision", user, request_id, slot)  # type: ignore[no-any-return]
+        return self._ask("find_decision", user, request_id, slot)
 
     def pending_records(self, limit: int) -> list[StoredRecord]:
         """See Ledger."""
-        return self._ask("pending_records", limit)  # type: ignore[no-any-return]
+        return self._ask("pending_records", limit)
 
     def ack_records(self, ids: Sequence[int]) -> None:
         """See Ledger."""
@@ -141,22 +141,22 @@ class LedgerClient:
 
     def due_deferrals(self, now: int, limit: int) -> list[Deferral]:
         """See Ledger."""
-        return self._ask("due_deferrals", now, limit)  # type: ignore[no-any-return]
+        return self._ask("due_deferrals", now, limit)
 
     def drop_deferral(self, user: int, request_id: int) -> bool:
         """See Ledger."""
-        return self._ask("drop_deferral", user, request_id)  # type: ignore[no-any-return]
+        return self._ask("drop_deferral", user, request_id)
 
     def claim_outbox(self, now: int, limit: int, lease_us: int) -> list[OutboxItem]:
         """See Ledger."""
-        return self._ask("claim_outbox", now, limit, lease_us)  # type: ignore[no-any-return]
+        return self._ask("claim_outbox", now, limit, lease_us)
 
     def ack_outbox(self, ids: Sequence[int]) -> int:
         """See Ledger."""
-        return self._ask("ack_outbox", ids)  # type: ignore[no-any-return]
+        return self._ask("ack_outbox", ids)
 
     def snapshot(self, as_of: int, chunk: int = 10_000) -> Iterator[LedgerView]:
-        """See Ledger. The owner streams only inside its own process; a client gets the pages one by one."""
+        """See Ledger. A client gets all pages in one answer."""
         return iter(self._ask("snapshot_pages", as_of, chunk))
 
     def set_history_horizon(self, horizon_us: int) -> None:

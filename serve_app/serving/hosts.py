@@ -1,0 +1,187 @@
+"""Hosts run stages for whole micro-batches: what a deployment, or the fused ingress, calls.
+
+A host is synchronous and knows nothing of where it runs. What goes in and out are batches of compact columns: dropped
+candidates stay behind with the host that ranks, and the feature matrix never leaves it unless an explanation was asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.batch import Array, Batch, Columns
+from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
+from serve_app.serving.journalling import JournalHost
+from serve_app.serving.library import Library, Pins
+from serve_app.serving.pages import without_repeats
+from serve_app.stages.extend import extended
+from serve_app.stages.features.plan import FeaturePlan
+from serve_app.vocabulary import DropReason, FeatureStatus, StageBit, Surface
+
+__all__ = [
+    "FeatureMatrix",
+    "FeaturesHost",
+    "JournalHost",
+    "RankCall",
+    "RankingHost",
+    "RetrievalHost",
+    "default_matrix",
+    "flagged",
+]
+
+Bools = npt.NDArray[np.bool_]
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+I32 = npt.NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class FeatureMatrix:
+    """features f32[m, F] and status u8[m, F] of the plan's names."""
+
+    names: tuple[str, ...]
+    features: F32
+    status: U8
+
+
+@dataclass(slots=True)
+class RankCall:
+    """One batch to rank. page: i32[n] number of the page each list stands on, -1: none; lists of one page, in row order,
+    hold no item twice. explain: give every candidate back with everything known. log: journal the result."""
+
+    batch: Batch
+    pins: Pins
+    explain: bool
+    log: bool
+    page: I32 | None = None
+
+
+def flagged(batch: Batch, bit: StageBit) -> Batch:
+    """The batch with `bit` set in every request's `degraded`."""
+    requests = Columns(len(batch), REQUEST_COLUMNS, dict(batch.requests))
+    requests["degraded"] = batch.requests["degraded"] | np.uint8(bit)
+    return Batch(requests, batch.candidates, batch.offsets, batch.meta)
+
+
+class RetrievalHost:
+    """Candidates."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    def run(self, batch: Batch, pins: Pins) -> Batch:
+        """Candidates of a batch, dropped ones included, with the sequence number their filter knew."""
+        edition = self._library.edition(pins)
+        assert edition.held.retrieval is not None
+        out = edition.held.retrieval.run(batch, edition.context)
+        requests = Columns(len(batch), REQUEST_COLUMNS, dict(batch.requests))
+        requests["availability_seq"] = np.full(len(batch), edition.view.seq, np.int64)
+        return Batch(requests, out.candidates, out.offsets, out.meta)
+
+
+class FeaturesHost:
+    """Feature values of candidates."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    def run(self, batch: Batch, pins: Pins) -> FeatureMatrix:
+        """The matrix of a batch whose candidates are all to be ranked."""
+        edition = self._library.edition(pins)
+        assert edition.held.features is not None
+        out = edition.held.features.run(batch, edition.context)
+        return FeatureMatrix(tuple(out.meta["features"]), out.candidates["features"], out.candidates["feature_status"])
+
+
+def default_matrix(plan: FeaturePlan, rows: int) -> FeatureMatrix:
+    """The fall-back of features: every declared default, NaN where none is declared."""
+    defaults = plan.defaults()
+    status = np.where(np.isnan(defaults), FeatureStatus.missing, FeatureStatus.defaulted).astype(np.uint8)
+    shape = (rows, len(plan))
+    return FeatureMatrix(plan.names, np.broadcast_to(defaults, shape).copy(), np.broadcast_to(status, shape).copy())
+
+
+class RankingHost:
+    """Lists from candidates and their features; journals what it made."""
+
+    def __init__(self, library: Library, journal: JournalHost) -> None:
+        self._library = library
+        self._journal = journal
+
+    def kept(self, call: RankCall) -> Batch:
+        """The part of the batch to read features for: kept candidates only."""
+        return call.batch.select(_kept(call.batch))
+
+    def defaults(self, call: RankCall, rows: int) -> FeatureMatrix:
+        """The matrix when features did not come in time."""
+        held = self._library.edition(call.pins).held
+        assert held.features is not None
+        return default_matrix(held.features.plan(_surface(call.batch)), rows)
+
+    def run(self, call: RankCall, matrix: FeatureMatrix, *, degraded: bool) -> Batch:
+        """Rank, select, journal. The answer holds chosen candidates only, or all of them where an explanation is wanted."""
+        edition = self._library.edition(call.pins)
+        assert edition.held.ranking is not None
+        batch = flagged(call.batch, StageBit.features) if degraded else call.batch
+        mask = _kept(batch)
+        featured = extended(
+            batch.select(mask), {"features": matrix.names}, features=matrix.features, feature_status=matrix.status
+        )
+        ranked = edition.held.ranking.run(featured, edition.context)
+        if _surface(batch) == Surface.notification:
+            return ranked
+        if call.page is not None:
+            ranked = without_repeats(ranked, call.page, edition)
+        if call.explain or call.log:
+            whole = _rejoin(batch, mask, ranked)
+            if call.log and not self._journal.append(whole, edition):
+                ranked, whole = flagged(ranked, StageBit.log), flagged(whole, StageBit.log)
+            if call.explain:
+                return whole
+        return _answered(ranked)
+
+
+def _surface(batch: Batch) -> Surface:
+    return Surface(int(batch.requests["surface"][0]))
+
+
+def _kept(batch: Batch) -> Bools:
+    kept: Bools = batch.candidates["drop_reason"] == DropReason.kept
+    return kept
+
+
+_ANSWER = ("item", "widget", "review", "category", "slot", "p_slot", "value")
+
+
+def _answered(ranked: Batch) -> Batch:
+    """Chosen candidates with the columns an answer needs."""
+    chosen = ranked.select(ranked.candidates["slot"] >= 0)
+    kept = {name: chosen.candidates[name] for name in _ANSWER if name in chosen.candidates}
+    requests = {name: chosen.requests[name] for name in ("request_id", "degraded", "availability_seq")}
+    return Batch(
+        Columns(len(chosen), REQUEST_COLUMNS, requests),
+        Columns(chosen.candidates.rows, CANDIDATE_COLUMNS, kept),
+        chosen.offsets,
+    )
+
+
+_FILL: dict[str, float] = {"slot": -1}
+
+
+def _rejoin(batch: Batch, mask: Bools, ranked: Batch) -> Batch:
+    """All candidates of `batch`, with what ranking said of those in `mask`."""
+    columns: dict[str, Array] = {}
+    for name, values in ranked.candidates.items():
+        if name in batch.candidates and name != "drop_reason":
+            continue
+        if name == "drop_reason":
+            whole = batch.candidates["drop_reason"].copy()
+        else:
+            empty = _FILL.get(name, np.nan if values.dtype.kind == "f" else 0)
+            whole = np.full((len(mask), *values.shape[1:]), empty, values.dtype)
+        whole[mask] = values
+        columns[name] = whole
+    joined = extended(batch, ranked.meta, **columns)
+    return Batch(ranked.requests, joined.candidates, joined.offsets, joined.meta)

@@ -1,0 +1,63 @@
+"""The journal as the serving path uses it: finished batches in, durable within a budget or said to be late."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+
+from serve_app.batch import Batch
+from serve_app.errors import HindcastError
+from serve_app.log.fingerprint import code_version, fingerprint
+from serve_app.log.journal import Journal
+from serve_app.log.rows import EntityHashes, rows_from_batch
+from serve_app.serving.library import Edition
+
+__all__ = ["JournalHost"]
+
+_LOG = logging.getLogger("hindcast.serving")
+
+
+class JournalHost:
+    """Appends finished batches to this process's journal, within a budget."""
+
+    def __init__(self, journal: Journal, budget_ms: float) -> None:
+        self.journal = journal
+        self._budget_s = budget_ms / 1000
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="journal")
+
+    def append(self, batch: Batch, edition: Edition) -> bool:
+        """Whether the batch is durable in time. An append that is late may still happen, and is then in the log."""
+        catalogue = edition.release.catalogue
+        hashes = EntityHashes(
+            edition.view.hashes, catalogue.review_hashes, catalogue.widget_hashes, catalogue.category_hashes
+        )
+        rows = rows_from_batch(
+            batch,
+            hashes=hashes,
+            policy_revision=edition.policy.revision,
+            release=edition.release.version,
+            fingerprint=fingerprint(),
+            salt=0,
+            code_version=code_version(),
+        )
+        return self.attempt(lambda: self.journal.append(rows))
+
+    def attempt(self, write: Callable[[], None]) -> bool:
+        """Run one write within the budget."""
+        done: Future[None] = self._pool.submit(write)
+        try:
+            done.result(self._budget_s)
+        except FutureTimeout:
+            _LOG.warning("the journal missed its budget of %g s", self._budget_s)
+            return False
+        except HindcastError as error:
+            _LOG.error("the journal refused a write: %s", error)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Finish what is under way."""
+        self._pool.shutdown(wait=True)
+        self.journal.close()
