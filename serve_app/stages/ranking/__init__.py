@@ -2,4 +2,5 @@
 
 from serve_app.stages.ranking.settings import ListSettings, Redundancy, Relax
 
+# Heads and stage are imported from their modules: they load XGBoost, which readers of settings do not need.
 __all__ = ["ListSettings", "Redundancy", "Relax"]
