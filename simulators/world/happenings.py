@@ -10,7 +10,7 @@ import numpy.typing as npt
 from simulators.world.draws import Draws
 from simulators.world.settings import DAY_US, HOUR_US, SECOND_US, WorldSettings
 
-__all__ = ["HAPPENING", "arrivals", "happenings", "joined"]
+__all__ = ["HAPPENING", "arrivals", "event_ids", "happenings", "joined"]
 
 # user, item, campaign: row numbers, -1 none. request_id, session: 0 none. note: index into the driver's attribute texts.
 HAPPENING = np.dtype(
@@ -45,6 +45,12 @@ def joined(parts: list[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
     """All events, ordered by user, then time (ties keep their order)."""
     every = np.concatenate([np.empty(0, HAPPENING), *parts])
     return every[np.lexsort((every["ts"], every["user"]))]
+
+
+def event_ids(draws: Draws, events: npt.NDArray[np.void], user: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """u64[n]: the same happening has the same id in every run. `user` u64[n] are the users' hashes."""
+    names = ("ts", "type", "item", "slot", "channel", "note")
+    return draws.bits("event.id", user, *(events[name] for name in names))
 
 
 def arrivals(

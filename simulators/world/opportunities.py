@@ -110,7 +110,7 @@ def order_messages(model: Model, orders: Rows, event_id: npt.NDArray[np.uint64])
 
 
 def reminders(model: Model, state: WorldState, day: int) -> Rows:
-    """Informational messages: back in stock for those who looked at the item of late, expiring points for one in a hundred."""
+    """Informational messages: back in stock for those who looked at the item, expiring points for one user in a hundred."""
     people, start = model.population, model.settings.start_us + day * DAY_US
     back = np.append(model.items.restock_day == day, False)  # the last entry answers for "no item"
     waiting = np.flatnonzero(back[state.recents].any(axis=1) & (people.joined_day < day))

@@ -14,7 +14,7 @@ from simulators.world.draws import Draws, logistic
 from simulators.world.responses import ItemTruth, SendTruth
 from simulators.world.settings import ResponseSettings
 
-__all__ = ["ITEM_HEADS", "SEND_HEADS", "WIDGET_HEADS", "item_scores", "send_scores", "widget_scores"]
+__all__ = ["HEADS", "ITEM_HEADS", "SEND_HEADS", "WIDGET_HEADS", "item_scores", "send_scores", "widget_scores"]
 
 F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
@@ -22,6 +22,7 @@ F32 = npt.NDArray[np.float32]
 SEND_HEADS = ("p_click", "p_convert", "p_optout", "uplift")
 ITEM_HEADS = ("p_click", "p_convert")
 WIDGET_HEADS = ("p_widget",)
+HEADS = {"notification": SEND_HEADS, "gateway": ITEM_HEADS, "related": ITEM_HEADS, "widgets": WIDGET_HEADS}
 
 
 def send_scores(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["DAY_US", "HOUR_US", "MINUTE_US", "SECOND_US", "ResponseSettings", "WorldSettings"]
+from serve_app.errors import InvalidInput
+
+__all__ = ["DAY_US", "HOUR_US", "MINUTE_US", "SECOND_US", "ResponseSettings", "WorldSettings", "world_settings"]
 
 SECOND_US = 1_000_000
 MINUTE_US = 60 * SECOND_US
@@ -84,3 +87,15 @@ class WorldSettings(BaseModel):
     def start_us(self) -> int:
         """Midnight UTC of the first day, microseconds."""
         return int(datetime(self.start.year, self.start.month, self.start.day, tzinfo=UTC).timestamp()) * SECOND_US
+
+
+def world_settings(*, users: int, items: int, days: int, seed: int, start: str = "") -> WorldSettings:
+    """Settings from a command line; InvalidInput names the option that is out of its bounds."""
+    given: dict[str, Any] = {"users": users, "items": items, "days": days, "seed": seed}
+    if start:
+        given["start"] = start
+    try:
+        return WorldSettings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidInput(str(first["msg"]), field=".".join(str(part) for part in first["loc"])) from None

@@ -10,7 +10,17 @@ import numpy.typing as npt
 from simulators.world.population import Population
 from simulators.world.settings import ResponseSettings
 
-__all__ = ["RECENTS", "WorldState", "age_a_day", "initial_state", "note_clicks", "note_orders", "note_sends", "note_views"]
+__all__ = [
+    "RECENTS",
+    "WorldState",
+    "age_a_day",
+    "initial_state",
+    "note_clicks",
+    "note_opt_outs",
+    "note_orders",
+    "note_sends",
+    "note_views",
+]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -107,3 +117,10 @@ def _added(values: F64, rows: I64, gain: F64) -> F64:
     out = values.copy()
     np.add.at(out, rows, gain)
     return out
+
+
+def note_opt_outs(state: WorldState, rows: I64, channel: npt.NDArray[np.int8]) -> WorldState:
+    """Channels switched off by `rows` (may repeat)."""
+    opted_out = state.opted_out.copy()
+    np.bitwise_or.at(opted_out, rows, np.left_shift(np.uint16(1), channel.astype(np.uint16)))
+    return replace(state, opted_out=opted_out)

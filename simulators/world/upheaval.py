@@ -42,9 +42,8 @@ def upheave(model: Model, state: WorldState, day: int) -> Upheaval:
     """All changes happen at the start of the day (UTC)."""
     at = model.settings.start_us + day * DAY_US + 1
     here = model.population.joined_day < day
-    draw = {
-        name: model.draws.uniform(f"life.{name}", model.population.user, day) for name in ("ad", "night", "opt_in", "move")
-    }
+    who = model.population.user
+    draw = {name: model.draws.uniform(f"life.{name}", who, day) for name in ("ad", "night", "opt_in", "move")}
     gives = here & (state.consent_ad_at == 0) & (draw["ad"] < _GIVES_AD)
     takes = here & (state.consent_ad_at > 0) & (draw["ad"] < _WITHDRAWS_AD)
     night = here & (state.consent_night_at == 0) & (state.consent_ad_at > 0) & ~takes & (draw["night"] < _GIVES_NIGHT)
