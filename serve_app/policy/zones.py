@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +50,8 @@ class ZoneTable:
     offsets: I64
 
     @property
-    def arrays(self) -> tuple[I64, I64, I64]:
-        """What kernels take: (first, starts, offsets)."""
+    def arrays(self) -> tuple[Any, ...]:
+        """What kernels take: (first, starts, offsets), all i64."""
         return self.first, self.starts, self.offsets
 
 
@@ -164,16 +165,16 @@ def _checked(zone: npt.ArrayLike, rows: int) -> I16:
 def local_day(ts: npt.ArrayLike, zone: npt.ArrayLike) -> npt.NDArray[np.int32]:
     """i64[n] UTC microseconds, i16[n] or one zone -> i32[n] days since 1970-01-01 on the local calendar."""
     times = np.atleast_1d(np.asarray(ts, np.int64))
-    out = np.empty(len(times), np.int32)
-    _days(times, _checked(zone, len(times)), *zone_table().arrays, out)
+    out, table = np.empty(len(times), np.int32), zone_table()
+    _days(times, _checked(zone, len(times)), table.first, table.starts, table.offsets, out)
     return out
 
 
 def local_second_of_day(ts: npt.ArrayLike, zone: npt.ArrayLike) -> npt.NDArray[np.int32]:
     """i64[n] UTC microseconds, i16[n] or one zone -> i32[n] wall clock seconds since local midnight."""
     times = np.atleast_1d(np.asarray(ts, np.int64))
-    out = np.empty(len(times), np.int32)
-    _seconds(times, _checked(zone, len(times)), *zone_table().arrays, out)
+    out, table = np.empty(len(times), np.int32), zone_table()
+    _seconds(times, _checked(zone, len(times)), table.first, table.starts, table.offsets, out)
     return out
 
 
@@ -181,6 +182,6 @@ def utc_of_local(day: npt.ArrayLike, second: npt.ArrayLike, zone: npt.ArrayLike,
     """Local day and wall clock second -> i64[n] UTC microseconds; see `utc_at` for times that occur twice or never."""
     days = np.atleast_1d(np.asarray(day, np.int64))
     seconds = np.ascontiguousarray(np.broadcast_to(np.asarray(second, np.int64), days.shape))
-    out = np.empty(len(days), np.int64)
-    _utc(days, seconds, _checked(zone, len(days)), later, *zone_table().arrays, out)
+    out, table = np.empty(len(days), np.int64), zone_table()
+    _utc(days, seconds, _checked(zone, len(days)), later, table.first, table.starts, table.offsets, out)
     return out

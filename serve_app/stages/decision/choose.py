@@ -1,0 +1,127 @@
+"""The choice among candidates that may be sent: the best one, or with a known probability something else (a flip).
+
+With flip probability e and k things to flip to, the best candidate has probability 1 - e and each of the k has e / k.
+Things to flip to are the other eligible candidates of the classes the policy names, and `none`. The noise is a hash of
+(root, attempt, salt, candidate identity): no position in the batch enters it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.batch import Batch
+from serve_app.kernels import kernel
+from serve_app.noise import absorb, unit_interval
+from serve_app.policy.compile import CompiledPolicy
+from serve_app.policy.gates.result import column
+from serve_app.policy.tables import CLASS_PRIORITY, FLIP_CLASSES, FLIP_NONE, FLIP_OTHERS, ORDER_BY_VALUE
+
+__all__ = ["Choice", "choose"]
+
+I64 = npt.NDArray[np.int64]
+I16 = npt.NDArray[np.int16]
+I8 = npt.NDArray[np.int8]
+U64 = npt.NDArray[np.uint64]
+F64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+_FLIP_OR_NOT = np.uint64(0x666C6970)
+_WHICH = np.uint64(0x7768696368)
+_NONE_IDENTITY = np.uint64(0)
+
+
+@dataclass(slots=True)
+class Choice:
+    """Per request: best and winner i64[n] candidate rows (-1: none), explored and forced bool[n], p_none f64[n]; per
+    candidate p_choice f64[m]. p_choice of a request's candidates and p_none sum to 1."""
+
+    best: I64
+    winner: I64
+    explored: Bool
+    forced: Bool
+    p_none: F64
+    p_choice: F64
+
+
+@kernel
+def _is_better(c: int, best: int, by_value: bool, priority: I16, kind: I8, classes: I64, value: F64, identity: U64) -> bool:
+    """Does c go before best? By priority unless the policy says value, by value, then by identity."""
+    if not by_value:
+        mine = priority[c] + classes[max(kind[c], 0), CLASS_PRIORITY]
+        theirs = priority[best] + classes[max(kind[best], 0), CLASS_PRIORITY]
+        if mine != theirs:
+            return mine > theirs
+    a = -np.inf if np.isnan(value[c]) else value[c]
+    b = -np.inf if np.isnan(value[best]) else value[best]
+    if a != b:
+        return a > b
+    return identity[c] < identity[best]
+
+
+@kernel
+def _choose(
+    offsets: I64, root: U64, attempt: I16, variant: I16, eligible: Bool, priority: I16, kind: I8, value: F64, identity: U64,
+    classes: I64, scalars: I64, flip: F64, flipping: bool, salt: np.uint64,
+    best: I64, winner: I64, explored: Bool, forced: Bool, p_none: F64, p_choice: F64,
+) -> None:  # fmt: skip
+    for r in range(len(root)):
+        v = variant[r]
+        best[r], winner[r], explored[r], forced[r], p_none[r] = -1, -1, False, True, 1.0
+        by_value, may = scalars[v, ORDER_BY_VALUE] == 1, scalars[v, FLIP_CLASSES]
+        g = -1
+        for c in range(offsets[r], offsets[r + 1]):
+            p_choice[c] = 0.0
+            if eligible[c] and (g < 0 or _is_better(c, g, by_value, priority, kind, classes[v], value, identity)):
+                g = c
+        if g < 0:
+            continue
+        best[r], winner[r], p_none[r], p_choice[g] = g, g, 0.0, 1.0
+        if not flipping or flip[v] == 0.0 or kind[g] < 0 or (may >> kind[g]) & 1 == 0:
+            continue
+        others = 0
+        if scalars[v, FLIP_OTHERS]:
+            for c in range(offsets[r], offsets[r + 1]):
+                if eligible[c] and c != g and kind[c] >= 0 and (may >> kind[c]) & 1:
+                    others += 1
+        targets = others + (1 if scalars[v, FLIP_NONE] else 0)
+        if targets == 0:
+            continue
+        each = flip[v] / targets
+        key = absorb(absorb(salt, root[r]), np.uint64(np.int64(attempt[r])))
+        flips = unit_interval(absorb(key, _FLIP_OR_NOT)) < flip[v]
+        race = absorb(key, _WHICH)
+        forced[r], p_choice[g] = False, 1.0 - flip[v]
+        chosen, highest, found = -1, np.uint64(0), False
+        if scalars[v, FLIP_NONE]:
+            p_none[r], highest, found = each, absorb(race, _NONE_IDENTITY), True
+        if others:
+            for c in range(offsets[r], offsets[r + 1]):
+                if eligible[c] and c != g and kind[c] >= 0 and (may >> kind[c]) & 1:
+                    p_choice[c] = each
+                    drawn = absorb(race, identity[c])
+                    if not found or drawn > highest:
+                        chosen, highest, found = c, drawn, True
+        if flips:
+            winner[r], explored[r] = chosen, True
+
+
+def choose(
+    batch: Batch, eligible: Bool, identity: U64, policy: CompiledPolicy, *, flipping: bool = True, salt: int = 0
+) -> Choice:
+    """One choice per request among `eligible` (bool[m]). `salt` sets this draw's noise apart (a shadow's key)."""
+    n, m = len(batch), batch.candidates.rows
+    out = Choice(
+        np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_), np.empty(n, np.bool_), np.empty(n), np.empty(m)
+    )
+    key = policy.rules.flip_salt if salt == 0 else absorb(policy.rules.flip_salt, np.uint64(salt))
+    requests, rows, settings = batch.requests, batch.candidates, policy.settings
+    _choose(
+        batch.offsets, column(requests, "root_id"), column(requests, "attempt"), column(requests, "variant"), eligible,
+        column(rows, "priority"), column(rows, "message_class"), column(rows, "value"), identity, settings.classes,
+        settings.scalars, settings.flip_probability, flipping, np.uint64(key), out.best, out.winner, out.explored,
+        out.forced, out.p_none, out.p_choice,
+    )  # fmt: skip
+    return out

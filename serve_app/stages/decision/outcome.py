@@ -1,0 +1,106 @@
+"""From choices to outcomes: action and reason of every candidate and of the request, probabilities, until."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.batch import Batch
+from serve_app.kernels import kernel
+from serve_app.policy.compile import CompiledPolicy
+from serve_app.stages.decision.rounds import Sends
+from serve_app.stages.decision.shadows import Shadows
+from serve_app.stages.decision.words import Verdicts
+from serve_app.vocabulary import Action, Reason
+
+__all__ = ["settle"]
+
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+I16 = npt.NDArray[np.int16]
+I8 = npt.NDArray[np.int8]
+F64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+_SEND, _SUPPRESS, _DEFER, _NONE = int(Action.send), int(Action.suppress), int(Action.defer), int(Action.none)
+_CHOSEN, _PREEMPTED, _EXPLORED = int(Reason.chosen), int(Reason.preempted), int(Reason.explored_off)
+
+
+@kernel
+def _settle(
+    offsets: I64, slot: I32, best: I64, explored: Bool, passed: Bool, first: I8, holdout: I16, ghost: Bool,
+    blocked_by: I16, holdout_reasons: I8, reason: I8, action: I8, until: I64, silenced_by: I16,
+    r_action: I8, r_reason: I8, r_until: I64,
+) -> None:  # fmt: skip
+    for r in range(len(best)):
+        sent, furthest, soonest, haunted = False, -1, -1, -1
+        for c in range(offsets[r], offsets[r + 1]):
+            silenced_by[c] = -1
+            if slot[c] >= 0:
+                action[c], reason[c], until[c] = _SEND, _CHOSEN, 0
+                sent = True
+            elif ghost[c]:
+                action[c], reason[c], silenced_by[c] = _SUPPRESS, holdout_reasons[holdout[c]], holdout[c]
+                haunted = c if haunted < 0 else haunted
+            elif passed[c]:
+                action[c] = _SUPPRESS
+                reason[c] = _EXPLORED if explored[r] and c == best[r] else _PREEMPTED
+                if blocked_by[r] >= 0 and c == best[r]:
+                    reason[c], silenced_by[c] = holdout_reasons[blocked_by[r]], blocked_by[r]
+            elif action[c] == _DEFER and holdout[c] < 0 and (soonest < 0 or until[c] < until[soonest]):
+                soonest = c
+            if not sent and (furthest < 0 or first[c] > first[furthest]):
+                furthest = c
+        r_until[r] = 0
+        if sent:
+            r_action[r], r_reason[r] = _SEND, 0
+        elif blocked_by[r] >= 0:
+            r_action[r], r_reason[r] = _SUPPRESS, holdout_reasons[blocked_by[r]]
+        elif explored[r]:
+            r_action[r], r_reason[r] = _SUPPRESS, _EXPLORED
+        elif soonest >= 0:
+            r_action[r], r_reason[r], r_until[r] = _DEFER, reason[soonest], until[soonest]
+        elif haunted >= 0:
+            r_action[r], r_reason[r] = _SUPPRESS, reason[haunted]
+        elif furthest >= 0:
+            r_action[r], r_reason[r] = _SUPPRESS, reason[furthest]
+        else:
+            r_action[r], r_reason[r] = _NONE, 0
+
+
+@kernel
+def _none_of(offsets: I64, p_choice: F64, p_open: F64, p_none: F64) -> None:
+    for r in range(len(p_none)):
+        if p_open[r] == 1.0:
+            continue
+        for c in range(offsets[r], offsets[r + 1]):
+            p_choice[c] *= p_open[r]
+        p_none[r] = (1.0 - p_open[r]) + p_open[r] * p_none[r]
+
+
+def settle(batch: Batch, policy: CompiledPolicy, verdicts: Verdicts, sends: Sends, shadows: Shadows) -> Bool:
+    """Set the outcome columns of requests and candidates; returns bool[m], who is sent.
+
+    A request is `send` with reason none; otherwise its reason is, in this order: the blocking holdout, the flip, the
+    deferral that ends soonest, the holdout of its ghost, that of the candidate that got furthest through the gates.
+    """
+    n, m = len(batch), batch.candidates.rows
+    first, requests, rows = sends.first, batch.requests, batch.candidates
+    silent = shadows.blocked_by >= 0
+    slot = np.where(np.repeat(silent, np.diff(batch.offsets)), np.int32(-1), sends.slot)
+    silenced_by = np.empty(m, np.int16)
+    r_action, r_reason, r_until = np.empty(n, np.int8), np.empty(n, np.int8), np.empty(n, np.int64)
+    explored = first.explored & ~silent
+    _settle(
+        batch.offsets, slot, first.best, explored, verdicts.passed, verdicts.first, shadows.holdout, shadows.ghost,
+        shadows.blocked_by, policy.holdouts.reasons, verdicts.reason, verdicts.action, verdicts.until, silenced_by,
+        r_action, r_reason, r_until,
+    )  # fmt: skip
+    _none_of(batch.offsets, first.p_choice, shadows.p_open, first.p_none)
+    requests["p_none"], requests["explored"] = first.p_none, explored
+    requests["forced"] = first.forced & ((shadows.p_open == 1.0) | (shadows.p_open == 0.0))
+    requests["action"], requests["reason"], requests["until"] = r_action, r_reason, r_until
+    rows["slot"], rows["p_choice"], rows["p_shadow"] = slot, first.p_choice, shadows.p_shadow
+    rows["reason"], rows["action"], rows["until"] = verdicts.reason, verdicts.action, verdicts.until
+    rows["ghost"], rows["holdout"] = shadows.ghost, silenced_by
+    return slot >= 0

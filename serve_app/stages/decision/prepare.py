@@ -1,0 +1,110 @@
+"""Before the gates: neutral, closed defaults for absent columns, assignment to arms and cell, and the value."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.batch import Batch, Columns
+from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
+from serve_app.errors import InvalidInput
+from serve_app.kernels import kernel
+from serve_app.noise import absorb
+from serve_app.policy.assign import assign
+from serve_app.policy.compile import CompiledPolicy
+from serve_app.policy.gates.result import column
+
+__all__ = ["identities", "prepared", "values"]
+
+F64 = npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+I16 = npt.NDArray[np.int16]
+I8 = npt.NDArray[np.int8]
+U64 = npt.NDArray[np.uint64]
+
+_NEEDED = ("request_id", "user", "decided_at")
+_CANDIDATES_NEEDED = ("campaign", "channel", "message_class")
+# What an absent column stands for. Nothing is assumed that would let a message pass: no consent, unreachable, unlabelled.
+_REQUEST_DEFAULTS = {
+    "attempt": 0, "zone": -1, "region": -1, "consent_ad_at": 0, "consent_night_at": 0, "customer_until": 0, "reachable": 0,
+    "opted_out": 0, "segments": 0, "segments_at": 0, "slots": 1, "expires_at": 0,
+}  # fmt: skip
+_CANDIDATE_DEFAULTS = {
+    "item": -1, "category": 0, "priority": 0, "expires_at": 0, "labelled": False, "campaign_killed": False, "segment": -1,
+}  # fmt: skip
+
+
+def prepared(batch: Batch, policy: CompiledPolicy) -> Batch:
+    """A batch with every column the gates read. Raises InvalidInput naming a needed column that is absent."""
+    for name, columns in [(n, batch.requests) for n in _NEEDED] + [(n, batch.candidates) for n in _CANDIDATES_NEEDED]:
+        if name not in columns:
+            raise InvalidInput("the decision needs this column", field=name, hint="an earlier stage must set it")
+    requests = Columns(len(batch), REQUEST_COLUMNS, dict(batch.requests))
+    candidates = Columns(batch.candidates.rows, CANDIDATE_COLUMNS, dict(batch.candidates))
+    out = Batch(requests, candidates, batch.offsets, batch.meta)
+    for name, value in _REQUEST_DEFAULTS.items():
+        if name not in requests:
+            requests[name] = np.full(len(out), value, REQUEST_COLUMNS[name].dtype)
+    for name, value in _CANDIDATE_DEFAULTS.items():
+        if name not in candidates:
+            candidates[name] = np.full(candidates.rows, value, CANDIDATE_COLUMNS[name].dtype)
+    if "root_id" not in requests:
+        requests["root_id"] = requests["request_id"]
+    zone = requests["zone"]
+    if len(zone) and zone.min() < 0:
+        requests["zone"] = np.where(zone < 0, np.int16(policy.default_zone), zone)
+    if "variant" not in requests:
+        own = assign(policy.trials, column(requests, "user"), column(requests, "decided_at"))
+        requests["arms"], requests["cell"], requests["epoch"] = own.arms, own.cell, own.epoch
+        requests["p_cell"], requests["variant"] = own.p_cell, own.variant
+    candidates["value"] = values(out, policy)
+    return out
+
+
+@kernel
+def _values(offsets: I64, variant: I16, message_class: I8, heads: F32, where: I64, weights: F64, out: F64) -> None:
+    for r in range(len(variant)):
+        for c in range(offsets[r], offsets[r + 1]):
+            total, kind = 0.0, max(message_class[c], 0)
+            for h in range(len(where)):
+                weight = weights[variant[r], kind, h]
+                if weight != 0.0:
+                    total += weight * (heads[c, where[h]] if where[h] >= 0 else np.nan)
+            out[c] = total
+
+
+def values(batch: Batch, policy: CompiledPolicy) -> F64:
+    """f64[m]: sum of weight * head, added in the policy's order of heads; NaN when a weighed head is NaN or absent.
+
+    `batch.candidates["heads"]` f4[m, H] has its names in `batch.meta["heads"]`; without heads every value is NaN.
+    """
+    out = np.empty(batch.candidates.rows)
+    if "heads" not in batch.candidates:
+        out.fill(np.nan)
+        return out
+    names = list(batch.meta["heads"])
+    own = policy.heads.get("notification", ())
+    where = np.array([names.index(name) if name in names else -1 for name in own], np.int64)
+    heads = batch.candidates["heads"]
+    heads = heads if heads.flags.c_contiguous and heads.flags.writeable else np.array(heads, order="C")
+    _values(
+        batch.offsets, column(batch.requests, "variant"), column(batch.candidates, "message_class"), heads, where,
+        policy.weights, out,
+    )  # fmt: skip
+    return out
+
+
+@kernel
+def _identities(campaign: U64, item: npt.NDArray[np.int32], channel: I8, message_class: I8, out: U64) -> None:
+    for c in range(len(campaign)):
+        key = absorb(campaign[c], np.uint64(np.int64(item[c])))
+        out[c] = absorb(absorb(key, np.uint64(np.int64(channel[c]))), np.uint64(np.int64(message_class[c])))
+
+
+def identities(batch: Batch) -> U64:
+    """u64[m]: what a candidate is, wherever it stands in the batch; keys its noise and breaks ties."""
+    rows = batch.candidates
+    out = np.empty(rows.rows, np.uint64)
+    _identities(column(rows, "campaign"), column(rows, "item"), column(rows, "channel"), column(rows, "message_class"), out)
+    return out
