@@ -27,7 +27,7 @@ from serve_app.errors import InvalidInput, ResourceShortage
 from serve_app.log.frames import decode_payload, encode_frame, scan_frames
 from serve_app.log.snapshot import journal_folder, sync_folder
 
-__all__ = ["Durability", "Journal", "JournalRead", "journal_files", "read_journal"]
+__all__ = ["Durability", "Journal", "JournalRead", "journal_files", "living_writers", "read_journal"]
 
 Durability = Literal["process", "disk"]
 _DEFAULT_FILE_BYTES = 64 << 20
@@ -175,6 +175,17 @@ def journal_files(data: str | os.PathLike[str]) -> dict[str, int]:
         with contextlib.suppress(FileNotFoundError):  # compacted and deleted since it was listed
             sizes[path.relative_to(root).as_posix()] = path.stat().st_size
     return sizes
+
+
+def living_writers(data: str | os.PathLike[str]) -> list[str]:
+    """Names of writers whose process holds a journal file under `data` open."""
+    root = journal_folder(data)
+    alive: set[str] = set()
+    for name in journal_files(data):
+        with contextlib.suppress(FileNotFoundError), (root / name).open("rb") as file:
+            if _writer_alive(file.fileno()):
+                alive.add(name.split("/")[0])
+    return sorted(alive)
 
 
 def _read_file(path: Path, name: str, consumed: Mapping[str, int], tables: Collection[str] | None, out: JournalRead) -> None:

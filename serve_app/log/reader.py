@@ -44,7 +44,7 @@ def read_log(
 ) -> pa.Table:
     """Rows of `table` under data folder `data`, in the order of `SORT_KEYS`; empty where nothing is logged.
 
-    columns: names to return (default all). days: ISO dates (UTC; of `ts`, or `day` for watermark). buckets: inclusive
+    columns: names to return (default all). days: ISO dates (UTC, of `ts`). buckets: inclusive
     range. journal: include frames not compacted yet (events among them are not deduplicated yet).
     DamagedArtifact: a file is missing, corrupt or of another schema version.
     """
@@ -63,7 +63,7 @@ def read_log(
     parts = _read_parts([str(root / one.path) for one in files], table, needed)
     fresh = [pa.Table.from_batches([one]).select(needed) for one in frames]
     if days is not None:
-        fresh = [_of_days(one, table, days) for one in fresh]
+        fresh = [_of_days(one, days) for one in fresh]
     rows = pa.concat_tables([_bare(table, needed).empty_table(), *parts, *fresh])
     if buckets is not None and table in PER_USER:
         low, high = (pa.scalar(one, pa.uint16()) for one in buckets)
@@ -121,9 +121,8 @@ def _wanted(one: LogFile, table: str, days: Collection[str] | None, buckets: tup
     return one.table == table and inside and (days is None or one.day in days)
 
 
-def _of_days(rows: pa.Table, table: str, days: Collection[str]) -> pa.Table:
-    numbers = rows["day"].to_pylist() if table == "watermark" else [ts // DAY_US for ts in rows["ts"].to_pylist()]
-    return rows.filter(pa.array([day_text(one) in days for one in numbers], pa.bool_()))
+def _of_days(rows: pa.Table, days: Collection[str]) -> pa.Table:
+    return rows.filter(pa.array([day_text(ts // DAY_US) in days for ts in rows["ts"].to_pylist()], pa.bool_()))
 
 
 def _paths(root: Path, tables: Sequence[str], members: list[LogFile]) -> dict[str, tuple[str, ...]]:

@@ -129,10 +129,7 @@ class LogWriter:
         return BUCKETS // (self._groups if table in PER_USER else 1)
 
     def _partition(self, table: str, rows: pa.Table) -> tuple[I64, I64]:
-        if table == "watermark":
-            day = rows["day"].to_numpy().astype(np.int64)
-        else:
-            day = rows["ts"].to_numpy() // DAY_US
+        day = rows["ts"].to_numpy() // DAY_US
         if table not in PER_USER:
             return day, np.zeros(len(rows), np.int64)
         return day, rows["user_bucket"].to_numpy().astype(np.int64) * self._groups // BUCKETS

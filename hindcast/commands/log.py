@@ -1,0 +1,109 @@
+"""`hindcast log compact|show|check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+DataOption = Annotated[
+    Path,
+    typer.Option("--data", envvar="HINDCAST_DATA", help="The data folder.", file_okay=False, exists=True, show_default=True),
+]
+
+group = typer.Typer(name="log", help="The log of a data folder.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the command."""
+    app.add_typer(group)
+
+
+@group.command("compact")
+def compact_command(
+    data: DataOption = Path("data"),
+    groups: Annotated[int, typer.Option(help="Files per table and day: a power of two up to 4096.")] = 4,
+) -> None:
+    """Move the journal into Parquet. Safe while servers write, and to repeat."""
+    from rich.console import Console
+    from rich.progress import DownloadColumn, Progress
+
+    from serve_app.log.compaction import compact
+
+    with Progress(*Progress.get_default_columns(), DownloadColumn(), transient=True) as progress:
+        task = progress.add_task("journal", total=None)
+        result = compact(
+            data, groups=groups, progress=lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    console = Console(highlight=False)
+    if not result.frames:
+        console.print("nothing to compact")
+    for table, rows in sorted(result.rows.items()):
+        console.print(f"{table}: {rows:,} rows, {result.duplicates.get(table, 0):,} repeated")
+    console.print(
+        f"{result.frames:,} frames; damaged and skipped: {result.damaged:,}; torn at the end of a file: {result.torn:,}"
+    )
+
+
+@group.command("show")
+def show_command(
+    data: DataOption = Path("data"),
+    table: Annotated[str, typer.Argument(help="Print rows of this table; default: a summary of all.")] = "",
+    rows: Annotated[int, typer.Option(help="How many rows to print.", min=1)] = 5,
+    day: Annotated[str, typer.Option(help="Only this day, YYYY-MM-DD.")] = "",
+) -> None:
+    """What the log holds, or the first rows of one table."""
+    if table:
+        _print_rows(data, table, rows, day)
+    else:
+        _print_summary(data)
+
+
+def _print_rows(data: Path, table: str, rows: int, day: str) -> None:
+    import json
+
+    from serve_app.log.reader import read_log
+
+    for row in read_log(data, table, days=[day] if day else None).slice(0, rows).to_pylist():
+        typer.echo(json.dumps(row, default=str, ensure_ascii=False))
+
+
+def _print_summary(data: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from serve_app.log.journal import read_journal
+    from serve_app.log.schema import TABLES
+    from serve_app.log.snapshot import load_snapshot
+
+    snapshot = load_snapshot(data)
+    waiting = read_journal(data, snapshot.consumed)
+    out = Table("table", "rows", "files", "first day", "last day", "in the journal")
+    for name in TABLES:
+        files = [one for one in snapshot.files if one.table == name]
+        days = [one.day for one in files] or [""]
+        journal = sum(len(batch) for batch in waiting.rows.get(name, []))
+        out.add_row(name, f"{sum(one.rows for one in files):,}", str(len(files)), min(days), max(days), f"{journal:,}")
+    Console().print(out)
+
+
+@group.command("check")
+def check_command(data: DataOption = Path("data")) -> None:
+    """Read every file and every frame; exit 1 when something is damaged."""
+    from rich.console import Console
+
+    from serve_app.log.check import check_log
+
+    console = Console(highlight=False)
+    with console.status("reading the log") as status:
+        found = check_log(data, progress=status.update)
+    for problem in found.problems:
+        console.print(f"[red]{problem}[/red]", soft_wrap=True)
+    console.print(
+        f"{found.files:,} files, {found.rows:,} rows, {found.frames:,} journal frames: {len(found.problems)} problems"
+    )
+    if found.problems:
+        raise typer.Exit(1)
