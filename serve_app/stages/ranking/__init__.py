@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from serve_app.stages.ranking.settings import ListSettings, Redundancy, Relax
@@ -12,13 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Head", "HeadSet", "Identities", "ListSettings", "Models", "Ranking", "Redundancy", "Relax"]
 
+# Heads and stage load XGBoost; a policy, which only needs the settings, must not.
+_LATER = {"Head": "heads", "HeadSet": "heads", "Models": "heads", "Identities": "stage", "Ranking": "stage"}
+
 
 def __getattr__(name: str) -> Any:
-    # Heads and stage load XGBoost; a policy, which only needs the settings, must not.
-    from serve_app.stages.ranking import heads, stage
-
-    if name in {"Head", "HeadSet", "Models"}:
-        return getattr(heads, name)
-    if name in {"Identities", "Ranking"}:
-        return getattr(stage, name)
-    raise AttributeError(name)
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
