@@ -25,7 +25,8 @@ _MOST = 256  # operations in one transaction
 
 
 class GroupOwner(Protocol):
-    """What the thread needs from the ledger it works for."""
+    """What the thread needs from the ledger it works for. The thread alone changes the ledger's memory, under the lock
+    that readers take too."""
 
     def open_connection(self) -> sqlite3.Connection:
         """Connect and load; called in the thread, at the start and again after a failed transaction."""
@@ -129,8 +130,7 @@ class GroupCommit:
             self._connection.execute("BEGIN")
             for operation, future in jobs:
                 try:
-                    with self._lock:
-                        outcomes.append((future, operation(), None))
+                    outcomes.append((future, operation(), None))
                 except HindcastError as error:
                     outcomes.append((future, None, error))
             committing = True

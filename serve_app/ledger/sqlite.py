@@ -42,7 +42,7 @@ from serve_app.ledger.protocol import (
 from serve_app.ledger.sqlite_audit import audit_file
 from serve_app.ledger.sqlite_checkpoint import PUT_USER, Checkpoint
 from serve_app.ledger.sqlite_file import Durability, OwnerLock, connect, load_users, user_rows
-from serve_app.ledger.sqlite_index import DecisionIndex, JournalReader, Place
+from serve_app.ledger.sqlite_index import DecisionIndex, JournalReader
 from serve_app.ledger.sqlite_replay import BlockKind, erase_from_blocks, replay
 from serve_app.ledger.table import UserTable
 
@@ -122,8 +122,7 @@ class SqliteLedger:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # erased rows must not linger in the write-ahead log
             self._erased_since_truncate = False
         horizons = self._newest - self.settings.key_horizon_us, self._newest - 2 * self.settings.event_horizon_us
-        with self._lock:
-            return self._checkpoint.step(connection, self._seq, horizons, idle=idle)
+        return self._checkpoint.step(connection, self._seq, horizons, idle=idle)
 
     def closing(self, connection: sqlite3.Connection) -> None:
         """Bring the tables up to date, so that the next start is quick."""
@@ -152,7 +151,8 @@ class SqliteLedger:
         if len(rows):
             users, decided_at = plan.users[rows], plan.decided_at[rows]
             entries, offsets = select_entries(plan, rows)
-            versions[rows] = self._table.commit(users, decided_at, entries, offsets)
+            with self._lock:
+                versions[rows] = self._table.commit(users, decided_at, entries, offsets)
             self._checkpoint.touch(self._table.index.find(users))
             self._append_commit(plan, rows, versions[rows], entries, offsets)
             shelves.settle_and_defer(self._group.connection, plan, rows.tolist())
@@ -164,7 +164,7 @@ class SqliteLedger:
         """The block of committed rows, and its places in the index."""
         picked, users, requests, decided_at = rows.tolist(), plan.users[rows], plan.request_ids[rows], plan.decided_at[rows]
         records = [plan.records[row] for row in picked] if len(plan.records) and self.settings.keep_records else []
-        keys = [plan.keys[row] for row in picked] if len(plan.keys) else [b""] * len(picked)
+        keys = [plan.keys[row] for row in picked] if len(plan.keys) else []
         digests = [plan.digests[row] for row in picked] if len(plan.keys) else keys
         body: dict[str, npt.NDArray[Any] | Sequence[bytes]] = {
             "users": users,
@@ -172,12 +172,10 @@ class SqliteLedger:
             "decided_at": decided_at,
         }
         body |= {"requests": requests, "counts": np.diff(offsets), "entries": entries, "records": records}
-        body |= {"idem": keys, "digests": digests} if len(plan.keys) else {}
+        body |= {"idem": keys, "digests": digests}
         at = int(decided_at.max())
         seq = self._append(BlockKind.commits, at, encode_block(body), sum(map(bool, records)))
-        cells = zip(decided_at.tolist(), keys, digests, strict=True)
-        places = [Place(seq, row, *rest) for row, rest in enumerate(cells)]
-        self._index.add(users.tolist(), requests.tolist(), places)
+        self._index.add(users, requests, decided_at, seq, keys, digests)
         self._newest = max(self._newest, at)
 
     def _judge_keys(self, plan: CommitPlan) -> tuple[npt.NDArray[np.int8], list[bytes]]:
@@ -199,7 +197,8 @@ class SqliteLedger:
         """See Ledger."""
 
         def write() -> bool:
-            done = self._table.refund(user, request_id, slot)
+            with self._lock:
+                done = self._table.refund(user, request_id, slot)
             if done:
                 self._write_through(np.asarray([user], np.uint64))
             return done
@@ -210,7 +209,8 @@ class SqliteLedger:
         """See Ledger."""
 
         def write() -> int:
-            version = self._table.put(user, changes)
+            with self._lock:
+                version = self._table.put(user, changes)
             self._write_through(np.asarray([user], np.uint64))
             shelves.put_consents(self._group.connection, user, changes)
             return version
@@ -222,7 +222,8 @@ class SqliteLedger:
         require_distinct(users)
 
         def write() -> I64:
-            versions = self._table.put_many(users, state)
+            with self._lock:
+                versions = self._table.put_many(users, state)
             self._write_through(users)
             shelves.drop_consents(self._group.connection, users)
             return versions
@@ -237,7 +238,9 @@ class SqliteLedger:
         """See Ledger."""
 
         def write() -> bool:
-            if not self._table.erase(user):
+            with self._lock:
+                known = self._table.erase(user)
+            if not known:
                 return False
             connection = self._group.connection
             self._write_through(np.asarray([user], np.uint64))
@@ -255,7 +258,8 @@ class SqliteLedger:
         """See Ledger."""
 
         def write() -> None:
-            rows = self._table.record_events(users, items, at)
+            with self._lock:
+                rows = self._table.record_events(users, items, at)
             body = encode_block({"users": users, "items": items, "at": at})
             self._append(BlockKind.viewed, int(at.max(initial=0)), body, 0)
             self._checkpoint.touch(rows)
@@ -277,7 +281,8 @@ class SqliteLedger:
         def write() -> npt.NDArray[np.bool_]:
             fresh = self._events.fresh(ids)
             if fresh.any():
-                self._events.mark(ids[fresh], at)
+                with self._lock:
+                    self._events.mark(ids[fresh], at)
                 self._append(BlockKind.event_ids, at, encode_block({"ids": ids[fresh]}), 0)
             return fresh
 

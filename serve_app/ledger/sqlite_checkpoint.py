@@ -33,7 +33,7 @@ class Checkpoint:
         self._dirty = np.zeros(0, np.bool_)
         self._since = 0
         self._users: I64 = np.zeros(0, np.int64)
-        self._places: list[tuple[int, int]] = []
+        self._places = index.begin_flush()
         self._target = 0
         self._running = False
         self.reached = 0
@@ -76,9 +76,9 @@ class Checkpoint:
             rows, self._users = self._users[:_SLICE], self._users[_SLICE:]
             connection.executemany(PUT_USER, user_rows(self._table, rows, seq))
             self._dirty[rows] = False
-        elif self._places:
-            pairs, self._places = self._places[: 2 * _SLICE], self._places[2 * _SLICE :]
-            connection.executemany(_PUT_PLACE, self._index.rows(pairs))
+        elif len(self._places):
+            places, self._places = self._places[: 2 * _SLICE], self._places[2 * _SLICE :]
+            connection.executemany(_PUT_PLACE, self._index.rows(places))
         else:
             if self.reached != self._target:
                 self.reached = self._target

@@ -14,7 +14,7 @@ from serve_app.batch import lengths_to_offsets
 from serve_app.ledger.block import checksum, encode_block
 from serve_app.ledger.hashing import EventIds
 from serve_app.ledger.sqlite_checkpoint import Checkpoint
-from serve_app.ledger.sqlite_index import DecisionIndex, Place, checked_block
+from serve_app.ledger.sqlite_index import DecisionIndex, checked_block
 from serve_app.ledger.table import UserTable
 
 __all__ = ["BlockKind", "Progress", "erase_from_blocks", "replay"]
@@ -92,13 +92,8 @@ def _replay_commits(
         entries = columns["entries"][np.repeat(wanted, columns["counts"])]
         table.commit(users, columns["decided_at"][rows], entries, lengths_to_offsets(np.diff(offsets)[rows]))
         checkpoint.touch(table.index.find(users))
-    count = len(alive)
-    keys, digests = columns.get("idem", [b""] * count), columns.get("digests", [b""] * count)
-    cells = zip(columns["decided_at"].tolist(), keys, digests, strict=True)
-    places = [Place(position, row, *rest) for row, rest in enumerate(cells)]
-    kept = np.flatnonzero(alive).tolist()
-    users, requests = columns["users"].tolist(), columns["requests"].tolist()
-    index.add([users[row] for row in kept], [requests[row] for row in kept], [places[row] for row in kept])
+    users, requests, at = columns["users"], columns["requests"], columns["decided_at"]
+    index.add(users, requests, at, position, columns["idem"], columns["digests"])
 
 
 def erase_from_blocks(connection: sqlite3.Connection, commits: set[int], user: int) -> None:

@@ -38,7 +38,7 @@ def plan(
     record: bytes = b"r",
     **columns,
 ) -> CommitPlan:
-    """One row per user, each with `grants` history entries and the record `record` + its request id."""
+    """One row per user, each with `grants` history entries and the record b"r<request id>"."""
     rows = len(users)
     entries = [entry(at, request, slot) for request in requests for slot in range(grants)]
     return CommitPlan(
@@ -47,7 +47,7 @@ def plan(
         np.full(rows, at, np.int64),
         np.concatenate(entries) if entries else np.empty(0, HISTORY_DTYPE),
         lengths_to_offsets(np.full(rows, grants)),
-        [record + str(request).encode() if record else b"" for request in requests],
+        [b"r%d" % request for request in requests],
         u64(*requests),
         **columns,
     )
