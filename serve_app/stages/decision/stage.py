@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import numpy.typing as npt
 
 from serve_app.batch import Batch
 from serve_app.errors import InvalidInput
@@ -10,14 +13,18 @@ from serve_app.ledger.protocol import Histories
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.gates import GATE_NAMES, HistoryView
 from serve_app.policy.gates.caps import cap_membership
+from serve_app.stages.decision.closed import close
 from serve_app.stages.decision.outcome import settle
 from serve_app.stages.decision.prepare import identities, prepared
 from serve_app.stages.decision.rounds import sends_of
 from serve_app.stages.decision.shadows import first_covered, withheld
 from serve_app.stages.decision.words import evaluate, verdicts
 from serve_app.stages.stage import Context
+from serve_app.vocabulary import Reason
 
 __all__ = ["Decision"]
+
+I64 = npt.NDArray[np.int64]
 
 _EVERY_GATE = np.uint32((1 << len(GATE_NAMES)) - 1)
 
@@ -38,20 +45,12 @@ class Decision:
         histories = context.parts.get("histories")
         if not isinstance(histories, Histories) or len(histories.offsets) != len(batch) + 1:
             raise InvalidInput("the decision needs histories aligned with its requests", field="context.parts.histories")
-        if not context.policies:
-            raise InvalidInput("the decision needs a compiled policy", field="context.policies")
         view = HistoryView.of(histories)
-        used = _policies_used(batch, len(context.policies))
-        if len(used) == 1:
-            return self._decide(batch, view, context.policies[used[0]], context)
-        parts, order = [], []
-        for policy in used:
-            rows = np.flatnonzero(batch.requests["policy"] == policy)
-            parts.append(self._decide(batch.take(rows), view.take(rows), context.policies[policy], context))
-            order.append(rows)
-        back = np.empty(len(batch), np.int64)
-        back[np.concatenate(order)] = np.arange(len(batch))
-        return Batch.concat(parts).take(back)
+        return _by_policy(batch, context, lambda part, rows, policy: self._decide(part, _of(view, rows), policy, context))
+
+    def closed(self, batch: Batch, context: Context, reason: Reason) -> Batch:
+        """The same batch with nothing sent for `reason` (fail closed), no gate asked."""
+        return _by_policy(batch, context, lambda part, _, policy: close(prepared(part, policy), reason))
 
     @staticmethod
     def _decide(batch: Batch, histories: HistoryView, policy: CompiledPolicy, context: Context) -> Batch:
@@ -69,6 +68,24 @@ class Decision:
         rows["used"], rows["limit"], rows["next_free_at"] = words.used.T, words.limit.T, words.next_free_at.T
         meta = {**batch.meta, "gates": GATE_NAMES}
         return Batch(batch.requests, rows, batch.offsets, meta)
+
+
+def _of(view: HistoryView, rows: I64 | None) -> HistoryView:
+    return view if rows is None else view.take(rows)
+
+
+def _by_policy(batch: Batch, context: Context, decide: Callable[[Batch, I64 | None, CompiledPolicy], Batch]) -> Batch:
+    """Decide the requests of each policy together and put them back in order. rows None: the whole batch."""
+    if not context.policies:
+        raise InvalidInput("the decision needs a compiled policy", field="context.policies")
+    used = _policies_used(batch, len(context.policies))
+    if len(used) == 1:
+        return decide(batch, None, context.policies[used[0]])
+    places = [np.flatnonzero(batch.requests["policy"] == policy) for policy in used]
+    parts = [decide(batch.take(rows), rows, context.policies[p]) for rows, p in zip(places, used, strict=True)]
+    back = np.empty(len(batch), np.int64)
+    back[np.concatenate(places)] = np.arange(len(batch))
+    return Batch.concat(parts).take(back)
 
 
 def _policies_used(batch: Batch, known: int) -> list[int]:
