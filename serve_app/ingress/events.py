@@ -46,9 +46,7 @@ class ParsedEvents:
     def answer(self, accepted: int) -> dict[str, Any]:
         """The answer's content when `accepted` of the good events were new."""
         duplicates = len(self.events) - accepted
-        made = EventsAnswer(
-            accepted=accepted, duplicates=duplicates, refused=len(self.errors), errors=self.errors[:1000]
-        )
+        made = EventsAnswer(accepted=accepted, duplicates=duplicates, refused=len(self.errors), errors=self.errors[:1000])
         return made.model_dump()
 
 

@@ -6,6 +6,7 @@ candidates stay behind with the host that ranks, and the feature matrix never le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,13 @@ import numpy.typing as npt
 
 from serve_app.batch import Array, Batch, Columns
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
+from serve_app.serving.given import KindPolicies
 from serve_app.serving.journalling import JournalHost
-from serve_app.serving.library import Library, Pins
+from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.pages import without_repeats
 from serve_app.stages.extend import extended
 from serve_app.stages.features.plan import FeaturePlan
+from serve_app.stages.stage import Context
 from serve_app.vocabulary import DropReason, FeatureStatus, StageBit, Surface
 
 __all__ = [
@@ -71,14 +74,28 @@ class RetrievalHost:
     def __init__(self, library: Library) -> None:
         self._library = library
 
-    def run(self, batch: Batch, pins: Pins) -> Batch:
-        """Candidates of a batch, dropped ones included, with the sequence number their filter knew."""
+    def run(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
+        """Candidates of a batch, dropped ones included, with the sequence number their filter knew. kinds: kind of the
+        widget each request fills; None: the policy's own sources."""
         edition = self._library.edition(pins)
         assert edition.held.retrieval is not None
-        out = edition.held.retrieval.run(batch, edition.context)
+        asked, context = batch, edition.context
+        if kinds is not None:
+            asked, context = _by_kind(batch, kinds, edition)
+        out = edition.held.retrieval.run(asked, context)
         requests = Columns(len(batch), REQUEST_COLUMNS, dict(batch.requests))
         requests["availability_seq"] = np.full(len(batch), edition.view.seq, np.int64)
         return Batch(requests, out.candidates, out.offsets, out.meta)
+
+
+def _by_kind(batch: Batch, kinds: Sequence[str], edition: Edition) -> tuple[Batch, Context]:
+    """The batch with one stand-in policy per kind of widget in it."""
+    distinct = sorted(set(kinds))
+    base = edition.policy.retrieval(_surface(batch))
+    requests = Columns(len(batch), REQUEST_COLUMNS, dict(batch.requests))
+    requests["policy"] = np.array([distinct.index(kind) for kind in kinds], np.int16)
+    context = Context(tuple(KindPolicies(kind, base) for kind in distinct), edition.context.parts)
+    return Batch(requests, batch.candidates, batch.offsets, batch.meta), context
 
 
 class FeaturesHost:

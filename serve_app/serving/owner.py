@@ -18,7 +18,16 @@ import numpy.typing as npt
 
 from serve_app.clock import now_us
 from serve_app.errors import InvalidInput
-from serve_app.ledger.protocol import CatalogueChange, Consent, Ledger, LedgerView, Recents, UserChanges, UserRecord
+from serve_app.ledger.protocol import (
+    CatalogueChange,
+    Consent,
+    Ledger,
+    LedgerView,
+    Recents,
+    UserChanges,
+    UserRecord,
+    UserState,
+)
 from serve_app.serving.board import Board, Kind, Orders, Report
 
 __all__ = ["LiveAnswer", "Optings", "StateOwner"]
@@ -40,11 +49,12 @@ _CALLABLE = frozenset(
 @dataclass(frozen=True, slots=True)
 class LiveAnswer:
     """What a micro-batch needs of the live state: the newest catalogue sequence number, the changes it has not seen yet
-    (all of them up to `head`), and its users' recent items."""
+    (all of them up to `head`), its users' recent items, and where they are (zone, region)."""
 
     head: int
     changes: list[CatalogueChange]
     recents: Recents
+    state: UserState
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +125,7 @@ class StateOwner:
                 break
             changes += page
             after_seq = page[-1].seq
-        return LiveAnswer(max(head, after_seq), changes, self._ledger.recents(users))
+        return LiveAnswer(max(head, after_seq), changes, self._ledger.recents(users), self._ledger.read(users).state)
 
     def _change_user(self, user: int, changes: UserChanges, optings: Optings | None) -> UserRecord:
         with self._locks[user % _LOCKS]:

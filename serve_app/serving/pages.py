@@ -16,7 +16,7 @@ from serve_app.serving.library import Edition
 from serve_app.stages.extend import extended
 from serve_app.vocabulary import DropReason
 
-__all__ = ["without_repeats"]
+__all__ = ["unranked", "without_repeats"]
 
 I32 = npt.NDArray[np.int32]
 Array = npt.NDArray[Any]
@@ -47,6 +47,24 @@ def without_repeats(ranked: Batch, page: I32, edition: Edition) -> Batch:
             before = shown.get(int(page[row]))
             shown[int(page[row])] = own if before is None else np.concatenate([before, own])
     return extended(ranked, {}, **columns)
+
+
+def unranked(batch: Batch, page: I32 | None) -> Batch:
+    """The fall-back of ranking: retrieval's order of the kept candidates, certain (p = 1), no item twice on a page."""
+    rows = batch.candidates.rows
+    slot, p_slot = np.full(rows, -1, np.int32), np.full(rows, np.nan)
+    kind = "item" if "item" in batch.candidates else "widget" if "widget" in batch.candidates else "review"
+    things, kept = batch.candidates[kind], batch.candidates["drop_reason"] == DropReason.kept
+    score = batch.candidates["retrieval_score"]
+    shown: dict[int, set[int]] = {}
+    for row, wanted in enumerate(batch.requests["slots"].tolist()):
+        start, stop = int(batch.offsets[row]), int(batch.offsets[row + 1])
+        taken = shown.setdefault(int(page[row]), set()) if page is not None and page[row] >= 0 else set()
+        order = start + np.lexsort((np.arange(stop - start), -score[start:stop]))
+        free = [at for at in order.tolist() if kept[at] and int(things[at]) not in taken][:wanted]
+        slot[free], p_slot[free] = np.arange(len(free)), 1.0
+        taken |= {int(things[at]) for at in free}
+    return extended(batch, {}, slot=slot, p_slot=p_slot, value=np.full(rows, np.nan))
 
 
 def _exclude(columns: dict[str, Array], at: Array) -> None:

@@ -1,0 +1,167 @@
+"""The gateway page: widgets ordered by their value, items ordered in each, no item twice on a page.
+
+A page is one root request on surface `widgets` and, for every widget shown, a child request on surface `gateway` whose
+`parent_request_id` is the root. Children are retrieved and scored in one batch; their lists are made in the order shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.batch import Batch
+from serve_app.ids import decision_id_text
+from serve_app.ingress.answers import chosen, envelope, explained, ranked_items
+from serve_app.ingress.asks import Ask, Known
+from serve_app.ingress.recommend import Lists, ListsOptions, Recommender
+from serve_app.ledger.protocol import Recents, UserState
+from serve_app.noise import hash_key, salt_of
+from serve_app.serving.given import given_widgets
+from serve_app.serving.library import Edition, Pins
+from serve_app.stages.extend import extended
+from serve_app.vocabulary import Surface
+
+__all__ = ["PageAsk", "Pages", "child_request_id", "known_of"]
+
+_CHILD_SALT = salt_of("child request of a page")
+
+
+@dataclass(slots=True)
+class PageAsk:
+    """One page: the root request (its slots: how many widgets), and how many items in each widget."""
+
+    root: Ask
+    items: int
+
+
+def child_request_id(root_id: int, position: int) -> int:
+    """The request id of the widget at `position` of a page."""
+    return int(hash_key(_CHILD_SALT, np.uint64(root_id), np.uint64(position))[0])
+
+
+def known_of(known: Known, rows: Sequence[int]) -> Known:
+    """Live facts of the asks `rows`, in that order."""
+    at = np.asarray(rows, np.int64)
+    spans = [np.arange(known.recents.offsets[row], known.recents.offsets[row + 1]) for row in rows]
+    flat = np.concatenate(spans) if spans else np.empty(0, np.int64)
+    offsets = np.zeros(len(spans) + 1, np.int64)
+    np.cumsum([len(span) for span in spans], out=offsets[1:])
+    state = known.state
+    taken = {name: getattr(state, name)[at] for name in state.__dataclass_fields__}
+    return Known(Recents(known.recents.items[flat], known.recents.at[flat], offsets), UserState(**taken))
+
+
+class Pages:
+    """Makes pages for micro-batches."""
+
+    def __init__(self, recommender: Recommender) -> None:
+        self._recommender = recommender
+
+    async def pages(self, asks: Sequence[PageAsk], options: ListsOptions) -> list[dict[str, Any]]:
+        """One answer per ask."""
+        recommender, roots = self._recommender, [ask.root for ask in asks]
+        edition, known = await recommender.admit(roots, options)
+        pins = Pins(options.release, options.policy, edition.view.seq)
+        batch = recommender.requests(roots, edition, known)
+        given = given_widgets(batch, edition.release.catalogue, edition.view.overlay, [None] * len(asks))
+        page = await recommender.rank(given, pins, edition, known, options)
+        children, owners, widgets = _children(asks, page)
+        if not children:
+            return [self._answer(ask, row, page, None, [], []) for row, ask in enumerate(asks)]
+        filled = await self._fill(children, owners, widgets, edition, known_of(known, owners), pins, options)
+        answers = []
+        for row, ask in enumerate(asks):
+            own = [at for at, owner in enumerate(owners) if owner == row]
+            answers.append(self._answer(ask, row, page, filled, own, [children[at] for at in own]))
+        return answers
+
+    async def _fill(
+        self,
+        children: Sequence[Ask],
+        owners: Sequence[int],
+        widgets: Sequence[int],
+        edition: Edition,
+        known: Known,
+        pins: Pins,
+        options: ListsOptions,
+    ) -> Lists:
+        rows = edition.release.catalogue
+        kinds = rows.widgets["kind"].to_pylist()
+        batch = self._recommender.requests(children, edition, known)
+        found = await self._recommender.retrieve(batch, pins, edition, [kinds[widget] for widget in widgets])
+        found = _marked(found, np.array(widgets, np.int32))
+        return await self._recommender.rank(found, pins, edition, known, options, np.array(owners, np.int32))
+
+    @staticmethod
+    def _answer(
+        ask: PageAsk, row: int, page: Lists, filled: Lists | None, own: Sequence[int], children: Sequence[Ask]
+    ) -> dict[str, Any]:
+        rows = page.edition.release.catalogue
+        answer = envelope(page, row, ask.root)
+        root_id = int(page.batch.requests["request_id"][row])
+        answer["widgets"] = []
+        for place, (at, child) in enumerate(zip(own, children, strict=True)):
+            assert filled is not None
+            widget = int(page.batch.candidates["widget"][chosen(page.batch, row)[place]])
+            shown = {
+                "id": rows.widgets["widget_id"][widget].as_py(),
+                "slot": place,
+                "decision_id": decision_id_text(ask.root.user_hash, root_id, place),
+                "title": rows.widgets["title"][widget].as_py(),
+                "request_id": f"{int(filled.batch.requests['request_id'][at]):016x}",
+                "items": ranked_items(filled, at, child),
+            }
+            if "drop_reason" in filled.batch.candidates:
+                shown["explain"] = explained(filled, at)
+            answer["degraded"] = sorted({*answer["degraded"], *envelope(filled, at, child)["degraded"]})
+            if shown["items"]:
+                answer["widgets"].append(shown)
+        if "drop_reason" in page.batch.candidates:
+            answer["explain"] = explained(page, row, "widget")
+        return answer
+
+
+def _children(asks: Sequence[PageAsk], page: Lists) -> tuple[list[Ask], list[int], list[int]]:
+    """The child requests of all pages, the page of each and its widget's row."""
+    rows = page.edition.release.catalogue
+    kinds, arguments = rows.widgets["kind"].to_pylist(), rows.widgets["argument"].to_pylist()
+    children, owners, widgets = [], [], []
+    for row, ask in enumerate(asks):
+        root_id = int(page.batch.requests["request_id"][row])
+        for place, at in enumerate(chosen(page.batch, row)):
+            widget = int(page.batch.candidates["widget"][at])
+            child = Ask(
+                surface=Surface.gateway,
+                request_id=child_request_id(root_id, place),
+                root_id=root_id,
+                parent_request_id=root_id,
+                decided_at=ask.root.decided_at,
+                deadline_at=ask.root.deadline_at,
+                user=ask.root.user,
+                region=ask.root.region,
+                device=ask.root.device,
+                recent_items=ask.root.recent_items,
+                exclude=ask.root.exclude,
+                categories=_limit(ask.root.categories, kinds[widget], arguments[widget]),
+                slots=ask.items,
+            )
+            children.append(child)
+            owners.append(row)
+            widgets.append(widget)
+    return children, owners, widgets
+
+
+def _limit(asked: Sequence[str], kind: str, argument: str) -> Sequence[str]:
+    """Categories a widget is limited to: its own, and only where the request allows it."""
+    if kind != "category":
+        return asked
+    return [argument] if not asked or argument in asked else ["\0nothing"]
+
+
+def _marked(found: Batch, widgets: npt.NDArray[np.int32]) -> Batch:
+    """Candidates with the widget they would fill, so that the log says which shelf a list stood on."""
+    return extended(found, {}, widget=np.repeat(widgets, np.diff(found.offsets)).astype(np.int32))

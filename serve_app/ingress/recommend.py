@@ -1,0 +1,153 @@
+"""Lists for a micro-batch: live facts, retrieval, ranking, each within its budget and with its declared fall-back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.batch import Batch, Columns
+from serve_app.columns import REQUEST_COLUMNS
+from serve_app.errors import NotReady
+from serve_app.ingress.asks import Ask, Known, request_batch, users_of
+from serve_app.noise import hash_key, salt_of
+from serve_app.serving.hosts import RankCall, flagged
+from serve_app.serving.journalling import JournalHost
+from serve_app.serving.library import Edition, Library, Pins
+from serve_app.serving.owner import LiveAnswer
+from serve_app.serving.pages import unranked
+from serve_app.serving.stages import Stages, in_pool
+from serve_app.settings import BudgetSettings
+from serve_app.stages.retrieval import SurfaceRetrieval
+from serve_app.stages.stage import Context
+from serve_app.vocabulary import Source, StageBit, Surface
+
+__all__ = ["Lists", "ListsOptions", "LiveCall", "Recommender"]
+
+_LOG = logging.getLogger("hindcast.ingress")
+_RETRY_SALT = salt_of("request answered by a fall-back")
+_POPULAR = SurfaceRetrieval({Source.popular: 100, Source.fresh: 10})
+
+LiveCall = Callable[[npt.NDArray[np.uint64], int], Awaitable[LiveAnswer]]
+
+
+@dataclass(frozen=True, slots=True)
+class ListsOptions:
+    """What all asks of one batch share. log: journal the result (not a dry run)."""
+
+    release: str
+    policy: str
+    explain: bool
+    log: bool
+
+
+@dataclass(slots=True)
+class Lists:
+    """Ranked lists, request by request, and what they were made with."""
+
+    batch: Batch
+    edition: Edition
+    known: Known
+    cold: npt.NDArray[np.bool_]
+
+
+class _PopularOnly:
+    """Stands in for a policy where retrieval fell back: popular items and the same filters."""
+
+    def retrieval(self, surface: Surface) -> SurfaceRetrieval:  # noqa: ARG002 - the protocol's signature
+        return _POPULAR
+
+
+class Recommender:
+    """Makes lists for micro-batches of asks on one surface."""
+
+    def __init__(
+        self,
+        library: Library,
+        stages: Stages,
+        live: LiveCall,
+        journal: JournalHost,
+        pool: Executor,
+        budgets: BudgetSettings,
+        *,
+        recents_kept: int,
+        log_rate: float,
+    ) -> None:
+        self._library, self._stages, self._live, self._journal, self._pool = library, stages, live, journal, pool
+        self._budgets = budgets
+        self._recents_kept, self._log_rate = recents_kept, log_rate
+
+    async def lists(self, asks: Sequence[Ask], options: ListsOptions) -> Lists:
+        """One list per ask. NotReady when live changes cannot be learned: nothing unverified is served."""
+        edition, known = await self.admit(asks, options)
+        batch = self.requests(asks, edition, known)
+        pins = Pins(options.release, options.policy, edition.view.seq)
+        found = await self.retrieve(batch, pins, edition)
+        return await self.rank(found, pins, edition, known, options)
+
+    async def admit(self, asks: Sequence[Ask], options: ListsOptions) -> tuple[Edition, Known]:
+        """Check the head of the live changes, learn what is new, read the users' live facts."""
+        try:
+            async with asyncio.timeout(self._budgets.live_ms / 1000):
+                live = await self._live(users_of(asks), self._library.seq)
+        except TimeoutError:
+            raise NotReady("live catalogue changes could not be checked in time", field="availability") from None
+        self._library.learn(live.changes)
+        edition = self._library.edition(Pins(options.release, options.policy, live.head))
+        return edition, Known(live.recents, live.state)
+
+    def requests(self, asks: Sequence[Ask], edition: Edition, known: Known) -> Batch:
+        """Request columns of the asks."""
+        return request_batch(asks, edition, known, recents_kept=self._recents_kept, log_rate=self._log_rate)
+
+    async def retrieve(self, batch: Batch, pins: Pins, edition: Edition, kinds: Sequence[str] | None = None) -> Batch:
+        """Candidates; popular items by the same filters where retrieval fails or is late. kinds: see RetrievalHost."""
+        try:
+            async with asyncio.timeout(self._budgets.retrieval_ms / 1000):
+                return await self._stages.retrieve(batch, pins, kinds)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - any failure of retrieval has the one declared fall-back
+            _LOG.warning("retrieval fell back to popular items: %s: %s", type(error).__name__, error)
+        return await in_pool(self._pool, lambda: _popular(batch, edition))
+
+    async def rank(self, batch: Batch, pins: Pins, edition: Edition, known: Known, options: ListsOptions,
+                   page: npt.NDArray[np.int32] | None = None) -> Lists:  # fmt: skip
+        """Lists from candidates; retrieval's order where ranking fails or is late."""
+        cold = batch.requests["cold"]
+        call = RankCall(batch, pins, options.explain, options.log, page)
+        try:
+            async with asyncio.timeout(self._budgets.ranking_ms / 1000):
+                ranked = await self._stages.rank(call)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - any failure of ranking has the one declared fall-back
+            _LOG.warning("ranking fell back to retrieval's order: %s: %s", type(error).__name__, error)
+            ranked = await in_pool(self._pool, lambda: self._unranked(call, edition))
+        if (ranked.requests["availability_seq"] > self._library.seq).any():
+            raise NotReady("a stage knows catalogue changes that this process has not seen yet", field="availability")
+        newest = self._library.edition(replace(pins, seq=int(ranked.requests["availability_seq"].max(initial=pins.seq))))
+        return Lists(ranked, newest, known, cold)
+
+    def _unranked(self, call: RankCall, edition: Edition) -> Batch:
+        """Retrieval's order, under fresh request ids: ranking may yet journal the old ones, which nobody will have seen."""
+        batch = flagged(call.batch, StageBit.ranking)
+        if call.log:
+            requests = Columns(len(batch), REQUEST_COLUMNS, dict(batch.requests))
+            requests["request_id"] = hash_key(_RETRY_SALT, batch.requests["request_id"])
+            batch = Batch(requests, batch.candidates, batch.offsets, batch.meta)
+        ranked = unranked(batch, call.page)
+        if call.log and not self._journal.append(ranked, edition):
+            ranked = flagged(ranked, StageBit.log)
+        return ranked
+
+
+def _popular(batch: Batch, edition: Edition) -> Batch:
+    assert edition.held.retrieval is not None
+    context = Context((_PopularOnly(),), edition.context.parts)
+    return flagged(edition.held.retrieval.run(batch, context), StageBit.retrieval)

@@ -1,0 +1,83 @@
+"""How the ingress reaches the stages: the same calls, whether a stage runs in this process or behind a deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Protocol, TypeVar
+
+from serve_app.batch import Batch
+from serve_app.serving.hosts import FeatureMatrix, FeaturesHost, RankCall, RankingHost, RetrievalHost
+from serve_app.serving.library import Pins
+
+__all__ = ["FeaturesCall", "LocalStages", "RankFlow", "Stages", "in_pool"]
+
+_LOG = logging.getLogger("hindcast.serving")
+T = TypeVar("T")
+
+
+class Stages(Protocol):
+    """The stages of one server."""
+
+    async def retrieve(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
+        """Candidates, dropped ones included; see RetrievalHost.run."""
+
+    async def rank(self, call: RankCall) -> Batch:
+        """Lists; see RankingHost.run."""
+
+
+class FeaturesCall(Protocol):
+    """Features of one batch, from wherever they are."""
+
+    async def __call__(self, batch: Batch, pins: Pins) -> FeatureMatrix:
+        """The matrix of a batch's candidates."""
+
+
+class RankFlow:
+    """Ranking with its features: fetch within a budget, fall back to declared defaults, rank in a worker thread."""
+
+    def __init__(self, host: RankingHost, features: FeaturesCall, pool: Executor, *, features_ms: float) -> None:
+        self._host, self._features, self._pool, self._budget_s = host, features, pool, features_ms / 1000
+
+    async def __call__(self, call: RankCall) -> Batch:
+        """See Stages.rank."""
+        kept = self._host.kept(call)
+        degraded = False
+        try:
+            async with asyncio.timeout(self._budget_s):
+                matrix = await self._features(kept, call.pins)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - any failure of features has the one declared fall-back
+            _LOG.warning("features fell back to their defaults: %s: %s", type(error).__name__, error)
+            matrix, degraded = self._host.defaults(call, kept.candidates.rows), True
+        return await in_pool(self._pool, lambda: self._host.run(call, matrix, degraded=degraded))
+
+
+class LocalStages:
+    """Every stage in this process, in worker threads (`topology: fused`, and tests)."""
+
+    def __init__(
+        self, retrieval: RetrievalHost, features: FeaturesHost, ranking: RankingHost, pool: Executor, *, features_ms: float
+    ) -> None:
+        self._retrieval, self._pool = retrieval, pool
+
+        async def read(batch: Batch, pins: Pins) -> FeatureMatrix:
+            return await in_pool(pool, lambda: features.run(batch, pins))
+
+        self._rank = RankFlow(ranking, read, pool, features_ms=features_ms)
+
+    async def retrieve(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
+        """See Stages."""
+        return await in_pool(self._pool, lambda: self._retrieval.run(batch, pins, kinds))
+
+    async def rank(self, call: RankCall) -> Batch:
+        """See Stages."""
+        return await self._rank(call)
+
+
+async def in_pool(pool: Executor, work: Callable[[], T]) -> T:
+    """Run blocking work off the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(pool, work)
