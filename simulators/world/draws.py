@@ -7,6 +7,7 @@ the same uniform under both, which is what makes their difference cheap to estim
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ def logistic(x: F64) -> F64:
 def cumulative_pick(weights: npt.ArrayLike, u: F64) -> I64:
     """Index drawn with probability proportional to `weights` (f64[k]) for each uniform in `u` (any shape)."""
     edges = np.cumsum(np.asarray(weights, np.float64))
-    return np.minimum(np.searchsorted(edges / edges[-1], u, side="right"), len(edges) - 1)
+    return np.minimum(np.searchsorted(edges, u * edges[-1], side="left"), len(edges) - 1)
 
 
 def row_pick(weights: F64, u: F64) -> I64:
@@ -37,6 +38,12 @@ def row_pick(weights: F64, u: F64) -> I64:
     edges = np.cumsum(weights, axis=1)
     below = edges < (u * edges[:, -1])[:, None]
     return np.minimum(below.sum(axis=1), weights.shape[1] - 1)
+
+
+@cache
+def _stream(seed: int, purpose: str) -> np.uint64:
+    """The salt of one stream of one world."""
+    return hash_key(salt_of(purpose), np.asarray(seed, np.int64))[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +54,7 @@ class Draws:
 
     def bits(self, purpose: str, *parts: npt.ArrayLike) -> npt.NDArray[np.uint64]:
         """u64 of the broadcast shape."""
-        salt = hash_key(salt_of(purpose), np.asarray(self.seed, np.int64))[0]
-        return hash_key(salt, *parts)
+        return hash_key(_stream(self.seed, purpose), *parts)
 
     def uniform(self, purpose: str, *parts: npt.ArrayLike) -> F64:
         """f64 strictly inside (0, 1)."""

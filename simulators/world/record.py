@@ -73,7 +73,7 @@ class Recorder:
         for slate in day.slates:
             self._collect(parts, slate.batch, None, None)
         for decided in day.decided:
-            self._collect(parts, decided.batch, decided.versions, decided.committed)
+            self._collect(parts, decided.batch, decided.versions, decided.granted_rows)
         for table, batches in parts.items():
             if batches:
                 self._write(table, pa.Table.from_batches(batches, schema=TABLES[table]).unify_dictionaries())

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from serve_app.decide import decide
 
 from serve_app.batch import Batch
+from serve_app.decide import DecideStatus, decide
 from serve_app.ledger.protocol import Ledger, UserState
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.stages.decision import Decision
@@ -131,7 +131,8 @@ class Core:
 @dataclass(frozen=True, slots=True)
 class Decided:
     """A decided batch. granted i64[k]: candidate positions that were sent; slot i32[k] theirs; until i64[n]: end of each
-    request's deferral, 0 where there is none; versions i64[n] and committed bool[n]: what the ledger answered."""
+    request's deferral, 0 where there is none; versions i64[n] (-1: nothing written) and granted_rows bool[n]: the ledger's
+    answer."""
 
     batch: Batch
     sent: Sent
@@ -139,7 +140,7 @@ class Decided:
     slot: npt.NDArray[np.int32]
     until: I64
     versions: I64
-    committed: npt.NDArray[np.bool_]
+    granted_rows: npt.NDArray[np.bool_]
 
 
 def decide_sends(model: Model, state: WorldState, core: Core, asked: Rows, day: int, env_seq: int) -> Decided:
@@ -154,8 +155,8 @@ def decide_sends(model: Model, state: WorldState, core: Core, asked: Rows, day: 
         granted=granted,
         slot=done.candidates["slot"][granted],
         until=np.where(done.requests["action"] == Action.defer, done.requests["until"], 0),
-        versions=answer.versions,
-        committed=answer.granted,
+        versions=np.where(answer.status == DecideStatus.committed, answer.versions, -1),
+        granted_rows=answer.granted,
     )
 
 

@@ -26,7 +26,7 @@ class ResponseSettings(BaseModel):
     activity_mean: float = Field(-1.75, ge=-8, le=4, description="logit of the mean user's chance to open the app on a day")
     activity_sd: float = Field(1.0, ge=0, le=4)
     weekend_activity: float = Field(0.25, ge=-3, le=3, description="added on Saturday and Sunday, local")
-    click_base: float = Field(-2.9, ge=-10, le=3, description="notification click of the mean user on push")
+    click_base: float = Field(-3.3, ge=-10, le=3, description="notification click of the mean user on push")
     click_affinity: float = Field(0.9, ge=0, le=5, description="per unit of taste match with the campaign")
     responsiveness_sd: float = Field(0.8, ge=0, le=4)
     convert_base: float = Field(-1.9, ge=-10, le=3, description="purchase after a notification click")
