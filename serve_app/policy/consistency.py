@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from serve_app.errors import ContradictoryPolicy
+from serve_app.policy.instants import instant_us
 from serve_app.policy.overrides import CELL_ROOTS, EXPERIMENT_ROOTS, apply_overrides
 from serve_app.policy.segment_tree import references
 from serve_app.policy.zones import zone_index
@@ -23,6 +24,7 @@ def check_consistency(document: PolicyDocument) -> None:
     zone_index(document.default_zone)
     for name in ("caps", "quiet_hours", "holdouts", "experiments", "segments"):
         _unique(getattr(document, name), name)
+    _check_labels(document)
     _check_salts(document)
     _check_dates(document)
     _check_segments(document)
@@ -35,6 +37,13 @@ def _unique(parts: Iterable[Any], field: str) -> None:
         if part.id in seen:
             raise ContradictoryPolicy(f"the id {part.id!r} stands twice", field=f"{field}.{position}.id", hint="rename one")
         seen.add(part.id)
+
+
+def _check_labels(document: PolicyDocument) -> None:
+    labels = {rule.ad_label for rule in (*document.regions.values(), document.other_regions)} - {None}
+    if len(labels) > 1:
+        message = f"regions demand different labels ({', '.join(sorted(filter(None, labels)))}); a text begins with one"
+        raise ContradictoryPolicy(message, field="regions", hint="keep one label, or make a policy for each region")
 
 
 def _check_salts(document: PolicyDocument) -> None:
@@ -51,8 +60,6 @@ def _check_salts(document: PolicyDocument) -> None:
 
 
 def _check_dates(document: PolicyDocument) -> None:
-    from serve_app.policy.instants import instant_us
-
     for name in ("holdouts", "experiments"):
         for position, one in enumerate(getattr(document, name)):
             if one.starts_at and one.ends_at and instant_us(one.ends_at) <= instant_us(one.starts_at):

@@ -78,6 +78,12 @@ class PolicyDocument(Strict):
         return hashlib.sha256(canonical_json(self)).hexdigest()[:20]
 
     @property
+    def ad_label(self) -> str | None:
+        """The one label the document's regions demand of advertising; None where none does."""
+        labels = {rule.ad_label for rule in (*self.regions.values(), self.other_regions)} - {None}
+        return next(iter(labels), None)
+
+    @property
     def longest_window_hours(self) -> float:
         """How far back history must reach for every rule of the document, cells and arms included."""
         own = [cap.window.longest_hours for cap in self.caps]

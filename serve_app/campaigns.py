@@ -1,0 +1,243 @@
+"""Campaigns: their document, the checks made when one is stored, and the candidates they give.
+
+A candidate is (campaign, item, channel): a campaign that may use three channels gives three, and the value decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serve_app.batch import Batch, Ragged, lengths_to_offsets
+from serve_app.errors import InvalidInput
+from serve_app.ids import hash_id, hash_ids
+from serve_app.policy.compile import CompiledPolicy
+from serve_app.policy.document import PolicyDocument
+from serve_app.vocabulary import Channel, Delivery, MessageClass, Source
+
+__all__ = ["CampaignDocument", "CampaignTable", "notification_candidates", "parse_campaign", "validate_campaign"]
+
+I16 = npt.NDArray[np.int16]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+I8 = npt.NDArray[np.int8]
+F64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+Text = Annotated[str, Field(min_length=1, max_length=4000)]
+
+
+class CampaignDocument(BaseModel):
+    """A campaign as its team states it. Times are microseconds since 1970 UTC, 0: no limit; null item: about no one item."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    campaign_id: Annotated[str, Field(min_length=1, max_length=256)]
+    title: Annotated[str, Field(max_length=400)] = ""
+    text: Text
+    item_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    category: Annotated[str, Field(max_length=256)] = ""
+    """Scope of category caps; empty: none."""
+    message_class: Annotated[str, Field(pattern="^(transactional|informational|advertising)$")]
+    channels: Annotated[tuple[str, ...], Field(min_length=1, max_length=len(Channel))]
+    starts_at: Annotated[int, Field(ge=0)] = 0
+    expires_at: Annotated[int, Field(ge=0)] = 0
+    """Never sent from then on."""
+    cost: Annotated[float, Field(ge=0, le=1e9)] = 0.0
+    margin: Annotated[float, Field(ge=-1e12, le=1e12)] = 0.0
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    delivery: Annotated[str, Field(pattern="^(caller|outbox)$")] = "caller"
+    segment: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> CampaignDocument:
+        for name in self.channels:
+            if name not in Channel.__members__:
+                raise ValueError(f"channels: unknown channel {name!r}; one of {', '.join(Channel.__members__)}")
+        if len(set(self.channels)) != len(self.channels):
+            raise ValueError("channels: one stands twice")
+        if self.expires_at and self.expires_at <= self.starts_at:
+            raise ValueError("expires_at: must lie after starts_at")
+        return self
+
+
+def parse_campaign(data: Mapping[str, Any]) -> CampaignDocument:
+    """From plain data. Raises InvalidInput naming the field."""
+    try:
+        return CampaignDocument.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        if not where and ": " in message:
+            where, message = message.split(": ", 1)
+        raise InvalidInput(message, field=where or "campaign") from None
+
+
+def validate_campaign(campaign: CampaignDocument, policy: PolicyDocument, *, regions: Sequence[str] | None = None) -> None:
+    """Refuse what could never lawfully be sent, when it is stored and not when it is sent.
+
+    An advertisement begins with the exact label its regions demand (Korea: Network Act article 50(4), `(광고)`).
+    `regions`: lower-case codes the campaign is meant for; None: everywhere the policy speaks of. Raises InvalidInput.
+    """
+    if campaign.segment is not None and campaign.segment not in {one.id for one in policy.segments}:
+        known = ", ".join(one.id for one in policy.segments) or "none"
+        raise InvalidInput(f"no segment {campaign.segment!r} in the policy", field="segment", hint=f"known: {known}")
+    if campaign.message_class != MessageClass.advertising.name:
+        return
+    everywhere = {**policy.regions, "other regions": policy.other_regions}
+    chosen = everywhere if regions is None else {c: policy.regions.get(c, policy.other_regions) for c in regions}
+    for code, rule in chosen.items():
+        if rule.ad_label is not None and not campaign.text.startswith(rule.ad_label):
+            raise InvalidInput(
+                f"an advertisement for {code} must begin with exactly {rule.ad_label}, this one begins with "
+                f"{campaign.text[: len(rule.ad_label) + 2]!r}",
+                field="text",
+                hint=f"begin the text with {rule.ad_label}, without other brackets or spaces in it",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignTable:
+    """k campaigns as columns; row = position in `ids`. channels: ragged i8 per campaign. segment i2 as the policy numbers
+    them. closed bool: limited to a segment the policy does not know, hence never sent."""
+
+    ids: tuple[str, ...]
+    campaign: npt.NDArray[np.uint64]
+    item: I32
+    category: npt.NDArray[np.uint64]
+    message_class: I8
+    channels: Ragged
+    starts_at: I64
+    expires_at: I64
+    cost: F64
+    margin: F64
+    priority: I16
+    delivery: I8
+    segment: I16
+    labelled: Bool
+    closed: Bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(
+        cls, campaigns: Sequence[CampaignDocument], policy: CompiledPolicy, item_rows: Mapping[str, int] | None = None
+    ) -> CampaignTable:
+        """Columns of `campaigns`; `item_rows` maps item ids to the release's rows (absent or unknown: -1)."""
+        rows, k = item_rows or {}, len(campaigns)
+        label = policy.document.ad_label
+        segments = [policy.segment_ids.index(c.segment) if c.segment in policy.segment_ids else -1 for c in campaigns]
+        ids = tuple(c.campaign_id for c in campaigns)
+        if len(set(ids)) != k:
+            raise InvalidInput("a campaign stands twice", field="campaign_id")
+        return cls(
+            ids=ids,
+            campaign=hash_ids(ids),
+            item=np.array([rows.get(c.item_id, -1) if c.item_id else -1 for c in campaigns], np.int32),
+            category=np.array([hash_id(c.category) if c.category else 0 for c in campaigns], np.uint64),
+            message_class=np.array([MessageClass[c.message_class] for c in campaigns], np.int8),
+            channels=Ragged.of([[Channel[name] for name in c.channels] for c in campaigns], np.int8),
+            starts_at=np.array([c.starts_at for c in campaigns], np.int64),
+            expires_at=np.array([c.expires_at for c in campaigns], np.int64),
+            cost=np.array([c.cost for c in campaigns], np.float64),
+            margin=np.array([c.margin for c in campaigns], np.float64),
+            priority=np.array([c.priority for c in campaigns], np.int16),
+            delivery=np.array([Delivery[c.delivery] for c in campaigns], np.int8),
+            segment=np.array(segments, np.int16),
+            labelled=np.array(
+                [label is None or c.message_class != "advertising" or c.text.startswith(label) for c in campaigns], np.bool_
+            ),
+            closed=np.array([c.segment is not None and s < 0 for c, s in zip(campaigns, segments, strict=True)], np.bool_),
+        )
+
+    @classmethod
+    def of_catalogue(
+        cls, table: pa.Table, policy: CompiledPolicy, item_rows: Mapping[str, int] | None = None
+    ) -> CampaignTable:
+        """From the catalogue's campaigns table. Raises InvalidInput naming the field of the first unsound row."""
+        return cls.of([parse_campaign(row) for row in table.to_pylist()], policy, item_rows)
+
+    def rows_of(self, campaigns: npt.NDArray[np.uint64]) -> I32:
+        """i32[n] rows of campaign hashes; -1 where unknown."""
+        order = np.argsort(self.campaign, kind="stable")
+        if not len(order):
+            return np.full(len(campaigns), -1, np.int32)
+        place = np.minimum(np.searchsorted(self.campaign, campaigns, sorter=order), len(order) - 1)
+        found = order[place]
+        return np.where(self.campaign[found] == campaigns, found, -1).astype(np.int32)
+
+    def live(self, at: I64) -> Ragged:
+        """Rows of the campaigns inside their dates at each of n times (i64[n])."""
+        open_ = (self.starts_at[None, :] <= at[:, None]) & (
+            (self.expires_at == 0)[None, :] | (at[:, None] < self.expires_at)
+        )
+        open_ &= ~self.closed[None, :]
+        return Ragged(np.nonzero(open_)[1].astype(np.int32), lengths_to_offsets(np.count_nonzero(open_, axis=1)))
+
+
+def notification_candidates(
+    batch: Batch,
+    table: CampaignTable,
+    choice: Ragged | None = None,
+    *,
+    channels: I8 | None = None,
+    items: I32 | None = None,
+) -> Batch:
+    """The batch with one candidate for each (campaign, item, channel).
+
+    choice: campaign rows (i32) each request may draw on; None: all that are live at its `decided_at`. Flat beside
+    choice.values may stand channels (i8, -1: every channel the campaign allows) and items (i32 rows, -1: the campaign's
+    own). Raises InvalidInput for an unknown row or a channel the campaign does not allow.
+    """
+    if choice is None:
+        choice = table.live(batch.requests["decided_at"])
+    rows = choice.values.astype(np.int64)
+    if len(choice) != len(batch):
+        raise InvalidInput(f"choices for {len(choice)} requests, the batch has {len(batch)}", field="choice")
+    if len(rows) and (rows.min() < 0 or rows.max() >= len(table)):
+        raise InvalidInput("no such campaign", field="campaign", hint="PUT it before asking for it")
+    allowed = table.channels.take(rows)
+    pair = np.repeat(np.arange(len(rows)), allowed.lengths)
+    keep = np.ones(len(pair), np.bool_) if channels is None else (channels[pair] < 0) | (channels[pair] == allowed.values)
+    kept = np.bincount(pair[keep], minlength=len(rows))
+    if np.any(kept == 0):
+        bad = int(np.flatnonzero(kept == 0)[0])
+        name = Channel(int(channels[bad])).name if channels is not None else "none"
+        raise InvalidInput(f"campaign {table.ids[rows[bad]]!r} does not allow channel {name}", field="channel")
+    pair, channel = pair[keep], allowed.values[keep]
+    per_request = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(kept, out=per_request[1:])
+    return _with_columns(batch, table, per_request[choice.offsets], rows[pair], channel, pair, items)
+
+
+def _with_columns(
+    batch: Batch, table: CampaignTable, offsets: I64, row: I64, channel: I8, pair: I64, items: I32 | None
+) -> Batch:
+    own = table.item[row]
+    item = own if items is None else np.where(items[pair] >= 0, items[pair], own)
+    at = np.repeat(batch.requests["decided_at"], np.diff(offsets))
+    return batch.with_candidates(
+        offsets,
+        item=item,
+        campaign=table.campaign[row],
+        channel=channel,
+        message_class=table.message_class[row],
+        category=table.category[row],
+        priority=table.priority[row],
+        sources=np.full(len(row), Source.given, np.uint32),
+        cost=table.cost[row],
+        margin=table.margin[row],
+        expires_at=table.expires_at[row],
+        labelled=table.labelled[row],
+        campaign_killed=(at < table.starts_at[row]) | table.closed[row],
+        segment=table.segment[row],
+        delivery=table.delivery[row],
+    )
