@@ -51,7 +51,7 @@ SCHEMAS: MappingProxyType[str, pa.Schema] = MappingProxyType(
                 _column("user_id", _STR, "the caller's id"),
                 _column("user", pa.uint64(), "hash of user_id"),
                 _column("zone", _STR, "IANA time zone; empty: unknown"),
-                _column("region", _STR, "name of serve_app.regions; empty: unknown"),
+                _column("region", _STR, "ISO 3166-1 alpha-2 (serve_app.regions); empty: unknown"),
                 _column("created_at", _I64, "first seen; 0: unknown"),
             ]
         ),
@@ -197,26 +197,24 @@ def _validate(name: str, table: pa.Table) -> pa.Table:
 
 def _check_unique(name: str, table: pa.Table) -> None:
     key = _KEYS[name]
-    where = f"catalogue.{name}.{key}"
     if pc.any(pc.equal(table[key], "")).as_py():
-        raise InvalidInput("an id is empty", field=where)
-    for column in (key, *(_HASHES[name][1:] if name in _HASHES else ())):
-        counts = table[column].value_counts() if len(table) else []
-        repeated = (
-            [one["values"].as_py() for one in counts if one["counts"].as_py() > 1] if _has_repeats(table[column]) else []
-        )
-        if repeated:
-            raise InvalidInput(f"{repeated[0]!r} stands in several rows", field=f"catalogue.{name}.{column}")
-    if name in _HASHES and len(table):
-        expected = pa.array(hash_ids(table[key].to_pylist()))
-        if not table[_HASHES[name][1]].combine_chunks().equals(expected):
-            raise InvalidInput(
-                "is not the hash of the id", field=f"catalogue.{name}.{_HASHES[name][1]}", hint="see serve_app.ids"
-            )
+        raise InvalidInput("an id is empty", field=f"catalogue.{name}.{key}")
+    if name in _HASHES:
+        hashed = _HASHES[name][1]
+        if not table[hashed].combine_chunks().equals(pa.array(hash_ids(table[key].to_pylist()))):
+            raise InvalidInput("is not the hash of the id", field=f"catalogue.{name}.{hashed}", hint="see serve_app.ids")
+        # Two ids of one hash would be one item everywhere else.
+        _check_distinct(table[key], f"catalogue.{name}.{key}")
+        _check_distinct(table[hashed], f"catalogue.{name}.{hashed}")
+    else:
+        _check_distinct(table[key], f"catalogue.{name}.{key}")
 
 
-def _has_repeats(column: pa.ChunkedArray) -> bool:
-    return bool(pc.count_distinct(column).as_py() < len(column))
+def _check_distinct(column: pa.ChunkedArray, where: str) -> None:
+    if pc.count_distinct(column).as_py() < len(column):
+        counts = column.value_counts()
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+        raise InvalidInput(f"{repeated[0].as_py()!r} stands in several rows", field=where)
 
 
 def _check_values(name: str, table: pa.Table) -> None:

@@ -169,7 +169,8 @@ def _most_common(frame: pd.DataFrame, key: str, value: str) -> tuple[pd.Series, 
 
 
 def _items(frame: pd.DataFrame, report: ImportReport) -> object:
-    text = frame["Description"].fillna("").astype(str).str.strip().str.replace(r"\s+", " ", regex=True)
+    codes, texts = pd.factorize(frame["Description"].fillna("").astype(str))
+    text = pd.Series([" ".join(one.split()) for one in texts.tolist()]).iloc[codes].set_axis(frame.index)
     told = frame.assign(text=text)[(text != "") & (text.str.lower() != "unknown")]
     titles, several = _most_common(told, "code", "text")
     report.mended["item with several descriptions: the most common one taken"] = several

@@ -44,7 +44,7 @@ def require(frame: pd.DataFrame, path: Path, *columns: str) -> None:
 def hash_column(texts: pd.Series, prefix: str = "") -> npt.NDArray[np.uint64]:
     """u64 hash of every text, hashing each distinct one once."""
     codes, distinct = pd.factorize(texts)
-    hashed: npt.NDArray[np.uint64] = hash_ids(f"{prefix}{one}" for one in distinct)[codes]
+    hashed: npt.NDArray[np.uint64] = hash_ids(f"{prefix}{one}" for one in distinct.tolist())[codes]
     return hashed
 
 

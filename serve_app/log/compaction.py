@@ -1,8 +1,9 @@
 """Journal frames into Parquet user buckets, exactly once.
 
 One commit (`serve_app.log.snapshot`) holds the new files and the journal offsets they came from. Rows are merged into the
-small files of their day and bucket range, so that many compactions leave few files. Events are deduplicated by id, against
-each other and against what the log holds of the same days: the copy that was ingested first stays.
+small files of their day and bucket range, so that many compactions leave few files. Rows are deduplicated by their identity
+(events by event id, decisions by user, request and slot, ...), against each other and against what the log holds of the same
+days: of events the copy that was ingested first stays.
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ _MERGE_BELOW_ROWS = 2_000_000
 _PASS_BYTES = 256 << 20
 # The columns that say a row is the same row; a row may come twice when an append was retried.
 _IDENTITY = {
+    "requests": ("user", "request_id"),
+    "candidates": ("user", "request_id", "idx"),
+    "decisions": ("user", "request_id", "slot"),
     "events": ("user", "event_id"),
     "users": ("user",),
     "items": ("item",),
 }
+_OF_ANY_DAY = ("users", "items")
 
 
 @dataclass(slots=True)
@@ -153,8 +158,9 @@ def deduplicate(writer: LogWriter, table: str, rows: pa.Table) -> pa.Table:
     identity = _IDENTITY.get(table)
     if identity is None or len(rows) == 0:
         return rows
-    arrival = "ingested_at" if table == "events" else "ts"
-    rows = rows.take(pa.array(np.argsort(rows[arrival].to_numpy(), kind="stable")))
+    arrival = rows["ingested_at" if table == "events" else "ts"].to_numpy()
+    if bool(np.any(arrival[1:] < arrival[:-1])):
+        rows = rows.take(pa.array(np.argsort(arrival, kind="stable")))
     keep = _first_of_each(rows, identity)
     known = _known(writer, table, rows, identity)
     if len(known):
@@ -176,7 +182,7 @@ def _first_of_each(rows: pa.Table, identity: tuple[str, ...]) -> Bools:
 
 
 def _known(writer: LogWriter, table: str, rows: pa.Table, identity: tuple[str, ...]) -> pa.Table:
-    days = {day_text(one) for one in np.unique(rows["ts"].to_numpy() // DAY_US)} if table == "events" else None
+    days = {day_text(one) for one in np.unique(rows["ts"].to_numpy() // DAY_US)} if table not in _OF_ANY_DAY else None
     files = [one for one in writer.snapshot.files if one.table == table and (days is None or one.day in days)]
     root = log_folder(writer.data)
     return read_files([str(root / one.path) for one in files], table, columns=identity)

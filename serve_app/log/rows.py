@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ Array = npt.NDArray[Any]
 
 _EMPTY: U64 = np.empty(0, np.uint64)
 _SAMPLE = salt_of("log sample")
+_SHARED_ROWS = 8192
 # Sentinels that differ from zero, by column name (the same in every table).
 _SENTINELS: dict[str, float] = {
     **dict.fromkeys(("order", "env_seq", "cell", "region", "context_hour", "availability_seq", "read_version"), -1),
@@ -143,6 +145,18 @@ def fill(table: str, rows: int, columns: Mapping[str, Any]) -> pa.RecordBatch:
 
 
 def _absent(spec: pa.Field, rows: int) -> pa.Array:
+    """`rows` sentinels; small batches share one array a column."""
+    if rows <= _SHARED_ROWS:
+        return _shared_sentinels(spec.name, spec.type, spec.nullable).slice(0, rows)
+    return _sentinels(spec, rows)
+
+
+@cache
+def _shared_sentinels(name: str, dtype: pa.DataType, nullable: bool) -> pa.Array:
+    return _sentinels(pa.field(name, dtype, nullable), _SHARED_ROWS)
+
+
+def _sentinels(spec: pa.Field, rows: int) -> pa.Array:
     if spec.nullable:
         return pa.nulls(rows, spec.type)
     if pa.types.is_list(spec.type):

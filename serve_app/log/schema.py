@@ -3,7 +3,8 @@
 Times are i64 microseconds since 1970-01-01 UTC. Users, items, campaigns, categories, widgets and reviews are the u64 hashes
 of `serve_app.ids`; `users` and `items` are the dictionaries back to text. Enumerations are the stable integers of
 `serve_app.vocabulary`. Outside `events` an absent value is the sentinel its batch column has (0 for hashes and times,
--1 for indices), so that a replay reads exactly what the stages wrote; in `events` it is null.
+-1 for indices), so that a replay reads exactly what the stages wrote; in `events` it is null. (Fill nulls before numpy or
+pandas: there a nullable u64 becomes a float and loses bits.)
 
 A decision is (user, request_id, slot): the text form is `serve_app.ids.decision_id_text`.
 """

@@ -52,12 +52,12 @@ def test_campaign_sends_and_redemptions_are_linked(shared_data: Path, tmp_path: 
     assert len(decisions) == 6_589
     assert set(decisions["action"].to_pylist()) == {Action.send}
     assert np.isnan(decisions["p_action"].to_numpy()).all()
-    events = read_log(data, "events").to_pandas()
-    redeemed = events[(events["type"] == EventType.conversion) & events["campaign"].notna()]
+    events = read_log(data, "events")
+    redeemed = events.filter(pc.and_(pc.equal(events["type"], EventType.conversion), pc.is_valid(events["campaign"])))
+    answered = redeemed["decision_request_id"].drop_null().to_pylist()
+    assert len(answered) == len(redeemed) == 2_102
     sent = dict(zip(decisions["request_id"].to_pylist(), decisions["ts"].to_pylist(), strict=True))
-    linked = redeemed[redeemed["decision_request_id"].notna()]
-    assert len(linked) == 2_102
-    assert all(sent[int(one)] < at for one, at in zip(linked["decision_request_id"], linked["ts"], strict=True))
+    assert all(sent[one] < at for one, at in zip(answered, redeemed["ts"].to_pylist(), strict=True))
     assert len(read_catalogue(data / "catalogue").campaigns) == 27
 
 

@@ -198,6 +198,19 @@ def test_an_event_sent_again_after_a_compaction_is_dropped_and_counted(tmp_path:
     assert sum(read_log(tmp_path, "watermark", columns=["duplicates"])["duplicates"].to_pylist()) == 1
 
 
+def test_a_decision_that_is_written_again_is_kept_once(tmp_path: Path) -> None:
+    # The ledger's records are copied into the log too, and may have been journalled before.
+    columns = {"user": np.array([1, 1, 2], np.uint64), "request_id": np.array([5, 5, 5], np.uint64)}
+    rows = fill("decisions", 3, {**columns, "slot": np.array([0, 1, 0], np.int32)})
+    for _ in range(2):
+        with Journal(tmp_path, "w") as journal:
+            journal.append({"decisions": rows})
+            journal.append({"decisions": rows})
+        compact(tmp_path, now_us=1)
+    found = read_log(tmp_path, "decisions", columns=["user", "slot"]).to_pylist()
+    assert found == [{"user": 1, "slot": 0}, {"user": 1, "slot": 1}, {"user": 2, "slot": 0}]
+
+
 class _Crash(BaseException):
     """Stands for the death of the process: nothing may catch it."""
 

@@ -95,14 +95,7 @@ def test_outcomes_come_as_often_as_their_probabilities_say(model: Model) -> None
     days = 60
     counts = dict.fromkeys(("fail", "click", "convert", "dismiss"), 0)
     for day in range(days):
-        outcome = send_outcome(
-            model.draws,
-            truth,
-            users,
-            np.full(len(users), day),
-            np.full(len(users), 5, np.uint64),
-            np.zeros(len(users), np.int8),
-        )
+        outcome = send_outcome(model.draws, truth, users, np.full(len(users), day), campaign, push)
         assert not (outcome.convert & ~outcome.click).any()
         assert not (outcome.click & (outcome.dismiss | ~outcome.seen)).any()
         for name in counts:
