@@ -103,7 +103,8 @@ def parse_policy(data: Any, *, positions: Positions | None = None, name: str = "
     try:
         return PolicyDocument.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is also a missing one: name the spelling.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         path = tuple(part for part in first["loc"] if part not in _UNION_TAGS)
         more = f"; {error.error_count() - 1} more after it" if error.error_count() > 1 else ""
         message = f"{name}{positions.text(path)}: {_words(first)}{more}"

@@ -1,0 +1,129 @@
+"""`hindcast policy check|diff|list|show|promote|rollback`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from serve_app.policy.document import PolicyDocument
+
+__all__ = ["register"]
+
+DataOption = Annotated[
+    Path, typer.Option("--data", envvar="HINDCAST_DATA", help="The data folder.", file_okay=False, show_default=True)
+]
+
+group = typer.Typer(name="policy", help="Policy documents: check, compare, promote.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the command."""
+    app.add_typer(group)
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _document(data: Path, name: str) -> PolicyDocument:
+    """A file, or a revision of the data folder."""
+    from serve_app.policies import read_policy
+    from serve_app.policy.document import load_policy
+
+    return load_policy(name) if Path(name).is_file() or "." in name or "/" in name else read_policy(data, name)
+
+
+@group.command("check")
+def check_command(file: Annotated[Path, typer.Argument(help="YAML or JSON.")]) -> None:
+    """Check FILE: bounds, unknown keys, contradictions. Errors name line, field and fix."""
+    from serve_app.policy.document import load_policy
+
+    document = load_policy(file)
+    typer.echo(f"{file.name}: good; revision {document.revision}, {_size(document)}")
+    typer.echo(f"looks back at most {document.longest_window_hours:g} h")
+
+
+def _size(document: PolicyDocument) -> str:
+    counted = {
+        "caps": len(document.caps),
+        "quiet hours": len(document.quiet_hours),
+        "holdouts": len(document.holdouts),
+        "experiments": len(document.experiments),
+        "cells": len(document.cells.variants) if document.cells else 0,
+        "segments": len(document.segments),
+    }
+    return ", ".join(f"{count} {name}" for name, count in counted.items())
+
+
+@group.command("diff")
+def diff_command(
+    a: Annotated[str, typer.Argument(help="File or revision.")],
+    b: Annotated[str, typer.Argument(help="File or revision.")],
+    data: DataOption = Path("data"),
+) -> None:
+    """Say in words what changes from A to B."""
+    from serve_app.policy.diff import policy_diff
+
+    for line in policy_diff(_document(data, a), _document(data, b)) or ["no difference"]:
+        typer.echo(line)
+
+
+@group.command("list")
+def list_command(data: DataOption = Path("data")) -> None:
+    """Stored policies, newest promoted first; the current one is marked."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from serve_app.policies import list_policies
+    from serve_app.policy.instants import instant_text
+
+    table = Table("", "revision", "name", "promoted", "problem")
+    for one in list_policies(data):
+        promoted = instant_text(one.promoted_at) if one.promoted_at else "never"
+        table.add_row("*" if one.current else "", one.revision, one.name, promoted, one.problem or "")
+    Console().print(table)
+
+
+@group.command("show")
+def show_command(
+    revision: Annotated[str, typer.Argument(help="Default: the current policy.")] = "",
+    data: DataOption = Path("data"),
+) -> None:
+    """Print a stored policy as YAML, defaults spelled out."""
+    import yaml
+
+    from serve_app.policies import current_policy, read_policy
+
+    document = read_policy(data, revision) if revision else current_policy(data)
+    typer.echo(f"# revision {document.revision}")
+    typer.echo(yaml.safe_dump(document.model_dump(mode="json"), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@group.command("promote")
+def promote_command(
+    policy: Annotated[str, typer.Argument(help="File, or a stored revision.")], data: DataOption = Path("data")
+) -> None:
+    """Check POLICY, store it under its revision, make it current, and say what changes."""
+    from serve_app.policies import promote_policy, read_current_policy, read_policy, store_policy
+    from serve_app.policy.diff import policy_diff
+
+    document = _document(data, policy)
+    before, _ = read_current_policy(data)
+    done = promote_policy(data, store_policy(data, document), now=_now())
+    typer.echo(f"current policy: {done.revision}" + (f" (was {done.replaced})" if done.replaced else ""))
+    if before is not None:
+        for line in policy_diff(read_policy(data, before), document):
+            typer.echo(f"  {line}")
+
+
+@group.command("rollback")
+def rollback_command(data: DataOption = Path("data")) -> None:
+    """Go back to the policy that the current one replaced."""
+    from serve_app.policies import rollback_policy
+
+    done = rollback_policy(data, now=_now())
+    typer.echo(f"current policy: {done.revision} (was {done.replaced})")
