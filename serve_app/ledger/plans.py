@@ -42,8 +42,8 @@ def check_plan(plan: CommitPlan) -> None:
         raise InvalidInput("must rise from 0 to the number of entries, one more than rows", field="new_offsets")
     if len(plan.keys) != len(plan.digests):
         raise InvalidInput("must come with a digest per key", field="keys")
-    if any(len(key) not in (0, 16) for key in plan.keys) or any(len(digest) not in (0, 16) for digest in plan.digests):
-        raise InvalidInput("keys and digests are 16 bytes, or empty", field="keys")
+    if any(len(key) not in (0, 16) or len(key) != len(own) for key, own in zip(plan.keys, plan.digests, strict=True)):
+        raise InvalidInput("a key and its digest are 16 bytes each, or both empty", field="keys")
     require_distinct(plan.users)
 
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
-from collections.abc import Callable
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
 
 from serve_app.batch import lengths_to_offsets
 from serve_app.ledger.memory import MemoryLedger
 from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan, CommitResult, Ledger, LedgerSettings
+from serve_app.ledger.redis import RedisLedger
 from serve_app.ledger.sqlite import SqliteLedger
 
 NOW = 1_790_000_000_000_000
@@ -66,12 +76,20 @@ class Backend:
     name: str
     open: Callable[..., Ledger]
     persistent: bool
+    empty: Callable[[], Any] = lambda: None
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free port whose cluster bus port (10,000 above) is free too."""
+    while True:
+        with socket.socket() as probe, socket.socket() as bus:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1]) - 10_000
+            try:
+                bus.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def memory_backend() -> Backend:
@@ -81,3 +99,75 @@ def memory_backend() -> Backend:
 def sqlite_backend(folder: Path) -> Backend:
     path = folder / "ledger.sqlite"
     return Backend("sqlite", lambda settings=None: SqliteLedger(path, settings, durability="process"), persistent=True)
+
+
+class RedisServer:
+    """A redis-server of this test, on loopback, with its own folder."""
+
+    def __init__(self, folder: Path, *options: str, durable: bool = True) -> None:
+        self.folder, self.port = folder, free_port()
+        folder.mkdir(parents=True, exist_ok=True)
+        fsync = ("--appendonly", "yes", "--appendfsync", "always") if durable else ()
+        self._command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+        self._command += [*fsync, *options]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        with open(self.folder / "server.log", "ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        self.client = Redis.from_url(self.url, retry=None)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self.client.ping()
+                return
+            except RedisError:
+                if time.monotonic() > deadline or self._process.poll() is not None:
+                    raise
+                threading.Event().wait(0.02)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._process.kill()
+        self._process.wait()
+        self.client.close()
+
+
+def require_redis() -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs the redis-server binary (apt-get install redis-server)")
+
+
+@contextmanager
+def redis_backend(folder: Path) -> Iterator[Backend]:
+    require_redis()
+    server = RedisServer(folder / "redis")
+    try:
+        yield Backend("redis", lambda settings=None: RedisLedger(server.url, settings), True, server.client.flushall)
+    finally:
+        server.kill()
+
+
+@contextmanager
+def redis_cluster_backend(folder: Path) -> Iterator[Backend]:
+    """Three primaries on loopback."""
+    require_redis()
+    servers = [RedisServer(folder / f"node{k}", "--cluster-enabled", "yes") for k in range(3)]
+    try:
+        nodes = [f"127.0.0.1:{server.port}" for server in servers]
+        create = ["redis-cli", "--cluster", "create", *nodes, "--cluster-yes"]
+        subprocess.run(create, check=True, capture_output=True, timeout=60)
+        deadline = time.monotonic() + 30
+        while any(server.client.cluster("info")["cluster_state"] != "ok" for server in servers):
+            assert time.monotonic() < deadline, "the cluster did not form"
+            threading.Event().wait(0.05)
+
+        def empty() -> None:
+            for server in servers:
+                server.client.flushall()
+
+        yield Backend("redis-cluster", lambda settings=None: RedisLedger(servers[0].url, settings), True, empty)
+    finally:
+        for server in servers:
+            server.kill()

@@ -32,6 +32,8 @@ from tests.unit.ledger_support import (
     entry,
     memory_backend,
     plan,
+    redis_backend,
+    redis_cluster_backend,
     sqlite_backend,
     u64,
 )
@@ -40,9 +42,27 @@ KEY, OTHER_KEY = b"k" * 16, b"o" * 16
 BODY, OTHER_BODY = b"b" * 16, b"c" * 16
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    with redis_backend(tmp_path_factory.mktemp("redis")) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    with redis_cluster_backend(tmp_path_factory.mktemp("cluster")) as backend:
+        yield backend
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis", "redis-cluster"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    return memory_backend() if request.param == "memory" else sqlite_backend(tmp_path)
+    if request.param == "memory":
+        return memory_backend()
+    if request.param == "sqlite":
+        return sqlite_backend(tmp_path)
+    shared: Backend = request.getfixturevalue("redis_server" if request.param == "redis" else "redis_cluster")
+    shared.empty()
+    return shared
 
 
 @pytest.fixture

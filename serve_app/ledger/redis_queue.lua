@@ -1,0 +1,55 @@
+-- The queues of one bucket: decision records to copy, outbox rows, deferrals.
+--
+-- KEYS[1]  hc:{bucket}:n    ARGV[1]  what to do:
+--   records limit                  -> {{number, user .. request .. version, record}, ...}
+--   ack_records lifetime_ms n...   -> 0
+--   claim now limit lease_until    -> {{number, user .. request .. payload, attempts}, ...}
+--   ack_outbox n...                -> how many there were
+--   due now limit                  -> {{until, user .. request, record}, ...}
+--   drop pair                      -> 1 or 0
+local prefix = string.sub(KEYS[1], 1, -2)
+local what = ARGV[1]
+local out = {}
+
+if what == 'records' then
+  local members = redis.call('ZRANGE', prefix .. 'p', 0, tonumber(ARGV[2]) - 1, 'WITHSCORES')
+  for i = 1, #members, 2 do
+    local record = redis.call('GET', prefix .. 'd:' .. string.sub(members[i], 1, 16))
+    out[#out + 1] = {tonumber(members[i + 1]), members[i], record or ''}
+  end
+  return out
+elseif what == 'ack_records' then
+  for i = 3, #ARGV do
+    for _, member in ipairs(redis.call('ZRANGE', prefix .. 'p', ARGV[i], ARGV[i], 'BYSCORE')) do
+      redis.call('ZREM', prefix .. 'p', member)
+      redis.call('PEXPIRE', prefix .. 'd:' .. string.sub(member, 1, 16), ARGV[2])
+    end
+  end
+  return 0
+elseif what == 'claim' then
+  for _, number in ipairs(redis.call('ZRANGE', prefix .. 'oz', '-inf', ARGV[2], 'BYSCORE', 'LIMIT', 0, ARGV[3])) do
+    redis.call('ZADD', prefix .. 'oz', ARGV[4], number)
+    local attempts = redis.call('HINCRBY', prefix .. 'oa', number, 1)
+    out[#out + 1] = {tonumber(number), redis.call('HGET', prefix .. 'o', number), attempts}
+  end
+  return out
+elseif what == 'ack_outbox' then
+  local count = 0
+  for i = 2, #ARGV do
+    local number = string.format('%016d', tonumber(ARGV[i]))
+    count = count + redis.call('HDEL', prefix .. 'o', number)
+    redis.call('HDEL', prefix .. 'oa', number)
+    redis.call('ZREM', prefix .. 'oz', number)
+  end
+  return count
+elseif what == 'due' then
+  local members = redis.call('ZRANGE', prefix .. 'z', '-inf', ARGV[2], 'BYSCORE', 'LIMIT', 0, ARGV[3], 'WITHSCORES')
+  for i = 1, #members, 2 do
+    out[#out + 1] = {tonumber(members[i + 1]), members[i], redis.call('HGET', prefix .. 'zr', members[i]) or ''}
+  end
+  return out
+elseif what == 'drop' then
+  redis.call('HDEL', prefix .. 'zr', ARGV[2])
+  return redis.call('ZREM', prefix .. 'z', ARGV[2])
+end
+return redis.error_reply('ERR unknown queue operation ' .. tostring(what))
