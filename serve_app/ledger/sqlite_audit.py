@@ -47,9 +47,10 @@ def _versions(seq: int, columns: dict[str, Any], table: UserTable, seen: dict[in
     for user, version, now in zip(columns["users"].tolist(), columns["versions"].tolist(), current, strict=True):
         if version > now:
             findings.append(f"user {user:016x}: block {seq} wrote version {version}, the user has {now}")
-        if version > 0 and version in seen.setdefault(user, set()):
+        own = seen.setdefault(user, set())
+        if version in own and version > 0:
             findings.append(f"user {user:016x}: version {version} was committed twice")
-        seen[user].add(version)
+        own.add(version)
     return findings
 
 

@@ -18,9 +18,10 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from serve_app.batch import lengths_to_offsets
+from serve_app.batch import Batch, lengths_to_offsets
 from serve_app.ledger.memory import MemoryLedger
 from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan, CommitResult, Ledger, LedgerSettings
+from serve_app.ledger.record import pack_records
 from serve_app.ledger.redis import RedisLedger
 from serve_app.ledger.sqlite import SqliteLedger
 
@@ -45,8 +46,8 @@ def plan(
     *,
     at: int = NOW,
     grants: int = 1,
-    record: bytes = b"r",
-    **columns,
+    records: list[bytes] | None = None,
+    **columns: Any,
 ) -> CommitPlan:
     """One row per user, each with `grants` history entries and the record b"r<request id>"."""
     rows = len(users)
@@ -57,10 +58,15 @@ def plan(
         np.full(rows, at, np.int64),
         np.concatenate(entries) if entries else np.empty(0, HISTORY_DTYPE),
         lengths_to_offsets(np.full(rows, grants)),
-        [b"r%d" % request for request in requests],
+        records if records is not None else [b"r%d" % request for request in requests],
         u64(*requests),
         **columns,
     )
+
+
+def real_record(user: int, request: int) -> bytes:
+    """A well-formed record without candidates."""
+    return pack_records(Batch.of_requests(user=u64(user), request_id=u64(request)))[0]
 
 
 def commit_one(ledger: Ledger, user: int, request: int, **columns) -> CommitResult:

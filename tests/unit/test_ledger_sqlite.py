@@ -1,0 +1,222 @@
+"""The SQLite ledger beyond the contract: ownership, damage, failed transactions, write-behind, erasure on disk."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve_app.errors import DamagedArtifact, LedgerUnavailable, NotReady, OutcomeUnknown
+from serve_app.ledger.protocol import LedgerSettings, UserChanges
+from serve_app.ledger.sqlite import SqliteLedger
+from tests.unit.ledger_support import DAY, NOW, commit_one, plan, real_record, u64
+
+
+def open_at(folder: Path, **options) -> SqliteLedger:
+    return SqliteLedger(folder / "ledger.sqlite", durability="process", **options)
+
+
+def test_a_second_owner_is_refused_and_told_who_owns_the_file(tmp_path: Path) -> None:
+    ledger = open_at(tmp_path)
+    script = f"from serve_app.ledger.sqlite import SqliteLedger; SqliteLedger({str(tmp_path / 'ledger.sqlite')!r})"
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "is owned by process" in other.stderr
+    with pytest.raises(NotReady, match="is owned by process"):
+        open_at(tmp_path)
+    ledger.close()
+    open_at(tmp_path).close()
+
+
+def test_a_reader_looks_without_owning(tmp_path: Path) -> None:
+    ledger = open_at(tmp_path)
+    commit_one(ledger, 1, 11, records=[real_record(1, 11)])
+    reader = open_at(tmp_path, read_only=True)
+    assert reader.read(u64(1)).histories.entries["request_id"].tolist() == [11]
+    assert reader.find_decision(1, 11) == real_record(1, 11)
+    assert reader.check() == []
+    with pytest.raises(LedgerUnavailable, match="readonly"):
+        commit_one(reader, 1, 12)
+    reader.close()
+    commit_one(ledger, 1, 13)
+    ledger.close()
+
+
+def test_reading_a_ledger_that_is_not_there_names_the_path(tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match="there is no ledger at"):
+        open_at(tmp_path, read_only=True)
+
+
+def write(path: Path, text: bytes) -> None:
+    path.write_bytes(text)
+
+
+def alter(statement: str):
+    def damage(path: Path) -> None:
+        with sqlite3.connect(path) as connection:
+            connection.execute(statement)
+        connection.close()
+
+    return damage
+
+
+DAMAGE = {
+    "not a database": (lambda path: write(path, b"x" * 5_000), "is damaged"),
+    "torn page": (
+        lambda path: write(path, path.read_bytes()[:4096] + b"\xff" * 8192 + path.read_bytes()[12_288:]),
+        "is damaged",
+    ),
+    "another program's database": (alter("PRAGMA application_id = 7"), "is not a Hindcast ledger"),
+    "a later schema": (alter("PRAGMA user_version = 9"), "schema 9, this version reads 1"),
+    "a changed user": (alter("UPDATE users SET state = zeroblob(length(state))"), "fails its checksum"),
+    "a missing table": (alter("DROP TABLE meta"), "is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_is_refused_with_the_fix(tmp_path: Path, kind: str) -> None:
+    ledger = open_at(tmp_path)
+    ledger.commit(plan(list(range(1, 400)), [0] * 399, list(range(1, 400)), grants=2))
+    ledger.close()
+    damage, text = DAMAGE[kind]
+    damage(tmp_path / "ledger.sqlite")
+    with pytest.raises(DamagedArtifact, match=text) as caught:
+        open_at(tmp_path)
+    assert caught.value.hint
+    with pytest.raises(DamagedArtifact):  # the lock was let go: the same error, not "owned"
+        open_at(tmp_path)
+
+
+def test_a_changed_journal_block_is_found(tmp_path: Path) -> None:
+    ledger = open_at(tmp_path)
+    commit_one(ledger, 1, 11)
+    ledger.close()
+    alter("UPDATE blocks SET body = zeroblob(length(body))")(tmp_path / "ledger.sqlite")
+    ledger = open_at(tmp_path)
+    with pytest.raises(DamagedArtifact, match="journal block 1 fails its checksum"):
+        ledger.find_decision(1, 11)
+    assert any("block 1 fails" in finding for finding in ledger.check())
+    ledger.close()
+
+
+class Failing:
+    """A connection whose COMMIT, or journal insert, fails as often as told."""
+
+    def __init__(self, connection: sqlite3.Connection, statement: str, times: int) -> None:
+        self._connection, self._statement, self.left = connection, statement, times
+
+    def execute(self, text: str, *arguments: object) -> sqlite3.Cursor:
+        if text.startswith(self._statement) and self.left:
+            self.left -= 1
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._connection.execute(text, *arguments)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+
+@pytest.mark.parametrize(("statement", "error"), [("COMMIT", OutcomeUnknown), ("INSERT INTO blocks", LedgerUnavailable)])
+def test_a_failed_transaction_leaves_memory_as_the_file_is(
+    tmp_path: Path, statement: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_at(tmp_path)
+    commit_one(ledger, 1, 11)
+    group = ledger._group
+    monkeypatch.setattr(group, "_connection", Failing(group._connection, statement, 1))
+    with pytest.raises(error):
+        commit_one(ledger, 1, 12)
+    view = ledger.read(u64(1))
+    assert (view.versions.tolist(), view.histories.entries["request_id"].tolist()) == ([1], [11])
+    assert commit_one(ledger, 1, 13).status.tolist() == [0]
+    ledger.close()
+    ledger = open_at(tmp_path)
+    assert ledger.read(u64(1)).histories.entries["request_id"].tolist() == [11, 13]
+    ledger.close()
+
+
+def test_callers_that_wait_together_share_a_transaction(tmp_path: Path) -> None:
+    ledger = open_at(tmp_path)
+    began = threading.Barrier(9)
+    transactions = []
+    transact = ledger._group._transact
+
+    def counted(jobs):
+        transactions.append(len(jobs))
+        transact(jobs)
+
+    ledger._group._transact = counted
+
+    def work(user: int) -> None:
+        began.wait()
+        for turn in range(20):
+            commit_one(ledger, user, turn)
+
+    workers = [threading.Thread(target=work, args=(user,)) for user in range(8)]
+    for worker in workers:
+        worker.start()
+    began.wait()
+    for worker in workers:
+        worker.join()
+    ledger.close()
+    assert sum(transactions) == 160
+    assert max(transactions) > 1
+
+
+def test_tables_follow_the_journal_and_a_start_needs_no_replay(tmp_path: Path) -> None:
+    ledger = open_at(tmp_path, checkpoint_rows=50)
+    for turn in range(30):
+        requests = [turn * 100 + k for k in range(40)]
+        records = [real_record(k + 1, request) for k, request in enumerate(requests)]
+        ledger.commit(plan(list(range(1, 41)), [turn] * 40, requests, records=records))
+    ledger.record_events(u64(3), u64(8), np.array([NOW]))
+    ledger.close()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
+        behind = connection.execute("SELECT count(*) FROM blocks, meta WHERE name = 'checkpoint' AND seq > value")
+        assert behind.fetchone()[0] == 0
+        assert connection.execute("SELECT count(*) FROM users").fetchone()[0] == 40
+        assert connection.execute("SELECT count(*) FROM decisions").fetchone()[0] == 1200
+    connection.close()
+    ledger = open_at(tmp_path)
+    assert (ledger.find_decision(3, 2902), ledger.find_decision(3, 5)) == (real_record(3, 2902), None)
+    assert (np.diff(ledger.read(u64(*range(1, 41))).histories.offsets) == 30).all()
+    assert ledger.recents(u64(3)).items.tolist() == [8]
+    assert ledger.check() == []
+    ledger.close()
+
+
+def test_acknowledged_blocks_go_after_the_key_horizon(tmp_path: Path) -> None:
+    settings = LedgerSettings(key_horizon_us=DAY)
+    ledger = open_at(tmp_path, settings=settings)
+    commit_one(ledger, 1, 11)
+    commit_one(ledger, 2, 12)
+    ledger.ack_records([one.id for one in ledger.pending_records(10) if one.user == 1])
+    commit_one(ledger, 3, 13, at=NOW + 3 * DAY)
+    ledger.close()
+    ledger = open_at(tmp_path, settings=settings)
+    found = [ledger.find_decision(user, request) for user, request in ((1, 11), (2, 12), (3, 13))]
+    assert found == [None, b"r12", b"r13"]
+    ledger.close()
+
+
+def test_an_erased_user_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
+    ledger = open_at(tmp_path)
+    ledger.put_user(77, UserChanges(zone="Secret/Place", reachable=1))
+    secret = b"\xfasecret-of-user-77" * 20
+    first = plan([77, 78], [1, 0], [11, 12], deferred_until=np.array([NOW, 0]), outbox=[secret, b""])
+    first.records = [secret, real_record(78, 12)]
+    ledger.commit(first)
+    ledger.close()
+    ledger = open_at(tmp_path)
+    assert ledger.find_decision(77, 11) == secret
+    assert ledger.delete_user(77)
+    ledger.close()
+    for file in tmp_path.iterdir():
+        assert b"secret-of-user-77" not in file.read_bytes()
+    ledger = open_at(tmp_path)
+    assert (ledger.find_decision(77, 11), ledger.find_decision(78, 12)) == (None, real_record(78, 12))
+    assert ledger.check() == []
+    ledger.close()
