@@ -2,7 +2,8 @@
 
 These are the columns of `source_scores`; ranking models take them as features by name. The first block are scores of
 sources, the second their share of the request's best score, the third their rank within the request (1 is best, 999 where
-the source does not know the candidate).
+the source does not know the candidate), then details of the candidate, and last facts of the request that all its
+candidates share.
 """
 
 from __future__ import annotations
@@ -43,12 +44,21 @@ _DETAIL = (
     "steps_back",  # position among the recent items, 1 is newest, 99 not there
     "times_seen",
     "first_seen_gap",  # thousand items between the first appearances of candidate and newest item
+    "rarity",  # log of sessions per occurrence of the candidate
+)
+_REQUEST = (
+    "sessions_matched",  # neighbouring sessions found
+    "recents_distinct",
+    "newest_times_seen",  # of the newest item
+    "newest_rarity",
+    "newest_cosine",  # of the newest two items
 )
 EVIDENCE: tuple[str, ...] = (
     *SCORES,
     *(f"{name}_relative" for name in RANKED),
     *(f"{name}_rank" for name in RANKED),
     *_DETAIL,
+    *_REQUEST,
 )
 INDEX = MappingProxyType({name: position for position, name in enumerate(EVIDENCE)})
 NO_RANK = np.float32(999.0)

@@ -91,7 +91,8 @@ class ScannNeighbours:
         found, scores = self._searcher.search_batched(
             np.ascontiguousarray(queries, np.float32), final_num_neighbors=min(count, self._items)
         )
-        rows = np.where(np.isnan(scores), -1, found.astype(np.int64)).astype(np.int32)
+        rows: I32 = found.astype(np.int32)
+        rows[np.isnan(scores)] = -1
         short = count - rows.shape[1]
         if short > 0:
             rows = np.pad(rows, ((0, 0), (0, short)), constant_values=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ class RetrievalBuild:
 
 _ARRAYS = (
     "item_hashes", "item_category", "available", "category_hashes", "vectors", "category_vectors", "last_map", "mean_map",
-    "step_weights", "item_idf", "first_seen",
+    "step_weights", "item_idf", "first_seen", "session_prior",
 )  # fmt: skip
 _GROUPS: dict[str, type] = {"follow": Covisits, "covisits": Covisits, "sessions": SessionIndex, "popular": Popular}
 
@@ -66,8 +66,9 @@ _GROUPS: dict[str, type] = {"follow": Covisits, "covisits": Covisits, "sessions"
 @dataclass(frozen=True, slots=True)
 class RetrievalTables:
     """item_hashes u64[n], item_category i32[n] (-1: none), available bool[n], category_hashes u64[c], vectors f32[n, d] unit
-    rows, category_vectors f32[c + 1, d] (cold start; last row for no category), query maps, co-visits, sessions, popularity,
-    `regions` names in the order of popularity's rows, `neighbours` the search over vectors."""
+    rows, category_vectors f32[c + 1, d] (cold start; last row for no category), query maps, item_idf f32[n] (rarity),
+    first_seen f32[n], session_prior f32[s], co-visits, sessions, popularity, `regions` names in the order of popularity's
+    rows, `neighbours` the search over vectors."""
 
     item_hashes: U64
     item_category: I32
@@ -80,6 +81,7 @@ class RetrievalTables:
     step_weights: F32
     item_idf: F32
     first_seen: F32
+    session_prior: F32
     follow: Covisits
     covisits: Covisits
     sessions: SessionIndex
@@ -99,9 +101,11 @@ class RetrievalTables:
         category_hashes: U64,
         regions: Sequence[str],
         settings: RetrievalBuild | None = None,
+        start: SessionEmbedding | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> RetrievalTables:
-        """Build from sessions, write to `folder` (must be empty or absent) and load from there.
+        """Build from sessions, write to `folder` (must be empty or absent) and load from there. start: an earlier session
+        embedding (`session_embedding`) over the first of these items, from which training goes on.
 
         Raises InvalidInput for an empty catalogue and rows outside it.
         """
@@ -118,7 +122,7 @@ class RetrievalTables:
         follow = build_covisits(index, decay=settings.follow_decay, forward=True, **common)  # type: ignore[arg-type]
         covisits = build_covisits(index, decay=settings.covisit_decay, forward=False, **common)  # type: ignore[arg-type]
         progress("embeddings")
-        embedding = _embed(log, covisits, item_category, len(category_hashes), settings)
+        embedding = _embed(log, covisits, item_category, len(category_hashes), settings, start, progress)
         progress("popularity")
         popular = _popularity(log, item_category, len(regions), len(category_hashes), settings)
         occurrences = np.diff(index.item_offsets)
@@ -134,12 +138,18 @@ class RetrievalTables:
             "step_weights": embedding.step_weights,
             "item_idf": np.log(max(len(log.offsets) - 1, 1) / (occurrences + 1.0)).clip(0.05).astype(np.float32),
             "first_seen": _first_seen(log.items, count),
+            "session_prior": _session_prior(log.offsets),
         }
         progress("nearest-neighbour index")
         _save(folder, arrays, {"follow": follow, "covisits": covisits, "sessions": index, "popular": popular}, regions)
         if count >= EXACT_BELOW:
             build_scann(embedding.vectors, folder / "scann")
         return cls.load(folder)
+
+    @property
+    def session_embedding(self) -> SessionEmbedding:
+        """What a later build may start from."""
+        return SessionEmbedding(*(np.array(a) for a in (self.vectors, self.last_map, self.mean_map, self.step_weights)))
 
     @classmethod
     def load(cls, folder: Path) -> RetrievalTables:
@@ -156,16 +166,30 @@ class RetrievalTables:
 
 
 def _embed(
-    log: SessionLog, covisits: Covisits, category: I32, categories: int, settings: RetrievalBuild
-) -> SessionEmbedding:
+    log: SessionLog, covisits: Covisits, category: I32, categories: int, settings: RetrievalBuild,
+    start: SessionEmbedding | None, progress: Callable[[str], None],
+) -> SessionEmbedding:  # fmt: skip
     d = settings.dimensions
     if settings.embedding == "session":
-        return train_session_embedding(
-            log.items, log.offsets, len(category), dimensions=d, epochs=settings.epochs, seed=settings.seed
-        )
+        trained = train_session_embedding(
+            log.items, log.offsets, len(category), dimensions=d, epochs=settings.epochs, seed=settings.seed, start=start,
+            progress=progress,
+        )  # fmt: skip
+        return replace(trained, vectors=_with_cold_rows(trained.vectors, log.items, category, categories))
     vectors = build_embeddings(covisits, category, categories=categories, dimensions=d, shift=1.0, seed=settings.seed)
     eye = np.eye(d, dtype=np.float32)
     return SessionEmbedding(vectors, eye * np.float32(0.5), eye * np.float32(0.5), (0.8 ** np.arange(12)).astype(np.float32))
+
+
+def _with_cold_rows(vectors: F32, items: I32, category: I32, categories: int) -> F32:
+    """Items of no session get their category's mean over the others. Where even the category is unknown they keep their
+    random row, which is near nothing: training pushed it away from every session."""
+    unseen = np.bincount(items, minlength=len(vectors)) == 0
+    known = np.where(unseen[:, None], np.float32(0.0), vectors)
+    cold = unseen & (category >= 0)
+    known[unseen & ~cold] = vectors[unseen & ~cold]
+    known[cold] = category_means(np.where(unseen[:, None], np.float32(0.0), vectors), category, categories)[category[cold]]
+    return known
 
 
 def _popularity(log: SessionLog, category: I32, regions: int, categories: int, settings: RetrievalBuild) -> Popular:
@@ -193,6 +217,13 @@ def _first_seen(items: I32, count: int) -> F32:
     rank = np.empty(count, np.float32)
     rank[order] = np.arange(count, dtype=np.float32)
     return rank
+
+
+def _session_prior(offsets: I64) -> F32:
+    """f32[s]: newer sessions count more (e times from the oldest to the newest), longer ones less (1 / sqrt(length))."""
+    count = len(offsets) - 1
+    age = np.arange(count)[::-1] / max(count, 1)
+    return (np.exp(-age) / np.sqrt(np.maximum(np.diff(offsets), 1))).astype(np.float32)
 
 
 def _save(folder: Path, arrays: dict[str, npt.NDArray[Any]], groups: dict[str, Any], regions: Sequence[str]) -> None:
@@ -234,6 +265,7 @@ def _member(folder: Path, meta: dict[str, Any], group: str, name: str) -> Any:
 _DTYPES = {
     "item_hashes": "u8", "item_category": "i4", "available": "?", "category_hashes": "u8", "vectors": "f4",
     "category_vectors": "f4", "last_map": "f4", "mean_map": "f4", "step_weights": "f4", "item_idf": "f4", "first_seen": "f4",
+    "session_prior": "f4",
 }  # fmt: skip
 _GROUP_DTYPES = {
     "offsets": "i8", "neighbours": "i4", "weights": "f4", "totals": "f4", "items": "i4", "scores": "f4",
@@ -254,6 +286,8 @@ def _check(folder: Path, arrays: dict[str, npt.NDArray[Any]], groups: dict[str, 
     for name in ("item_hashes", "item_category", "available", "item_idf", "first_seen"):
         if len(arrays[name]) != items:
             refuse(name, f"has {len(arrays[name])} rows, the embeddings {items}")
+    if len(arrays["session_prior"]) != len(groups["sessions"].offsets) - 1:
+        refuse("session_prior", "does not fit the sessions")
     for name in ("last_map", "mean_map"):
         if arrays[name].shape != (d, d):
             refuse(name, f"has shape {arrays[name].shape}, must be {(d, d)}")
