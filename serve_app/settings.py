@@ -177,7 +177,9 @@ class LedgerSettings(_Group):
     """`sqlite`: one file owned by one process of this host. `redis`: a server shared by several hosts."""
     redis_url: str | None = Field(None, max_length=500)
     """Address of Redis, needed with `backend: redis`."""
-    max_attempts: int = Field(8, ge=1, le=100)
+    durability: Literal["process", "disk"] = "disk"
+    """`disk`: a grant survives power loss. `process`: it survives the death of the writer only."""
+    max_attempts: int = Field(32, ge=1, le=1000)
     """Times a decision is made anew after losing its compare-and-set, before it answers 503."""
 
 
@@ -191,10 +193,6 @@ class SecuritySettings(_Group):
 class ServingSettings(_Group):
     """What is asked of the stages."""
 
-    width: int = Field(200, ge=1, le=5_000)
-    """Candidates retrieved per request before ranking."""
-    min_width: int = Field(50, ge=1, le=5_000)
-    """Candidates per request when overloaded: width narrows down to here before requests are refused."""
     page_widgets: int = Field(6, ge=1, le=50)
     """Widgets on a gateway page when the request does not say."""
     page_items: int = Field(8, ge=1, le=100)
@@ -232,8 +230,6 @@ class Settings(BaseSettings):
             )
         if self.ledger.backend == "redis" and not self.ledger.redis_url:
             raise InvalidInput("the redis ledger needs an address", field="ledger.redis_url", hint="redis://host:6379/0")
-        if self.serving.min_width > self.serving.width:
-            raise InvalidInput("is larger than serving.width", field="serving.min_width", hint="lower it")
         for name in DeploymentsSettings.model_fields:
             one: DeploymentSettings = getattr(self.deployments, name)
             if one.min_replicas > one.max_replicas:

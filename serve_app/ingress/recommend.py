@@ -59,7 +59,7 @@ class Lists:
 class _PopularOnly:
     """Stands in for a policy where retrieval fell back: popular items and the same filters."""
 
-    def retrieval(self, surface: Surface) -> SurfaceRetrieval:  # noqa: ARG002 - the protocol's signature
+    def retrieval(self, surface: Surface, variant: int = 0) -> SurfaceRetrieval:  # noqa: ARG002 - the protocol's signature
         return _POPULAR
 
 
@@ -120,24 +120,30 @@ class Recommender:
                    page: npt.NDArray[np.int32] | None = None) -> Lists:  # fmt: skip
         """Lists from candidates; retrieval's order where ranking fails or is late."""
         cold = batch.requests["cold"]
-        call = RankCall(batch, pins, options.explain, options.log, page)
-        try:
-            async with asyncio.timeout(self._budgets.ranking_ms / 1000):
-                ranked = await self._stages.rank(call)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - any failure of ranking has the one declared fall-back
-            _LOG.warning("ranking fell back to retrieval's order: %s: %s", type(error).__name__, error)
-            ranked = await in_pool(self._pool, lambda: self._unranked(call, edition))
+        ranked = await self._ranked(RankCall(batch, pins, options.explain, options.log, page), edition)
         if (ranked.requests["availability_seq"] > self._library.seq).any():
             raise NotReady("a stage knows catalogue changes that this process has not seen yet", field="availability")
         newest = self._library.edition(replace(pins, seq=int(ranked.requests["availability_seq"].max(initial=pins.seq))))
         return Lists(ranked, newest, known, cold)
 
-    def _unranked(self, call: RankCall, edition: Edition) -> Batch:
-        """Retrieval's order, under fresh request ids: ranking may yet journal the old ones, which nobody will have seen."""
+    async def _ranked(self, call: RankCall, edition: Edition) -> Batch:
+        surfaces = {Surface(int(surface)).name for surface in np.unique(call.batch.requests["surface"])}
+        if not surfaces <= set(edition.held.heads):  # the release declares that it has no model for this surface
+            return await in_pool(self._pool, lambda: self._unranked(call, edition, late=False))
+        try:
+            async with asyncio.timeout(self._budgets.ranking_ms / 1000):
+                return await self._stages.rank(call)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - any failure of ranking has the one declared fall-back
+            _LOG.warning("ranking fell back to retrieval's order: %s: %s", type(error).__name__, error)
+            return await in_pool(self._pool, lambda: self._unranked(call, edition, late=True))
+
+    def _unranked(self, call: RankCall, edition: Edition, *, late: bool) -> Batch:
+        """Retrieval's order. Where ranking is late it goes out under fresh request ids: ranking may yet journal the old
+        ones, which nobody will have seen."""
         batch = flagged(call.batch, StageBit.ranking)
-        if call.log:
+        if call.log and late:
             requests = Columns(len(batch), REQUEST_COLUMNS, dict(batch.requests))
             requests["request_id"] = hash_key(_RETRY_SALT, batch.requests["request_id"])
             batch = Batch(requests, batch.candidates, batch.offsets, batch.meta)

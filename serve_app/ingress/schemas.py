@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -210,6 +210,3 @@ class ReviewsAnswer(Answer):
 
     reviews: list[RankedItem]
     explain: list[Explained] | None = None
-
-
-Json = dict[str, Any]

@@ -20,6 +20,7 @@ __all__ = [
     "GateWord",
     "RowAnswer",
     "Send",
+    "StoredDecision",
 ]
 
 ActionName = Literal["none", "send", "suppress", "defer"]
@@ -149,3 +150,23 @@ class DecideBatchAnswer(BaseModel):
     dry_run: bool = False
     decisions: list[RowAnswer | None]
     errors: list[RowProblem]
+
+
+class StoredDecision(BaseModel):
+    """A decision as the ledger keeps it, gate by gate."""
+
+    request_id: str
+    decision_id: str
+    decided_at: datetime
+    release: str | None
+    policy: str | None
+    action: ActionName
+    reason: str
+    until: datetime | None
+    cell: int | None
+    read_version: int | None
+    degraded: list[StageName]
+    propensity_none: float | None
+    explored: bool
+    sends: list[Send]
+    candidates: list[ExplainedCandidate]

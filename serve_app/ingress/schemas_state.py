@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
@@ -12,6 +12,7 @@ from serve_app.ids import parse_decision_id
 from serve_app.ingress.schemas import Channel, Id, Name, Strict
 
 __all__ = [
+    "CampaignState",
     "ConsentIn",
     "Event",
     "EventBatch",
@@ -188,4 +189,9 @@ class ItemState(BaseModel):
     available: bool
 
 
-Json = dict[str, Any]
+class CampaignState(BaseModel):
+    """A campaign as stored."""
+
+    campaign: str
+    version: int = Field(description="rises by one with each change")
+    sequence: int

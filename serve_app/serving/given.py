@@ -40,7 +40,7 @@ class KindPolicies:
             KIND_SOURCES[kind], drop_seen=drop_seen, drop_bought=drop_bought and kind != "recent"
         )
 
-    def retrieval(self, surface: Surface) -> SurfaceRetrieval:  # noqa: ARG002 - the protocol's signature
+    def retrieval(self, surface: Surface, variant: int = 0) -> SurfaceRetrieval:  # noqa: ARG002 - the protocol's signature
         """See serve_app.stages.retrieval.Retrieval."""
         return self._settings
 

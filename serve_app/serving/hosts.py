@@ -165,6 +165,8 @@ def _surface(batch: Batch) -> Surface:
 
 
 def _kept(batch: Batch) -> Bools:
+    if "drop_reason" not in batch.candidates:
+        return np.ones(batch.candidates.rows, np.bool_)
     kept: Bools = batch.candidates["drop_reason"] == DropReason.kept
     return kept
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
+
+import pyarrow as pa
 
 from serve_app.batch import Batch
 from serve_app.errors import HindcastError
@@ -27,8 +30,9 @@ class JournalHost:
         self._budget_s = budget_ms / 1000
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="journal")
 
-    def append(self, batch: Batch, edition: Edition) -> bool:
-        """Whether the batch is durable in time. An append that is late may still happen, and is then in the log."""
+    def append(self, batch: Batch, edition: Edition, **ledgered: Any) -> bool:
+        """Whether the batch is durable in time. An append that is late may still happen, and is then in the log.
+        ledgered: what `rows_from_batch` takes of the ledger's answer."""
         catalogue = edition.release.catalogue
         hashes = EntityHashes(
             edition.view.hashes, catalogue.review_hashes, catalogue.widget_hashes, catalogue.category_hashes
@@ -41,12 +45,13 @@ class JournalHost:
             fingerprint=fingerprint(),
             salt=0,
             code_version=code_version(),
+            **ledgered,
         )
-        return self.attempt(lambda: self.journal.append(rows))
+        return self.write(rows)
 
-    def attempt(self, write: Callable[[], None]) -> bool:
-        """Run one write within the budget."""
-        done: Future[None] = self._pool.submit(write)
+    def write(self, rows: Mapping[str, pa.RecordBatch]) -> bool:
+        """Whether rows of log tables are durable in time."""
+        done: Future[None] = self._pool.submit(self.journal.append, rows)
         try:
             done.result(self._budget_s)
         except FutureTimeout:

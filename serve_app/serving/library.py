@@ -8,15 +8,19 @@ request.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
+from serve_app.campaigns import CampaignDocument, CampaignTable, parse_campaign
 from serve_app.errors import NotReady
+from serve_app.ids import hash_ids
 from serve_app.ledger.protocol import CatalogueChange
 from serve_app.policy.compile import CompiledPolicy, compile_policy
 from serve_app.policy.document import PolicyDocument
@@ -47,6 +51,7 @@ class Role(StrEnum):
 
 
 ALL_ROLES = frozenset(Role)
+_CAMPAIGN_CHANGE = "campaign"
 
 # The ingress holds retrieval's tables for its fall-back and for the embedding rule of new items; they are memory-mapped.
 _PARTS: dict[Role, tuple[str, ...]] = {
@@ -77,6 +82,7 @@ class Held:
     retrieval: Retrieval | None
     features: Features | None
     ranking: Ranking | None
+    campaigns: dict[str, CampaignDocument]
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,20 @@ class Edition:
     view: ItemsView
     context: Context
 
+    documents: Mapping[str, CampaignDocument]
+
     @property
     def release(self) -> Release:
         """The release the batch is pinned to."""
         return self.held.release
+
+    @cached_property
+    def campaigns(self) -> CampaignTable:
+        """Campaigns of the catalogue with those stored since, as columns; items are rows of `view`."""
+        documents = list(self.documents.values())
+        named = sorted({one.item_id for one in documents if one.item_id})
+        rows = self.view.rows_of(hash_ids(named)).tolist()
+        return CampaignTable.of(documents, self.policy, dict(zip(named, rows, strict=True)))
 
 
 class Library:
@@ -105,8 +121,8 @@ class Library:
         self.policies: VersionStore[PolicyDocument] = VersionStore("policy", self._read_policy)
         self._compiled: dict[tuple[str, str], CompiledPolicy] = {}
         self._changes: list[CatalogueChange] = []
-        self._views: dict[str, ItemsView] = {}
-        self._contexts: dict[tuple[str, str], tuple[int, Context]] = {}
+        self._editions: dict[tuple[str, str], Edition] = {}
+        self._campaigns: dict[str, CampaignDocument] = {}
         self._lock = threading.Lock()
 
     @property
@@ -128,6 +144,9 @@ class Library:
                 if change.seq > last:
                     self._changes.append(change)
                     last = change.seq
+                    if change.kind == _CAMPAIGN_CHANGE:
+                        document = parse_campaign(orjson.loads(change.payload))
+                        self._campaigns = {**self._campaigns, document.campaign_id: document}
 
     def edition(self, pins: Pins) -> Edition:
         """What `pins` stand for in this process. NotReady where a version is not held or changes are not known yet."""
@@ -135,8 +154,27 @@ class Library:
         if self.seq < pins.seq:
             raise NotReady(f"this process knows {self.seq} catalogue changes, the request {pins.seq}", field="availability")
         policy = self._compile(held, pins.release, pins.policy)
-        view = self._view(held, pins.release)
-        return Edition(held, policy, view, self._context(pins, held, policy, view))
+        key = pins.release, pins.policy
+        with self._lock:
+            known = self._editions.get(key)
+            newest = self._changes[-1].seq if self._changes else 0
+            if known is not None and known.view.seq == newest and known.policy is policy and known.held is held:
+                return known
+            base = known.view if known is not None and known.held is held else held.base
+            made = self._edition(held, policy, base)
+            self._editions = {pair: one for pair, one in self._editions.items() if pair[0] in self.releases.loaded()}
+            self._editions[key] = made
+            return made
+
+    def _edition(self, held: Held, policy: CompiledPolicy, view: ItemsView) -> Edition:
+        """Called under the lock. Sequence numbers rise by one from 1, so the list's tail is what the view lacks."""
+        if self._changes:
+            view = view.apply(self._changes[view.seq :])
+        parts: dict[str, Any] = {"availability": view.overlay, "item_facts": view.facts}
+        if held.ranking is not None:
+            parts["identities"] = _identities(held.release, view)
+        documents = {**held.campaigns, **self._campaigns}
+        return Edition(held, policy, view, Context((policy,), parts), documents)
 
     def _open(self, version: str) -> Held:
         parts = tuple(dict.fromkeys(part for role in self._roles for part in _PARTS[role]))
@@ -164,31 +202,6 @@ class Library:
                 self._compiled[release, revision] = known
         return known
 
-    def _view(self, held: Held, release: str) -> ItemsView:
-        with self._lock:
-            view = self._views.get(release, held.base)
-            if self._changes and view.seq < self._changes[-1].seq:
-                # Sequence numbers rise by one from 1, so the list's tail is what the view lacks.
-                view = view.apply(self._changes[view.seq - self._changes[0].seq + 1 if view.seq else 0 :])
-                self._views = {version: one for version, one in self._views.items() if version in self.releases.loaded()}
-                self._views[release] = view
-            return view
-
-    def _context(self, pins: Pins, held: Held, policy: CompiledPolicy, view: ItemsView) -> Context:
-        key = pins.release, pins.policy
-        with self._lock:
-            known = self._contexts.get(key)
-            if known is not None and known[0] == view.seq and known[1].policies[0] is policy:
-                return known[1]
-        parts: dict[str, Any] = {"availability": view.overlay, "item_facts": view.facts}
-        if held.ranking is not None:
-            parts["identities"] = _identities(held.release, view)
-        made = Context((policy,), parts)
-        with self._lock:
-            self._contexts = {pair: one for pair, one in self._contexts.items() if pair[0] in self.releases.loaded()}
-            self._contexts[key] = (view.seq, made)
-        return made
-
 
 def _hold(release: Release, roles: frozenset[Role]) -> Held:
     rows, tables = release.catalogue, release.retrieval
@@ -201,7 +214,8 @@ def _hold(release: Release, roles: frozenset[Role]) -> Held:
         features = _features(release, release.features, base.facts)
     if Role.ranking in roles:
         ranking = Ranking(release.models, _identities(release, base))
-    return Held(release, base, heads, retrieval, features, ranking)
+    campaigns = {row["campaign_id"]: parse_campaign(row) for row in rows.campaigns.to_pylist()}
+    return Held(release, base, heads, retrieval, features, ranking, campaigns)
 
 
 def _features(release: Release, tables: Sequence[FeatureTable], facts: ItemFacts) -> Features:

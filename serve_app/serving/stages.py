@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from serve_app.batch import Batch
 from serve_app.serving.hosts import FeatureMatrix, FeaturesHost, RankCall, RankingHost, RetrievalHost
 from serve_app.serving.library import Pins
+
+if TYPE_CHECKING:
+    from serve_app.serving.deciding import DecideCall, Decided
 
 __all__ = ["FeaturesCall", "LocalStages", "RankFlow", "Stages", "in_pool"]
 
@@ -26,6 +29,9 @@ class Stages(Protocol):
 
     async def rank(self, call: RankCall) -> Batch:
         """Lists; see RankingHost.run."""
+
+    async def decide(self, call: DecideCall) -> Decided:
+        """Send decisions; see serve_app.serving.deciding."""
 
 
 class FeaturesCall(Protocol):
@@ -60,7 +66,14 @@ class LocalStages:
     """Every stage in this process, in worker threads (`topology: fused`, and tests)."""
 
     def __init__(
-        self, retrieval: RetrievalHost, features: FeaturesHost, ranking: RankingHost, pool: Executor, *, features_ms: float
+        self,
+        retrieval: RetrievalHost,
+        features: FeaturesHost,
+        ranking: RankingHost,
+        make_decide: Callable[[RankFlow], Callable[[DecideCall], Awaitable[Decided]]],
+        pool: Executor,
+        *,
+        features_ms: float,
     ) -> None:
         self._retrieval, self._pool = retrieval, pool
 
@@ -68,6 +81,7 @@ class LocalStages:
             return await in_pool(pool, lambda: features.run(batch, pins))
 
         self._rank = RankFlow(ranking, read, pool, features_ms=features_ms)
+        self._decide = make_decide(self._rank)
 
     async def retrieve(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
         """See Stages."""
@@ -76,6 +90,10 @@ class LocalStages:
     async def rank(self, call: RankCall) -> Batch:
         """See Stages."""
         return await self._rank(call)
+
+    async def decide(self, call: DecideCall) -> Decided:
+        """See Stages."""
+        return await self._decide(call)
 
 
 async def in_pool(pool: Executor, work: Callable[[], T]) -> T:

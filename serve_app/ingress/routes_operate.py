@@ -1,0 +1,105 @@
+"""Calls of operators: health, readiness, metrics, promotions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from serve_app.errors import HindcastError, NotReady
+from serve_app.ingress.auth import Scope
+from serve_app.ingress.calls import Call, Incoming, json_answer
+from serve_app.ingress.problems import ProblemError
+from serve_app.ingress.schemas import Strict
+from serve_app.serving.board import Kind
+from serve_app.serving.library import Library
+from serve_app.settings import Settings
+
+__all__ = ["OperateRoutes"]
+
+
+class VersionIn(Strict):
+    """Which version of a release, or revision of a policy."""
+
+    version: str = Field(min_length=1, max_length=100)
+
+
+class Done(BaseModel):
+    """What was carried out."""
+
+    version: str
+    done: str
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: str
+
+
+class Ready(BaseModel):
+    """What is served."""
+
+    status: str
+    release: str
+    policy: str
+    topology: str
+
+
+class OperateRoutes:
+    """Handlers of operations."""
+
+    def __init__(self, owner: Any, library: Library, settings: Settings, metrics_url: str | None) -> None:
+        self._owner, self._library, self._settings = owner, library, settings
+        self._metrics = httpx.AsyncClient(base_url=metrics_url, timeout=5.0) if metrics_url else None
+
+    def calls(self) -> list[Call]:
+        """The calls of this module."""
+        table = [
+            Call("GET", "/healthz", "Whether this process answers", self._healthz, None, None, Health, tag="operations"),
+            Call("GET", "/readyz", "Whether requests can be served", self._readyz, None, None, Ready, tag="operations"),
+            Call("GET", "/metrics", "Prometheus metrics of all replicas", self._metrics_text, Scope.read, tag="operations"),
+        ]
+        phases: list[tuple[Kind, str]] = [("release", "releases"), ("policy", "policies")]
+        return table + [
+            Call("POST", f"/v1/{path}/{phase}", f"Promotion of a {kind}: {phase}", self._phase(kind, phase),
+                 Scope.admin, VersionIn, Done, 4096, "operations")
+            for kind, path in phases
+            for phase in ("prepare", "commit")
+        ]  # fmt: skip
+
+    async def _healthz(self, incoming: Incoming) -> Response:
+        del incoming
+        return json_answer({"status": "ok"})
+
+    async def _readyz(self, incoming: Incoming) -> Response:
+        del incoming
+        release, policy = self._library.releases.current, self._library.policies.current
+        try:
+            await self._owner.call("catalogue_head")
+        except HindcastError as error:
+            raise NotReady(f"the ledger does not answer: {error.message}", field="ledger") from error
+        return json_answer({"status": "ready", "release": release, "policy": policy, "topology": self._settings.topology})
+
+    async def _metrics_text(self, incoming: Incoming) -> Response:
+        del incoming
+        if self._metrics is None:
+            raise ProblemError(404, "no-metrics", "this server was started without a metrics agent")
+        try:
+            answer = await self._metrics.get("/metrics")
+        except httpx.HTTPError as error:
+            raise NotReady(f"the metrics agent does not answer: {type(error).__name__}", field="metrics") from error
+        return Response(answer.content, media_type="text/plain; version=0.0.4")
+
+    def _phase(self, kind: Kind, phase: str) -> Any:
+        async def handler(incoming: Incoming) -> Response:
+            version = incoming.body.version
+            if phase == "prepare":
+                await self._owner.prepare(kind, version)
+            else:
+                await self._owner.commit_version(kind, version)
+            return json_answer({"version": version, "done": phase})
+
+        return handler

@@ -1,0 +1,253 @@
+"""The four list surfaces: related products, the gateway page, widgets, reviews."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from serve_app.batch import Batch
+from serve_app.errors import UnknownIdentifier
+from serve_app.ids import hash_id
+from serve_app.ingress.admission import Admitted, admitted
+from serve_app.ingress.answers import envelope, explained, ranked_items
+from serve_app.ingress.asks import Ask
+from serve_app.ingress.auth import Scope
+from serve_app.ingress.batcher import MicroBatcher
+from serve_app.ingress.calls import Call, Incoming, json_answer
+from serve_app.ingress.gateway import PageAsk, Pages
+from serve_app.ingress.recommend import Lists, ListsOptions, Recommender
+from serve_app.ingress.schemas import (
+    Asked,
+    GatewayAnswer,
+    GatewayRequest,
+    RelatedAnswer,
+    RelatedRequest,
+    ReviewsAnswer,
+    ReviewsRequest,
+    WidgetsAnswer,
+    WidgetsRequest,
+)
+from serve_app.release.rows import CatalogueRows
+from serve_app.serving.given import given_reviews, given_widgets
+from serve_app.serving.library import Library, Pins
+from serve_app.settings import Settings
+from serve_app.vocabulary import Surface
+
+__all__ = ["RecommendRoutes"]
+
+Answers = list[dict[str, Any] | Exception]
+
+
+class RecommendRoutes:
+    """Handlers of the list surfaces, with a micro-batcher for each."""
+
+    def __init__(self, recommender: Recommender, library: Library, settings: Settings, lanes: int) -> None:
+        self._recommender, self._library, self._settings = recommender, library, settings
+        self._pages = Pages(recommender)
+
+        def batcher(run: Callable[[Sequence[Any]], Awaitable[Answers]]) -> MicroBatcher[Any, dict[str, Any]]:
+            limits = settings.batching
+            return MicroBatcher(run, max_requests=limits.max_requests, lanes=lanes, max_queued=limits.max_queued)
+
+        self.batchers = {
+            "related": batcher(self._run_related),
+            "gateway": batcher(self._run_gateway),
+            "widgets": batcher(self._run_widgets),
+            "reviews": batcher(self._run_reviews),
+        }
+
+    def calls(self) -> list[Call]:
+        """The calls of this module."""
+        size = self._settings.limits.body_bytes
+        table: list[tuple[str, str, Any, type[Asked], Any]] = [
+            ("recommendations/related", "Products related to one product", self._related, RelatedRequest, RelatedAnswer),
+            ("recommendations/gateway", "A personal page of widgets", self._gateway, GatewayRequest, GatewayAnswer),
+            ("widgets/rank", "Widgets by their value to the user", self._widgets, WidgetsRequest, WidgetsAnswer),
+            ("reviews/rank", "A product's reviews, most helpful first", self._reviews, ReviewsRequest, ReviewsAnswer),
+        ]
+        return [
+            Call("POST", f"/v1/{path}", summary, handler, Scope.read, body, answer, size)
+            for path, summary, handler, body, answer in table
+        ]
+
+    async def _submit(self, name: str, incoming: Incoming, make: Callable[[Admitted], Any]) -> Any:
+        body: Asked = incoming.body
+        with admitted(incoming, body, self._library, self._settings.budgets.request_ms) as one:
+            ask = make(one)
+            key = ListsOptions(*one.pins, body.explain, not one.dry)
+            answer = await self.batchers[name].submit((ask, key, body), key=key, leave_by_s=one.leave_by_s)
+        return json_answer(answer)
+
+    async def _related(self, incoming: Incoming) -> Any:
+        body: RelatedRequest = incoming.body
+        return await self._submit(
+            "related", incoming, lambda one: _ask(Surface.related, one, body, anchor=body.item, slots=body.slots)
+        )
+
+    async def _gateway(self, incoming: Incoming) -> Any:
+        body: GatewayRequest = incoming.body
+        serving = self._settings.serving
+        widgets, items = body.widgets or serving.page_widgets, body.slots or serving.page_items
+        return await self._submit(
+            "gateway", incoming, lambda one: PageAsk(_ask(Surface.widgets, one, body, slots=widgets), items)
+        )
+
+    async def _widgets(self, incoming: Incoming) -> Any:
+        body: WidgetsRequest = incoming.body
+        return await self._submit("widgets", incoming, lambda one: _ask(Surface.widgets, one, body, slots=body.slots))
+
+    async def _reviews(self, incoming: Incoming) -> Any:
+        body: ReviewsRequest = incoming.body
+        return await self._submit(
+            "reviews", incoming, lambda one: _ask(Surface.reviews, one, body, anchor=body.item, slots=body.slots)
+        )
+
+    async def _run_related(self, batch: Sequence[tuple[Ask, ListsOptions, Any]]) -> Answers:
+        options = batch[0][1]
+        asks = [ask for ask, _, _ in batch]
+        edition, known = await self._recommender.admit(asks, options)
+        requests = self._recommender.requests(asks, edition, known)
+        good = np.flatnonzero(requests.requests["anchor"] >= 0)
+        answers: Answers = [_unknown_item(ask) for ask in asks]
+        if len(good):
+            part = requests.take(good) if len(good) < len(asks) else requests
+            pins = Pins(options.release, options.policy, edition.view.seq)
+            found = await self._recommender.retrieve(part, pins, edition)
+            lists = await self._recommender.rank(found, pins, edition, known, options)
+            for row, at in enumerate(good.tolist()):
+                answers[at] = _answer(lists, row, asks[at], options, "items", "item")
+        return answers
+
+    async def _run_gateway(self, batch: Sequence[tuple[PageAsk, ListsOptions, Any]]) -> Answers:
+        made = await self._pages.pages([ask for ask, _, _ in batch], batch[0][1])
+        return list(made)
+
+    async def _run_widgets(self, batch: Sequence[tuple[Ask, ListsOptions, WidgetsRequest]]) -> Answers:
+        options, asks = batch[0][1], [ask for ask, _, _ in batch]
+        edition, known = await self._recommender.admit(asks, options)
+        catalogue = edition.release.catalogue
+        index = {text: row for row, text in enumerate(catalogue.widgets["widget_id"].to_pylist())}
+        named, answers = _named([body.widgets for _, _, body in batch], index, "widgets")
+        good = [at for at, answer in enumerate(answers) if answer is None]
+
+        def candidates(requests: Batch) -> Batch:
+            return given_widgets(requests, catalogue, edition.view.overlay, [named[at] for at in good])
+
+        lists = await self._given(asks, good, edition, known, options, candidates)
+        return self._fill(answers, good, lists, asks, options, "widgets", "widget")
+
+    async def _run_reviews(self, batch: Sequence[tuple[Ask, ListsOptions, ReviewsRequest]]) -> Answers:
+        options, asks = batch[0][1], [ask for ask, _, _ in batch]
+        edition, known = await self._recommender.admit(asks, options)
+        catalogue = edition.release.catalogue
+        named, answers = _named_reviews(batch, catalogue)
+        good = [at for at, answer in enumerate(answers) if answer is None]
+
+        def candidates(requests: Batch) -> Batch:
+            return given_reviews(requests, catalogue, [named[at] for at in good])
+
+        lists = await self._given(asks, good, edition, known, options, candidates)
+        return self._fill(answers, good, lists, asks, options, "reviews", "review")
+
+    async def _given(
+        self,
+        asks: Sequence[Ask],
+        good: Sequence[int],
+        edition: Any,
+        known: Any,
+        options: ListsOptions,
+        candidates: Callable[[Batch], Batch],
+    ) -> Lists | None:
+        """Rank candidates that were given, for the asks at `good`."""
+        if not good:
+            return None
+        requests = self._recommender.requests(asks, edition, known)
+        if len(good) < len(asks):
+            requests = requests.take(good)
+        pins = Pins(options.release, options.policy, edition.view.seq)
+        return await self._recommender.rank(candidates(requests), pins, edition, known, options)
+
+    @staticmethod
+    def _fill(
+        answers: list[Any], good: Sequence[int], lists: Lists | None, asks: Sequence[Ask], options: ListsOptions,
+        name: str, kind: str,
+    ) -> Answers:  # fmt: skip
+        for row, at in enumerate(good):
+            assert lists is not None
+            answers[at] = _answer(lists, row, asks[at], options, name, kind)
+        return answers
+
+
+def _ask(surface: Surface, one: Admitted, body: Asked, *, anchor: str | None = None, slots: int | None = None) -> Ask:
+    return Ask(
+        surface=surface,
+        request_id=one.request_id,
+        decided_at=one.decided_at,
+        deadline_at=one.deadline_at,
+        user=body.user,
+        anchor=anchor,
+        region=body.region,
+        device=body.device.value,
+        recent_items=body.recent_items,
+        exclude=body.exclude,
+        categories=body.categories,
+        slots=slots,
+    )
+
+
+def _answer(lists: Lists, row: int, ask: Ask, options: ListsOptions, name: str, kind: str) -> dict[str, Any]:
+    answer = envelope(lists, row, ask)
+    answer[name] = ranked_items(lists, row, ask, kind)
+    if kind == "widget":
+        titles = lists.edition.release.catalogue.widgets
+        known = dict(zip(titles["widget_id"].to_pylist(), titles["title"].to_pylist(), strict=True))
+        for one in answer[name]:
+            one["title"] = known[one["id"]]
+    if options.explain:
+        answer["explain"] = explained(lists, row, kind)
+    return answer
+
+
+def _unknown_item(ask: Ask) -> UnknownIdentifier:
+    return UnknownIdentifier(
+        f"no item {str(ask.anchor)[:60]!r} is known",
+        field="item",
+        hint="offer it with PUT /v1/items/{id}, or correct the id",
+    )
+
+
+def _named(lists: Sequence[Sequence[str] | None], index: dict[str, int], field: str) -> tuple[list[Any], list[Any]]:
+    """Rows of the things named (None: all), and the problem of each request that names something unknown."""
+    rows: list[list[int] | None] = []
+    problems: list[Exception | None] = []
+    for names in lists:
+        unknown = [name for name in names or () if name not in index]
+        problems.append(
+            UnknownIdentifier(f"{unknown[0][:60]!r} is not known", field=field, hint="correct the id, or leave it out")
+            if unknown
+            else None
+        )
+        rows.append(None if names is None else [index[name] for name in dict.fromkeys(names) if name in index])
+    return rows, problems
+
+
+def _named_reviews(
+    batch: Sequence[tuple[Ask, ListsOptions, ReviewsRequest]], catalogue: CatalogueRows
+) -> tuple[list[list[int] | None], list[Any]]:
+    rows: list[list[int] | None] = []
+    problems: list[Any] = []
+    offsets = catalogue.review_offsets
+    for ask, _, body in batch:
+        item = int(catalogue.item_rows(np.array([hash_id(body.item)], np.uint64))[0])
+        if item < 0:
+            rows.append(None)
+            problems.append(_unknown_item(ask))
+            continue
+        span = range(int(offsets[item]), int(offsets[item + 1]))
+        index = {catalogue.reviews["review_id"][row].as_py(): row for row in span} if body.reviews is not None else {}
+        own, problem = _named([body.reviews], index, "reviews")
+        rows += own
+        problems += problem
+    return rows, problems

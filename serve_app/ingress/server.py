@@ -1,0 +1,183 @@
+"""One ingress: its parts put together, and the app they make. Runs inside a deployment, or by itself in a test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import FastAPI
+from starlette.responses import HTMLResponse
+
+from serve_app.errors import HindcastError
+from serve_app.ingress.auth import KeyRing
+from serve_app.ingress.calls import Call, add_calls, openapi_of
+from serve_app.ingress.docs import docs_page
+from serve_app.ingress.problems import install_problem_handlers
+from serve_app.ingress.recommend import Recommender
+from serve_app.ingress.routes_notify import NotifyRoutes
+from serve_app.ingress.routes_operate import OperateRoutes
+from serve_app.ingress.routes_recommend import RecommendRoutes
+from serve_app.ingress.routes_state import StateRoutes
+from serve_app.ledger.protocol import UserChanges, UserRecord
+from serve_app.log.fingerprint import code_version
+from serve_app.log.journal import Journal
+from serve_app.serving.board import Kind, Orders, Report
+from serve_app.serving.follower import Follower
+from serve_app.serving.journalling import JournalHost
+from serve_app.serving.ledger_client import translated
+from serve_app.serving.library import Library
+from serve_app.serving.owner import LiveAnswer, Optings
+from serve_app.serving.stages import Stages
+from serve_app.settings import Settings
+
+__all__ = ["IngressServer", "OwnerPort"]
+
+
+class OwnerPort(Protocol):
+    """The state owner as an ingress calls it (see serve_app.serving.owner)."""
+
+    async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        """One method of the ledger."""
+
+    async def live(self, users: npt.NDArray[np.uint64], after_seq: int) -> LiveAnswer:
+        """What a micro-batch needs."""
+
+    async def change_user(self, user: int, changes: UserChanges, optings: Optings | None = None) -> UserRecord:
+        """Change one user's state."""
+
+    async def poll(self, report: Report, after_epoch: int) -> Orders:
+        """Report to the promotion board."""
+
+    async def prepare(self, kind: Kind, version: str) -> None:
+        """First phase of a promotion."""
+
+    async def commit_version(self, kind: Kind, version: str) -> None:
+        """Second phase of a promotion."""
+
+    async def replicas(self) -> Any:
+        """Reports of living replicas."""
+
+
+class _Owner:
+    """An owner whose errors are always ours."""
+
+    def __init__(self, port: OwnerPort) -> None:
+        self._port = port
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._port, name)
+
+        async def ask(*arguments: Any, **keywords: Any) -> Any:
+            try:
+                return await method(*arguments, **keywords)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                said = str(arguments[0]) if name == "call" else name
+                raise translated(error, said) from error
+
+        return ask
+
+
+class IngressServer:
+    """See the module. `start` before the first request, `stop` after the last."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        replica: str,
+        library: Library,
+        owner: OwnerPort,
+        make_stages: Callable[[JournalHost, ThreadPoolExecutor], Stages],
+        *,
+        admin_token: str = "",
+        metrics_url: str | None = None,
+    ) -> None:
+        self.settings, self.library = settings, library
+        self._owner: Any = _Owner(owner)
+        self._pool = ThreadPoolExecutor(settings.deployments.ingress.threads, thread_name_prefix="ingress")
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
+        journal = Journal(
+            settings.data,
+            f"ingress-{replica}",
+            durability=settings.journal.durability,
+            file_bytes=settings.journal.segment_bytes,
+        )
+        self.journal = JournalHost(journal, settings.budgets.journal_ms)
+        self.stages = make_stages(self.journal, self._pool)
+        self._follower = Follower(replica, "ingress", library.stores, self._owner.poll, self._loading, admits=True)
+        self.recommender = Recommender(
+            library,
+            self.stages,
+            self._owner.live,
+            self.journal,
+            self._pool,
+            settings.budgets,
+            recents_kept=settings.limits.recents_kept,
+            log_rate=settings.journal.log_rate,
+        )
+        self.app = self._build(KeyRing(settings.security.keys_file, admin_token), metrics_url)
+
+    def _build(self, keys: KeyRing, metrics_url: str | None) -> FastAPI:
+        batching = self.settings.batching
+        lanes = batching.in_flight_chain if self.settings.topology == "chain" else batching.in_flight_fused
+        self.recommend_routes = RecommendRoutes(self.recommender, self.library, self.settings, lanes)
+        self.notify_routes = NotifyRoutes(self._owner, self.library, self.stages, self._pool, self.settings, lanes)
+        parts: list[Any] = [
+            self.recommend_routes,
+            StateRoutes(self._owner, self.library, self.journal, self._pool, self.settings),
+            self.notify_routes,
+            OperateRoutes(self._owner, self.library, self.settings, metrics_url),
+        ]
+        calls: list[Call] = [call for part in parts for call in part.calls()]
+        app = FastAPI(title="Hindcast", docs_url=None, redoc_url=None, openapi_url=None)
+        install_problem_handlers(app)
+        add_calls(app, calls, keys)
+        document = openapi_of(calls, version=code_version())
+        app.openapi = lambda: document  # type: ignore[method-assign]
+        app.add_route("/openapi.json", _constant_json(document), methods=["GET"], include_in_schema=False)
+        app.add_route("/docs", _constant_html(docs_page(document)), methods=["GET"], include_in_schema=False)
+        return app
+
+    async def start(self) -> None:
+        """Load what the board wants; raises what that raised."""
+        await self._follower.start()
+        live = await self._owner.live(np.empty(0, np.uint64), 0)
+        self.library.learn(live.changes)
+
+    async def stop(self) -> None:
+        """Answer what is under way, then let go of threads and files."""
+        await self._follower.stop()
+        for batcher in (*self.recommend_routes.batchers.values(), self.notify_routes.batcher):
+            await batcher.drain()
+        self._pool.shutdown(wait=True)
+        self._loading.shutdown(wait=True)
+        self.journal.close()
+
+    def check_health(self) -> None:
+        """Raise where this replica can serve nothing."""
+        if not self.library.releases.loaded():
+            raise HindcastError("no release is loaded")
+
+
+def _constant_json(document: dict[str, Any]) -> Callable[..., Any]:
+    import orjson
+    from starlette.responses import Response
+
+    body = orjson.dumps(document)
+
+    async def endpoint(_: Any) -> Response:
+        return Response(body, media_type="application/json")
+
+    return endpoint
+
+
+def _constant_html(page: str) -> Callable[..., Any]:
+    async def endpoint(_: Any) -> HTMLResponse:
+        return HTMLResponse(page)
+
+    return endpoint

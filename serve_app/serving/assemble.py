@@ -1,0 +1,55 @@
+"""All parts of a server in one process: `topology: fused`, and tests without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
+
+from serve_app.ledger.protocol import Ledger
+from serve_app.serving.deciding import DecideFlow
+from serve_app.serving.hosts import FeaturesHost, RankingHost, RetrievalHost
+from serve_app.serving.journalling import JournalHost
+from serve_app.serving.ledger_client import LedgerClient
+from serve_app.serving.library import Library
+from serve_app.serving.stages import LocalStages
+from serve_app.settings import Settings
+
+__all__ = ["bridged", "local_stages"]
+
+
+def bridged(call: Callable[..., Any], loop: asyncio.AbstractEventLoop, timeout_s: float) -> LedgerClient:
+    """A ledger for worker threads over the owner's coroutine `call`, which runs on `loop`."""
+
+    def ask(method: str, *arguments: Any, **keywords: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(call(method, *arguments, **keywords), loop).result(timeout_s)
+
+    return LedgerClient(ask)
+
+
+def local_stages(
+    settings: Settings, library: Library, ledger: Ledger
+) -> Callable[[JournalHost, ThreadPoolExecutor], LocalStages]:
+    """Every stage over `library`, as an ingress takes them."""
+
+    def make(journal: JournalHost, pool: Executor) -> LocalStages:
+        budgets = settings.budgets
+        return LocalStages(
+            RetrievalHost(library),
+            FeaturesHost(library),
+            RankingHost(library, journal),
+            lambda rank: DecideFlow(
+                library,
+                ledger,
+                rank,
+                journal,
+                pool,
+                ranking_ms=budgets.ranking_ms,
+                max_attempts=settings.ledger.max_attempts,
+            ),
+            pool,
+            features_ms=budgets.features_ms,
+        )
+
+    return make

@@ -1,0 +1,138 @@
+"""Send decisions of one batch: scored, decided on the ledger, journalled. Runs where the Decision stage lives."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.batch import Batch
+from serve_app.decide import DecidedBatch, DecideStatus, decide
+from serve_app.ledger.protocol import Ledger
+from serve_app.log.fingerprint import code_version, fingerprint
+from serve_app.serving.hosts import RankCall, flagged
+from serve_app.serving.journalling import JournalHost
+from serve_app.serving.library import Library, Pins
+from serve_app.serving.stages import in_pool
+from serve_app.stages.decision import Decision
+from serve_app.stages.extend import extended
+from serve_app.vocabulary import StageBit
+
+__all__ = ["DecideCall", "DecideFlow", "Decided"]
+
+_LOG = logging.getLogger("hindcast.serving")
+_MATRICES = ("features", "feature_status")
+
+
+@dataclass(slots=True)
+class DecideCall:
+    """One batch to decide, with its candidates. keys, digests: 16 bytes or b"" per row. commit: False in a dry run.
+    explain: give every column back."""
+
+    batch: Batch
+    pins: Pins
+    keys: Sequence[bytes]
+    digests: Sequence[bytes]
+    commit: bool
+    explain: bool
+
+
+@dataclass(slots=True)
+class Decided:
+    """What was decided. logged: the journal has it; where it has not, only rows that the ledger holds may be answered."""
+
+    decided: DecidedBatch
+    logged: bool
+
+    def answerable(self) -> npt.NDArray[np.bool_]:
+        """bool[n]: rows whose decision is durable somewhere."""
+        kept = np.isin(self.decided.status, (DecideStatus.committed, DecideStatus.duplicate))
+        return kept | self.logged
+
+
+class DecideFlow:
+    """Scores within a budget (without scores every candidate is `not_scored`: it fails closed), then decides."""
+
+    def __init__(
+        self,
+        library: Library,
+        ledger: Ledger,
+        rank: Callable[[RankCall], Awaitable[Batch]],
+        journal: JournalHost,
+        pool: Executor,
+        *,
+        ranking_ms: float,
+        max_attempts: int,
+    ) -> None:
+        self._library, self._ledger, self._rank, self._journal, self._pool = library, ledger, rank, journal, pool
+        self._ranking_s, self._max_attempts = ranking_ms / 1000, max_attempts
+        self._stage = Decision()
+
+    async def __call__(self, call: DecideCall) -> Decided:
+        """Decide one batch. Never raises for a ledger that is away: such rows are closed with the reason."""
+        scored = await self._scored(call)
+        return await in_pool(self._pool, lambda: self._decide(call, scored))
+
+    async def _scored(self, call: DecideCall) -> Batch:
+        held = self._library.edition(call.pins).held
+        if "notification" not in held.heads or not call.batch.candidates.rows:
+            return call.batch
+        try:
+            async with asyncio.timeout(self._ranking_s):
+                ranked = await self._rank(RankCall(call.batch, call.pins, explain=True, log=False))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - without scores the gates fail closed
+            _LOG.warning("decisions go unscored: %s: %s", type(error).__name__, error)
+            return flagged(call.batch, StageBit.ranking)
+        return ranked
+
+    def _decide(self, call: DecideCall, scored: Batch) -> Decided:
+        edition = self._library.edition(call.pins)
+        meta = {
+            **scored.meta,
+            "release": edition.release.version,
+            "policy_revisions": [edition.policy.revision],
+            "code_version": code_version(),
+            "fingerprint": fingerprint(),
+        }
+        scored = Batch(scored.requests, scored.candidates, scored.offsets, meta)
+        decided = decide(
+            self._ledger,
+            self._stage,
+            scored,
+            edition.context,
+            keys=call.keys,
+            digests=call.digests,
+            commit=call.commit,
+            max_attempts=self._max_attempts,
+            item_hashes=edition.view.hashes,
+        )
+        logged = True
+        if call.commit:
+            committed = decided.status == DecideStatus.committed
+            logged = self._journal.append(
+                decided.batch,
+                edition,
+                commit_version=np.where(committed, decided.versions, -1),
+                granted=decided.granted,
+                idempotency_keys=list(call.keys),
+            )
+        if not call.explain:
+            decided.batch = _without_matrices(decided.batch)
+        return Decided(decided, logged)
+
+
+def _without_matrices(batch: Batch) -> Batch:
+    """The feature matrix stays where it was used."""
+    names = [name for name in _MATRICES if name in batch.candidates]
+    if not names:
+        return batch
+    kept = {name: values for name, values in batch.candidates.items() if name not in names}
+    empty = batch.with_candidates(batch.offsets, **kept)
+    return extended(empty, {"features": ()})
