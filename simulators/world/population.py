@@ -36,7 +36,8 @@ _HOUR_SHARE = np.array([0.18, 0.22, 0.48, 0.12])
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """n users as columns. Observable: user .. bot; `bot` shows itself only through later events.
+    """n users as columns, in order of their hashes, as the log lies. Observable: user .. bot; `bot` shows itself only
+    through later events.
     Latent (no log shows them): taste .. irritability."""
 
     user_id: list[str]
@@ -67,6 +68,8 @@ def build_population(settings: WorldSettings, draws: Draws) -> Population:
     """The same user id has the same person in every world of one seed, whatever its size."""
     width = max(7, len(str(settings.users)))
     ids = [f"u{number:0{width}d}" for number in range(settings.users)]
+    order = np.argsort(hash_ids(ids))
+    ids = [ids[row] for row in order]
     user = hash_ids(ids)
     response = settings.response
     place = cumulative_pick([one.share for one in PLACES], draws.uniform("user.place", user)).astype(np.int16)

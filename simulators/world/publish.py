@@ -11,17 +11,17 @@ from pathlib import Path
 import xxhash
 
 from serve_app.catalogue import SCHEMAS, write_catalogue
-from serve_app.errors import InvalidInput
+from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.log.snapshot import LogFile, commit, load_snapshot, log_folder
 from serve_app.log.writer import LogWriter
-from serve_app.policy.document import PolicyDocument, canonical_json, load_policy
+from serve_app.policy.document import PolicyDocument, canonical_json, load_policy, parse_policy
 from simulators.world.driver import Day, Run, World, world_policy
 from simulators.world.record import Recorder
 from simulators.world.settings import DAY_US, WorldSettings
 from simulators.world.shelf import catalogue_of
 from simulators.world.truth import write_day_truth, write_latent
 
-__all__ = ["BEHAVIOUR", "publish", "refuse_unless_free"]
+__all__ = ["BEHAVIOUR", "publish", "read_world", "refuse_unless_free"]
 
 BEHAVIOUR = Path(__file__).with_name("behaviour.yaml")
 _KNOWN = {"catalogue", "log", "world", "journal", "releases", "policies", "ledger", "run"}
@@ -73,6 +73,23 @@ def publish(
     return rows
 
 
+def read_world(data: Path) -> tuple[World, PolicyDocument]:
+    """The world whose truth lies in `data`/world, built anew from its settings, and the policy its log was written under.
+
+    Raises InvalidInput where there is none, DamagedArtifact where its files cannot be read.
+    """
+    folder = data / "world"
+    if not (folder / "world.json").is_file():
+        raise InvalidInput(f"{data} holds no world", field="world", hint="run `hindcast world`")
+    try:
+        body = json.loads((folder / "world.json").read_text())
+        settings = WorldSettings.model_validate(body["settings"])
+        document = parse_policy(json.loads((folder / "behaviour.json").read_text()), name="behaviour.json")
+    except (OSError, ValueError, KeyError, InvalidInput) as error:
+        raise DamagedArtifact(f"{folder / 'world.json'}: {error}", field="world", hint="make the world again") from error
+    return World(settings), document
+
+
 def _write_world(
     settings: WorldSettings,
     document: PolicyDocument,
@@ -110,20 +127,17 @@ def _live(run: Run, recorder: Recorder, truth: Path, progress: Callable[[int, in
     """Days are lived here and written by one other thread, at most one day behind."""
     settings = run.model.settings
 
-    def write(day: Day) -> None:
-        recorder.day(day)
-        write_day_truth(run.model, day, truth)
-
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending = None
         for number in range(settings.days):
             as_of = settings.start_us + number * DAY_US
             views = list(run.ledger.snapshot(as_of)) if number % _SNAPSHOT_EVERY == 0 else []
-            day = run.step()
+            day: Day = run.step()
+            write_day_truth(run.model, day, truth)
             if pending is not None:
                 pending.result()
             recorder.snapshot(views, as_of)
-            pending = pool.submit(write, day)
+            pending = pool.submit(recorder.day, day)
             if progress is not None:
                 progress(number + 1, settings.days)
         if pending is not None:

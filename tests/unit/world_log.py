@@ -19,7 +19,7 @@ from simulators.world.settings import WorldSettings
 
 __all__ = ["SETTINGS", "behaviour", "column", "log_table", "world_data"]
 
-SETTINGS = WorldSettings(users=1_200, items=300, days=10, seed=11)
+SETTINGS = WorldSettings(users=1_200, items=300, days=9, seed=11, blocks_per_day=4)
 
 
 @cache
