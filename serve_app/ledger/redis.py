@@ -93,7 +93,7 @@ class RedisLedger:
         for client in self._wire.primaries():
             try:
                 found = {**client.config_get("append*"), **client.config_get("maxmemory-policy")}
-                connected = client.info("replication").get("connected_slaves", 0)
+                replication = client.info("replication")
             except (RedisError, OSError) as error:
                 raise NotReady(f"Redis does not tell its settings: {error}", field="ledger") from error
             wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
@@ -103,6 +103,8 @@ class RedisLedger:
                         "" if name == "maxmemory-policy" else ', or accept losing grants with require="weaker"'
                     )
                     raise NotReady(f"Redis has {name} {found.get(name)}", field="ledger", hint=hint)
+            slaves = [value for name, value in replication.items() if name.startswith("slave") and isinstance(value, dict)]
+            connected = sum(slave.get("state") == "online" for slave in slaves)
             if connected < replicas:
                 raise NotReady(f"a Redis primary has {connected} replicas, {replicas} must confirm", field="ledger.replicas")
 
@@ -136,7 +138,7 @@ class RedisLedger:
         replies = self._wire.run(commands, where, write=True) if commands else []
         for group, bucket, reply in zip(groups, where, replies, strict=True):
             if isinstance(reply, LedgerUnavailable):
-                continue
+                continue  # not executed: the row stands as a conflict
             counter, *outcomes = checked(reply)
             for row, (outcome, version, record) in zip(group.tolist(), outcomes, strict=True):
                 status[row], versions[row], stored[row] = outcome, version, record

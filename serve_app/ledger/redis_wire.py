@@ -16,10 +16,14 @@ from redis import ConnectionPool, Redis, RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
+    AuthenticationError,
+    BusyLoadingError,
     ClusterDownError,
     ClusterError,
     MovedError,
+    NoPermissionError,
     NoScriptError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -36,8 +40,16 @@ CATALOGUE = BUCKETS
 """The tag number of the catalogue log's keys, beside the buckets."""
 _SLOTS = [key_slot(b"%d" % bucket) for bucket in range(BUCKETS)] + [key_slot(b"catalogue")]
 _ELSEWHERE = (MovedError, AskError, ReadOnlyError, TryAgainError)
-_REFUSED = (ClusterDownError,)
-_REFUSED_WORDS = ("LOADING", "MISCONF", "OOM", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "BUSY")
+_REFUSED = (
+    *_ELSEWHERE,
+    NoScriptError,
+    ClusterDownError,
+    BusyLoadingError,
+    OutOfMemoryError,
+    AuthenticationError,
+    NoPermissionError,
+)
+_REFUSED_WORDS = ("MISCONF", "NOREPLICAS", "BUSY", "NOAUTH")  # codes redis-py has no class for
 _ATTEMPTS = 4
 
 
@@ -59,7 +71,7 @@ class Wire:
     def __init__(self, url: str, scripts: Sequence[Script], *, timeout_s: float, replicas: int) -> None:
         self._scripts = {script.sha: script.text for script in scripts}
         self._closed = False
-        self._replicas, self._timeout_ms = replicas, int(timeout_s * 1000)
+        self._replicas, self._wait_ms = replicas, int(timeout_s * 700)
         options = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "protocol": 2}
         self._single = Redis.from_url(url, **options)
         try:
@@ -84,10 +96,11 @@ class Wire:
         return [self._cluster.get_redis_connection(node) for node in nodes]
 
     def run(self, commands: Sequence[Command], buckets: Sequence[int], *, write: bool) -> list[Any]:
-        """One reply per command, ResponseError instances included; `buckets[i]` routes commands[i].
+        """One reply per command; `buckets[i]` routes commands[i].
 
-        A command that no node executed has a LedgerUnavailable in its place. Raises LedgerUnavailable when none was
-        executed, OutcomeUnknown when a connection broke under a write (LedgerUnavailable under a read).
+        A command that no node executed has a LedgerUnavailable in its place, a write that failed half-way (a script's
+        error) an OutcomeUnknown. Raises LedgerUnavailable when none was executed, OutcomeUnknown when a connection broke
+        under a write (LedgerUnavailable under a read).
         """
         if self._closed:
             raise LedgerUnavailable("the ledger is closed")
@@ -108,7 +121,7 @@ class Wire:
                 break
             self._refresh(missing)
             waiting = retry
-        replies = [_told(reply) for reply in replies]
+        replies = [_told(reply, write=write) for reply in replies]
         if replies and all(isinstance(reply, LedgerUnavailable) for reply in replies):
             raise replies[0]
         return replies
@@ -142,7 +155,7 @@ class Wire:
             self._forget_topology()
             return [LedgerUnavailable(f"Redis cannot be reached: {error}") for _ in commands]
         try:
-            wait = [("WAIT", self._replicas, self._timeout_ms)] if write and self._replicas else []
+            wait = [("WAIT", self._replicas, self._wait_ms)] if write and self._replicas else []
             connection.send_packed_command(connection.pack_commands([*commands, *wait]), check_health=False)
             replies = [_reply(connection) for _ in commands]
             if wait and int(checked(_reply(connection))) < self._replicas:
@@ -178,22 +191,21 @@ class Wire:
 def _reply(connection: Any) -> Any:
     try:
         return connection.read_response(disable_decoding=True)
-    except ResponseError as error:
+    except (ResponseError, BusyLoadingError) as error:
         return error
 
 
-def _told(reply: Any) -> Any:
-    if isinstance(reply, (*_ELSEWHERE, *_REFUSED, NoScriptError)) or (
-        isinstance(reply, ResponseError) and str(reply).startswith(_REFUSED_WORDS)
-    ):
-        return LedgerUnavailable(f"Redis refused: {reply}")
-    return reply
+def _told(reply: Any, *, write: bool) -> Any:
+    """A refusal, or a failure, in the ledger's words."""
+    if not isinstance(reply, RedisError):
+        return reply
+    refused = isinstance(reply, _REFUSED) or str(reply).startswith(_REFUSED_WORDS)
+    kind = LedgerUnavailable if refused or not write else OutcomeUnknown
+    return kind(f"Redis refused: {reply}" if refused else f"Redis failed: {reply}")
 
 
 def checked(reply: Any) -> Any:
     """The reply, raised if it is an error."""
-    if isinstance(reply, LedgerUnavailable):
+    if isinstance(reply, LedgerUnavailable | OutcomeUnknown):
         raise reply
-    if isinstance(reply, RedisError):
-        raise LedgerUnavailable(f"Redis refused: {reply}") from reply
     return reply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -132,6 +133,15 @@ class RedisServer:
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     raise
                 threading.Event().wait(0.02)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The server takes bytes and does nothing with them."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """kill -9."""
