@@ -48,6 +48,21 @@ class Ready(BaseModel):
     topology: str
 
 
+class Replica(BaseModel):
+    """One replica as it last reported."""
+
+    replica: str
+    role: str
+    releases: list[str]
+    policies: list[str]
+
+
+class Replicas(BaseModel):
+    """The living replicas."""
+
+    replicas: list[Replica]
+
+
 class OperateRoutes:
     """Handlers of operations."""
 
@@ -60,8 +75,10 @@ class OperateRoutes:
         table = [
             Call("GET", "/healthz", "Whether this process answers", self._healthz, None, None, Health, tag="operations"),
             Call("GET", "/readyz", "Whether requests can be served", self._readyz, None, None, Ready, tag="operations"),
+            Call("GET", "/v1/replicas", "Replicas and the versions they hold", self._replicas, Scope.admin, None, Replicas,
+                 tag="operations"),
             Call("GET", "/metrics", "Prometheus metrics of all replicas", self._metrics_text, Scope.read, tag="operations"),
-        ]
+        ]  # fmt: skip
         phases: list[tuple[Kind, str]] = [("release", "releases"), ("policy", "policies")]
         return table + [
             Call("POST", f"/v1/{path}/{phase}", f"Promotion of a {kind}: {phase}", self._phase(kind, phase),
@@ -82,6 +99,23 @@ class OperateRoutes:
         except HindcastError as error:
             raise NotReady(f"the ledger does not answer: {error.message}", field="ledger") from error
         return json_answer({"status": "ready", "release": release, "policy": policy, "topology": self._settings.topology})
+
+    async def _replicas(self, incoming: Incoming) -> Response:
+        del incoming
+        reports = await self._owner.replicas()
+        return json_answer(
+            {
+                "replicas": [
+                    {
+                        "replica": one.replica,
+                        "role": one.role,
+                        "releases": sorted(one.loaded["release"]),
+                        "policies": sorted(one.loaded["policy"]),
+                    }
+                    for one in sorted(reports, key=lambda report: report.replica)
+                ]
+            }
+        )
 
     async def _metrics_text(self, incoming: Incoming) -> Response:
         del incoming

@@ -1,0 +1,287 @@
+"""Ray Serve shells: each deployment holds one host of `serve_app.serving` and nothing of its own.
+
+Every replica follows the promotion board, so it holds the releases and policies that requests may be pinned to, and catches
+up with the catalogue's changes before it serves a request that knows newer ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.batch import Batch
+from serve_app.errors import NotReady
+from serve_app.ingress.server import IngressServer
+from serve_app.ledger.opening import open_ledger
+from serve_app.ledger.protocol import UserChanges, UserRecord
+from serve_app.log.journal import Journal
+from serve_app.policies import read_current_policy, read_policy
+from serve_app.release.registry import read_current
+from serve_app.serving.assemble import bridged, local_stages
+from serve_app.serving.board import Board, Kind, Orders, Report
+from serve_app.serving.deciding import DecideCall, Decided, DecideFlow
+from serve_app.serving.follower import Follower
+from serve_app.serving.hosts import FeatureMatrix, FeaturesHost, RankCall, RankingHost, RetrievalHost
+from serve_app.serving.journalling import JournalHost
+from serve_app.serving.ledger_client import LedgerClient
+from serve_app.serving.library import ALL_ROLES, Library, Pins, Role
+from serve_app.serving.owner import LiveAnswer, Optings, StateOwner
+from serve_app.serving.stages import RankFlow, Stages, in_pool
+from serve_app.settings import Settings
+
+__all__ = ["DecisionReplica", "FeaturesReplica", "IngressReplica", "LedgerReplica", "RankingReplica", "RetrievalReplica"]
+
+_LEDGER_TIMEOUT_S = 30.0
+
+
+class LedgerReplica:
+    """The one process that owns the ledger and the promotion board."""
+
+    def __init__(self, settings: Settings) -> None:
+        data = settings.data
+        (release, _), (policy, _) = read_current(data), read_current_policy(data)
+        if release is None or policy is None:
+            raise NotReady("no release or no policy has been promoted", field=str(data), hint="hindcast build --promote")
+        ledger = open_ledger(
+            data,
+            backend=settings.ledger.backend,
+            redis_url=settings.ledger.redis_url,
+            durability=settings.ledger.durability,
+        )
+        self._owner = StateOwner(ledger, Board(release, policy), threads=settings.deployments.ledger.threads)
+
+    async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        """See StateOwner."""
+        return await self._owner.call(method, *arguments, **keywords)
+
+    async def live(self, users: Any, after_seq: int) -> LiveAnswer:
+        """See StateOwner."""
+        return await self._owner.live(users, after_seq)
+
+    async def change_user(self, user: int, changes: UserChanges, optings: Optings | None = None) -> UserRecord:
+        """See StateOwner."""
+        return await self._owner.change_user(user, changes, optings)
+
+    async def poll(self, report: Report, after_epoch: int) -> Orders:
+        """See StateOwner."""
+        return await self._owner.poll(report, after_epoch)
+
+    async def prepare(self, kind: Kind, version: str) -> None:
+        """See StateOwner."""
+        await self._owner.prepare(kind, version)
+
+    async def commit_version(self, kind: Kind, version: str) -> None:
+        """See StateOwner."""
+        await self._owner.commit_version(kind, version)
+
+    async def replicas(self) -> Sequence[Report]:
+        """See StateOwner."""
+        return await self._owner.replicas()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_owner"):
+            self._owner.close()
+
+
+class _OwnerHandle:
+    """The state owner behind its deployment handle; one handle a method, built once."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._call, self._live, self._change_user = handle.call, handle.live, handle.change_user
+        self._poll, self._prepare, self._commit_version = handle.poll, handle.prepare, handle.commit_version
+        self._replicas = handle.replicas
+
+    async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        return await self._call.remote(method, *arguments, **keywords)
+
+    async def live(self, users: Any, after_seq: int) -> LiveAnswer:
+        return await self._live.remote(users, after_seq)
+
+    async def change_user(self, user: int, changes: UserChanges, optings: Optings | None = None) -> UserRecord:
+        return await self._change_user.remote(user, changes, optings)
+
+    async def poll(self, report: Report, after_epoch: int) -> Orders:
+        return await self._poll.remote(report, after_epoch)
+
+    async def prepare(self, kind: Kind, version: str) -> None:
+        await self._prepare.remote(kind, version)
+
+    async def commit_version(self, kind: Kind, version: str) -> None:
+        await self._commit_version.remote(kind, version)
+
+    async def replicas(self) -> Sequence[Report]:
+        return await self._replicas.remote()
+
+
+class _StageProcess:
+    """What every stage's replica has: a library for its role, kept as the board orders."""
+
+    def __init__(self, settings: Settings, role: Role, owner: DeploymentHandle) -> None:
+        self.settings = settings
+        self.owner = _OwnerHandle(owner)
+        self.name = f"{role}-{secrets.token_hex(4)}"
+        threads = getattr(settings.deployments, role.value).threads
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix=role.value)
+        self.library = Library(settings.data, {role}, lambda revision: read_policy(settings.data, revision))
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
+        self._follower = Follower(self.name, role.value, self.library.stores, self.owner.poll, self._loading, admits=False)
+
+    async def start(self) -> None:
+        """Hold what the board wants, and every catalogue change so far."""
+        await self._follower.start()
+        await self.catch_up(Pins("", "", 1 << 62))
+
+    async def catch_up(self, pins: Pins) -> None:
+        """Learn the catalogue changes up to `pins.seq` (as far as there are any)."""
+        if self.library.seq < pins.seq:
+            live = await self.owner.live(np.empty(0, np.uint64), self.library.seq)
+            self.library.learn(live.changes)
+
+    def journal(self) -> JournalHost:
+        """This process's own journal."""
+        journal = Journal(
+            self.settings.data,
+            self.name,
+            durability=self.settings.journal.durability,
+            file_bytes=self.settings.journal.segment_bytes,
+        )
+        return JournalHost(journal, self.settings.budgets.journal_ms)
+
+
+class RetrievalReplica:
+    """Candidates."""
+
+    async def __init__(self, settings: Settings, owner: DeploymentHandle) -> None:  # type: ignore[misc]
+        self._process = _StageProcess(settings, Role.retrieval, owner)
+        self._host = RetrievalHost(self._process.library)
+        await self._process.start()
+
+    async def run(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None) -> Batch:
+        """See RetrievalHost."""
+        await self._process.catch_up(pins)
+        return await in_pool(self._process.pool, lambda: self._host.run(batch, pins, kinds))
+
+
+class FeaturesReplica:
+    """Feature values."""
+
+    async def __init__(self, settings: Settings, owner: DeploymentHandle) -> None:  # type: ignore[misc]
+        self._process = _StageProcess(settings, Role.features, owner)
+        self._host = FeaturesHost(self._process.library)
+        await self._process.start()
+
+    async def run(self, batch: Batch, pins: Pins) -> FeatureMatrix:
+        """See FeaturesHost."""
+        await self._process.catch_up(pins)
+        return await in_pool(self._process.pool, lambda: self._host.run(batch, pins))
+
+
+class RankingReplica:
+    """Lists, and scores of notifications. Fetches its features itself and journals what it made."""
+
+    async def __init__(self, settings: Settings, owner: DeploymentHandle, features: DeploymentHandle) -> None:  # type: ignore[misc]
+        self._process = _StageProcess(settings, Role.ranking, owner)
+        run = features.run
+
+        async def read(batch: Batch, pins: Pins) -> FeatureMatrix:
+            return await run.remote(batch, pins)
+
+        host = RankingHost(self._process.library, self._process.journal())
+        self._flow = RankFlow(host, read, self._process.pool, features_ms=settings.budgets.features_ms)
+        await self._process.start()
+
+    async def run(self, call: RankCall) -> Batch:
+        """See RankFlow."""
+        await self._process.catch_up(call.pins)
+        return await self._flow(call)
+
+
+class DecisionReplica:
+    """Send decisions on the ledger. Asks ranking for scores itself and journals what it decided."""
+
+    async def __init__(self, settings: Settings, owner: DeploymentHandle, ranking: DeploymentHandle) -> None:  # type: ignore[misc]
+        self._process = _StageProcess(settings, Role.decision, owner)
+        score = ranking.run
+
+        async def rank(call: RankCall) -> Batch:
+            return await score.remote(call)
+
+        self._flow = DecideFlow(
+            self._process.library,
+            _ledger_of(self._process.owner),
+            rank,
+            self._process.journal(),
+            self._process.pool,
+            ranking_ms=settings.budgets.ranking_ms,
+            max_attempts=settings.ledger.max_attempts,
+        )
+        await self._process.start()
+
+    async def run(self, call: DecideCall) -> Decided:
+        """See DecideFlow."""
+        await self._process.catch_up(call.pins)
+        return await self._flow(call)
+
+
+class _RemoteStages:
+    """The stages behind their deployment handles."""
+
+    def __init__(self, retrieval: DeploymentHandle, ranking: DeploymentHandle, decision: DeploymentHandle) -> None:
+        self._retrieve, self._rank, self._decide = retrieval.run, ranking.run, decision.run
+
+    async def retrieve(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
+        return await self._retrieve.remote(batch, pins, kinds)
+
+    async def rank(self, call: RankCall) -> Batch:
+        return await self._rank.remote(call)
+
+    async def decide(self, call: DecideCall) -> Decided:
+        return await self._decide.remote(call)
+
+
+class _Ingress:
+    """HTTP. With `topology: fused` it gets no stage handles and runs the stages itself."""
+
+    async def __init__(  # type: ignore[misc]
+        self,
+        settings: Settings,
+        admin_token: str,
+        metrics_url: str | None,
+        owner: DeploymentHandle,
+        stages: tuple[DeploymentHandle, DeploymentHandle, DeploymentHandle] | None = None,
+    ) -> None:
+        port = _OwnerHandle(owner)
+        roles = {Role.ingress} if stages is not None else ALL_ROLES
+        library = Library(settings.data, roles, lambda revision: read_policy(settings.data, revision))
+
+        def make(journal: JournalHost, pool: ThreadPoolExecutor) -> Stages:
+            if stages is not None:
+                return _RemoteStages(*stages)
+            return local_stages(settings, library, _ledger_of(port))(journal, pool)
+
+        self._server = IngressServer(
+            settings, secrets.token_hex(4), library, port, make, admin_token=admin_token, metrics_url=metrics_url
+        )
+        await self._server.start()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._server.app
+
+    def check_health(self) -> None:
+        """Called by Serve."""
+        self._server.check_health()
+
+
+IngressReplica = serve.ingress()(_Ingress)
+
+
+def _ledger_of(owner: _OwnerHandle) -> LedgerClient:
+    return bridged(owner.call, asyncio.get_running_loop(), _LEDGER_TIMEOUT_S)
