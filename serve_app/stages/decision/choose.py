@@ -35,13 +35,12 @@ _NONE_IDENTITY = np.uint64(0)
 
 @dataclass(slots=True)
 class Choice:
-    """Per request: best and winner i64[n] candidate rows (-1: none), explored and forced bool[n], p_none f64[n]; per
+    """Per request: best and winner i64[n] candidate rows (-1: none), explored bool[n], p_none f64[n]; per
     candidate p_choice f64[m]. p_choice of a request's candidates and p_none sum to 1."""
 
     best: I64
     winner: I64
     explored: Bool
-    forced: Bool
     p_none: F64
     p_choice: F64
 
@@ -65,11 +64,11 @@ def _is_better(c: int, best: int, by_value: bool, priority: I16, kind: I8, class
 def _choose(
     offsets: I64, root: U64, attempt: I16, variant: I16, eligible: Bool, priority: I16, kind: I8, value: F64, identity: U64,
     classes: I64, scalars: I64, flip: F64, flipping: bool, salt: np.uint64,
-    best: I64, winner: I64, explored: Bool, forced: Bool, p_none: F64, p_choice: F64,
+    best: I64, winner: I64, explored: Bool, p_none: F64, p_choice: F64,
 ) -> None:  # fmt: skip
     for r in range(len(root)):
         v = variant[r]
-        best[r], winner[r], explored[r], forced[r], p_none[r] = -1, -1, False, True, 1.0
+        best[r], winner[r], explored[r], p_none[r] = -1, -1, False, 1.0
         by_value, may = scalars[v, ORDER_BY_VALUE] == 1, scalars[v, FLIP_CLASSES]
         g = -1
         for c in range(offsets[r], offsets[r + 1]):
@@ -93,7 +92,7 @@ def _choose(
         key = absorb(absorb(salt, root[r]), np.uint64(np.int64(attempt[r])))
         flips = unit_interval(absorb(key, _FLIP_OR_NOT)) < flip[v]
         race = absorb(key, _WHICH)
-        forced[r], p_choice[g] = False, 1.0 - flip[v]
+        p_choice[g] = 1.0 - flip[v]
         chosen, highest, found = -1, np.uint64(0), False
         if scalars[v, FLIP_NONE]:
             p_none[r], highest, found = each, absorb(race, _NONE_IDENTITY), True
@@ -113,15 +112,13 @@ def choose(
 ) -> Choice:
     """One choice per request among `eligible` (bool[m]). `salt` sets this draw's noise apart (a shadow's key)."""
     n, m = len(batch), batch.candidates.rows
-    out = Choice(
-        np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_), np.empty(n, np.bool_), np.empty(n), np.empty(m)
-    )
+    out = Choice(np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_), np.empty(n), np.empty(m))
     key = policy.rules.flip_salt if salt == 0 else absorb(policy.rules.flip_salt, np.uint64(salt))
     requests, rows, settings = batch.requests, batch.candidates, policy.settings
     _choose(
         batch.offsets, column(requests, "root_id"), column(requests, "attempt"), column(requests, "variant"), eligible,
         column(rows, "priority"), column(rows, "message_class"), column(rows, "value"), identity, settings.classes,
         settings.scalars, settings.flip_probability, flipping, np.uint64(key), out.best, out.winner, out.explored,
-        out.forced, out.p_none, out.p_choice,
+        out.p_none, out.p_choice,
     )  # fmt: skip
     return out

@@ -69,13 +69,15 @@ def _settle(
 
 
 @kernel
-def _none_of(offsets: I64, p_choice: F64, p_open: F64, p_none: F64) -> None:
+def _scale(offsets: I64, p_choice: F64, p_open: F64, p_none: F64, forced: Bool) -> None:
+    """Multiply in the probability that no blocking holdout silences the request, and mark what is certain."""
     for r in range(len(p_none)):
-        if p_open[r] == 1.0:
-            continue
+        if p_open[r] != 1.0:
+            p_none[r] = 1.0 - p_open[r] * (1.0 - p_none[r])
+        forced[r] = p_none[r] == 1.0
         for c in range(offsets[r], offsets[r + 1]):
             p_choice[c] *= p_open[r]
-        p_none[r] = (1.0 - p_open[r]) + p_open[r] * p_none[r]
+            forced[r] = forced[r] or p_choice[c] == 1.0
 
 
 def settle(batch: Batch, policy: CompiledPolicy, verdicts: Verdicts, sends: Sends, shadows: Shadows) -> Bool:
@@ -96,9 +98,10 @@ def settle(batch: Batch, policy: CompiledPolicy, verdicts: Verdicts, sends: Send
         shadows.blocked_by, policy.holdouts.reasons, verdicts.reason, verdicts.action, verdicts.until, silenced_by,
         r_action, r_reason, r_until,
     )  # fmt: skip
-    _none_of(batch.offsets, first.p_choice, shadows.p_open, first.p_none)
+    forced = np.empty(n, np.bool_)
+    _scale(batch.offsets, first.p_choice, shadows.p_open, first.p_none, forced)
     requests["p_none"], requests["explored"] = first.p_none, explored
-    requests["forced"] = first.forced & ((shadows.p_open == 1.0) | (shadows.p_open == 0.0))
+    requests["forced"] = forced
     requests["action"], requests["reason"], requests["until"] = r_action, r_reason, r_until
     rows["slot"], rows["p_choice"], rows["p_shadow"] = slot, first.p_choice, shadows.p_shadow
     rows["reason"], rows["action"], rows["until"] = verdicts.reason, verdicts.action, verdicts.until
