@@ -13,7 +13,7 @@ from simulators.world.names import BRANDS, CATEGORIES, MODIFIERS
 from simulators.world.population import TASTE_DIMS
 from simulators.world.settings import WorldSettings
 
-__all__ = ["ItemPopularity", "Items", "build_items"]
+__all__ = ["ItemPopularity", "Items", "affinity", "build_items", "price_fit"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]

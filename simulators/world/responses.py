@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.vocabulary import Channel, MessageClass
+from serve_app.vocabulary import MessageClass
 from simulators.world.campaigns import Campaigns
 from simulators.world.draws import Draws, logistic
 from simulators.world.items import Items, affinity, price_fit
@@ -199,11 +199,3 @@ def cart_probability(response: ResponseSettings, truth: ItemTruth) -> F64:
 def order_probability(population: Population, state: WorldState, response: ResponseSettings, user: I64) -> F64:
     """Item in the cart ordered in the same session."""
     return logistic(response.order_base + population.buying[user] - state.satiation[user])
-
-
-def has_channel(bits: npt.NDArray[np.uint16], channel: npt.NDArray[np.int8]) -> Bools:
-    """bool[m]: whether the bit of `channel` is set."""
-    return (bits >> channel.astype(np.uint16)) & np.uint16(1) != 0
-
-
-assert len(_CHANNEL_CLICK) == len(Channel)

@@ -14,7 +14,7 @@ from serve_app.ledger.protocol import Ledger, UserState
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.stages.decision import Decision
 from serve_app.stages.stage import Context
-from serve_app.vocabulary import Action, Channel, Delivery, EventType, MessageClass, Surface
+from serve_app.vocabulary import Action, Delivery, EventType, MessageClass, Surface
 from simulators.world.campaigns import AD_LABEL
 from simulators.world.happenings import happenings
 from simulators.world.model import Model
@@ -201,6 +201,3 @@ def react(model: Model, decided: Decided) -> Reaction:
         parts[kind] = every[happens]
         parts[kind]["type"], parts[kind]["ts"] = kind, when[happens]
     return Reaction(np.concatenate(list(parts.values())), parts[EventType.click], out["click"], out["convert"])
-
-
-assert len(Channel) == 6

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from hindcast.commands.world import register
 from serve_app.errors import DamagedArtifact, InvalidInput
-from serve_app.policy.document import parse_policy
+from serve_app.policy.document import DEFAULT_POLICY, PolicyDocument, load_policy, parse_policy
+from serve_app.vocabulary import EventType
 from simulators.world import publish as publishing
 from simulators.world.driver import World, world_policy
 from simulators.world.publish import publish, read_world
@@ -58,6 +59,34 @@ def test_two_policies_meet_the_same_noise() -> None:
     assert len(shared) > 100
     assert all(one[key] == two[key] for key in shared)
     assert len({one[key] for key in shared}) > 3
+
+
+def _course(document: PolicyDocument) -> tuple[float, int, int]:
+    """Mean chance of opening the app on the last day, sends and opt-outs of a run."""
+    sends = opt_outs = 0
+    for day in World(TINY.model_copy(update={"users": 3_000, "days": 6})).run(world_policy(document)):
+        sends += sum(len(one.granted) for one in day.decided)
+        opt_outs += int((day.events["type"] == EventType.opt_out).sum())
+    return float(day.p_active.mean()), sends, opt_outs
+
+
+def test_sending_more_tires_people_and_drives_them_out() -> None:
+    data = behaviour().model_dump(mode="json")
+    open_ = {"caps": [], "cells": None, "holdouts": [], "threshold": -100.0, "min_gap": {"minutes": 0}}
+    active, sent, left = _course(parse_policy({**data, **open_}))
+    silent, none, nobody = _course(parse_policy({**data, "kill_switches": {"all": True}}))
+    assert (none, nobody) == (0, 0)
+    assert sent > 5_000
+    assert left > 5
+    assert active < silent - 0.002
+
+
+def test_any_policy_on_heads_the_world_has_runs_in_it() -> None:
+    data = load_policy(DEFAULT_POLICY).model_dump(mode="json")
+    data["surfaces"]["widgets"]["head_weights"] = {"p_widget": 1.0}
+    day = next(World(TINY).run(world_policy(parse_policy(data))))
+    assert len(day.slates) == 3
+    assert sum(len(one.batch) for one in day.decided) > 30
 
 
 def test_runs_of_one_world_do_not_disturb_each_other() -> None:
