@@ -178,7 +178,7 @@ def _bind(plan: FeaturePlan, tables: Mapping[Entity, FeatureTable]) -> _Bound:
 
 def _dense(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Contiguous and writable, as the kernels were compiled for; columns that came over the wire may be neither."""
-    return np.require(array, requirements=["C", "W"])
+    return array if array.flags.carray else np.require(array, requirements=["C", "W"])
 
 
 def _column(batch: Batch, name: str, dtype: str, fill: int) -> npt.NDArray[Any]:

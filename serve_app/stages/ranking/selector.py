@@ -35,6 +35,7 @@ Bool = npt.NDArray[np.bool_]
 
 _NEARLY_ONE = 1.0 - 1e-9  # rounding in 1 - u must not skip a winner
 _FAR = 20.0  # in temperatures: exp(20) either way costs no precision that matters
+_TAKEN = 1 << 30  # far above any count of a window
 _BY_EMBEDDING, _END_LIST = int(Redundancy.embedding), int(Relax.end_list)
 
 
@@ -88,57 +89,48 @@ def _cosine(vectors: F32, a: int, b: int) -> float:
 
 
 @kernel
-def _similar_category(begin: int, free: Bool, winner: int, category: U64, similar: F64) -> None:
-    """Raise the redundancy of the free candidates to 1 where they share the winner's category."""
-    own = category[begin + winner]
-    for i in range(len(free)):
-        if free[i] and own != 0 and category[begin + i] == own:
-            similar[i] = 1.0
-
-
-@kernel
-def _similar_embedding(begin: int, free: Bool, winner: int, vectors: F32, vector_row: I32, similar: F64) -> None:
-    """Raise the redundancy of the free candidates to their cosine with the winner."""
-    rows, own = vectors.shape[0], vector_row[begin + winner]
-    if own < 0 or own >= rows:
-        return
-    for i in range(len(free)):
-        other = vector_row[begin + i]
-        if free[i] and 0 <= other < rows:
-            similar[i] = max(similar[i], _cosine(vectors, own, other))
-
-
-@kernel
-def _permit(free: Bool, blocked: I32, per_window: int, may: Bool) -> int:
-    """Set `may` for the free candidates that exceed the window rule by the least; returns that excess, -1: none is free.
-    blocked[i]: chosen candidates of its category among the last window - 1 slots."""
-    least = -1
-    for i in range(len(free)):
-        if free[i]:
-            excess = max(0, blocked[i] + 1 - per_window)
-            if least < 0 or excess < least:
-                least = excess
-    for i in range(len(free)):
-        may[i] = free[i] and max(0, blocked[i] + 1 - per_window) == least
-    return least
-
-
-@kernel
-def _slide_window(category: U64, begin: int, chosen: I64, made: int, window: int, blocked: I32) -> None:
+def _slide_window(begin: int, category: U64, chosen: I64, made: int, window: int, blocked: I32) -> None:
     """Slot `made` was filled: count its category in, and the one that leaves the window out."""
     newest = category[chosen[made]]
     oldest = category[chosen[made - window + 1]] if made - window + 1 >= 0 else np.uint64(0)
-    for i in range(len(blocked)):
-        own = category[begin + i]
-        if own != 0:
-            blocked[i] += (1 if own == newest else 0) - (1 if own == oldest else 0)
+    if newest != oldest:
+        for i in range(len(blocked)):
+            own = category[begin + i]
+            if own != 0:
+                blocked[i] += (1 if own == newest else 0) - (1 if own == oldest else 0)
 
 
 @kernel
-def _best(may: Bool, score: F64, identity: U64, begin: int) -> int:
+def _rescore(
+    begin: int, winner: int, candidates: tuple[U64, U64, F64, Bool, F32, I32], rates: F64, by_embedding: bool, state: F64
+) -> None:
+    """Raise the redundancy of the candidates like the winner; set their scores and weights anew.
+    rates: temperature, lambda, penalty, reference. state rows: score, weight, redundancy."""
+    category, value, vectors, vector_row = candidates[1], candidates[2], candidates[4], candidates[5]
+    temperature, lam, penalty, reference = rates[0], rates[1], rates[2], rates[3]
+    newest, rows = category[begin + winner], vectors.shape[0]
+    row = vector_row[begin + winner] if by_embedding else -1
+    for i in range(state.shape[1]):
+        like = 0.0
+        if by_embedding:
+            other = vector_row[begin + i]
+            if 0 <= row < rows and 0 <= other < rows:
+                like = _cosine(vectors, row, other)
+        elif newest != 0 and category[begin + i] == newest:
+            like = 1.0
+        if like > state[2, i]:
+            state[2, i] = like
+            state[0, i] = lam * value[begin + i] - penalty * like
+            if temperature > 0:
+                state[1, i] = np.exp((state[0, i] - reference) / temperature)
+
+
+@kernel
+def _best(begin: int, blocked: I32, limit: int, score: F64, identity: U64) -> int:
+    """The allowed candidate with the highest score, of equal ones that with the smallest identity; -1: none is allowed."""
     best = -1
-    for i in range(len(may)):
-        if may[i]:
+    for i in range(len(blocked)):
+        if blocked[i] <= limit:
             tied = best >= 0 and score[i] == score[best]
             if best < 0 or score[i] > score[best] or (tied and identity[begin + i] < identity[begin + best]):
                 best = i
@@ -146,26 +138,27 @@ def _best(may: Bool, score: F64, identity: U64, begin: int) -> int:
 
 
 @kernel
-def _weigh(score: F64, free: Bool, reference: float, temperature: float, weight: F64) -> None:
-    for i in range(len(score)):
-        if free[i]:
-            weight[i] = np.exp((score[i] - reference) / temperature)
-
-
-@kernel
-def _race(may: Bool, weight: F64, mixed: U64, key: np.uint64, best: int) -> tuple[int, float]:
-    """Winner of one slot's exponential race, and the sum of the weights. ``-log(u) >= 1 - u`` spares most logarithms."""
-    total, winner, least = 0.0, best, np.inf
-    for i in range(len(may)):
-        if may[i]:
+def _race(blocked: I32, limit: int, score: F64, weight: F64, mixed: U64, key: np.uint64) -> tuple[int, float, float]:
+    """Winner of one slot's exponential race among the allowed (-1: none), the sum of their weights, their best score.
+    ``-log(u) >= 1 - u`` spares most logarithms."""
+    winner, total, top, least = -1, 0.0, -np.inf, np.inf
+    for i in range(len(blocked)):
+        if blocked[i] <= limit:
             w = weight[i]
             total += w
+            top = max(top, score[i])
             u = unit_interval(mix(np.uint64(key ^ mixed[i])))
             if (1.0 - u) * _NEARLY_ONE < least * w:
                 time = -np.log(u) / w
                 if time < least:
                     least, winner = time, i
-    return winner, total
+    return winner, total, top
+
+
+@kernel
+def _weigh(score: F64, reference: float, temperature: float, weight: F64) -> None:
+    for i in range(len(score)):
+        weight[i] = np.exp((score[i] - reference) / temperature)
 
 
 @kernel
@@ -186,24 +179,38 @@ def _followed(begin: int, end: int, follow: I32, made: int) -> int:
 
 
 @kernel
-def _rescore(
-    begin: int,
-    free: Bool,
-    value: F64,
-    lam: float,
-    penalty: float,
-    temperature: float,
-    reference: float,
-    state: tuple[F64, F64, F64],
-) -> None:
-    """Scores and weights of the candidates whose redundancy rose."""
-    similar, score, weight = state
-    for i in range(len(score)):
-        new = lam * value[begin + i] - penalty * similar[i]
-        if free[i] and new != score[i]:
-            score[i] = new
-            if temperature > 0:
-                weight[i] = np.exp((new - reference) / temperature)
+def _fill_slot(
+    begin: int, blocked: I32, limit: int, identity: U64, mixed: U64, key: np.uint64, rates: F64, state: F64
+) -> tuple[int, float]:
+    """Choose for one slot among the candidates with blocked <= limit: (index or -1, sum of weights). Weights stand
+    relative to the score `rates[3]`, and are set anew when the best allowed score has moved so far from it that they
+    might lose precision."""
+    score, weight, temperature = state[0], state[1], rates[0]
+    if temperature == 0:
+        best = _best(begin, blocked, limit, score, identity)
+        weight[:] = 0.0
+        if best >= 0:
+            weight[best] = 1.0
+        return best, 1.0
+    winner, total, top = _race(blocked, limit, score, weight, mixed, key)
+    if top > -np.inf and not abs(top - rates[3]) < _FAR * temperature:
+        rates[3] = top
+        _weigh(score, top, temperature, weight)
+        winner, total, top = _race(blocked, limit, score, weight, mixed, key)
+    return winner, total
+
+
+@kernel
+def _start(begin: int, end: int, candidates: tuple[U64, U64, F64, Bool, F32, I32], real: F64) -> tuple[I32, U64, F64, F64]:
+    """blocked (candidates of its category in the window; _TAKEN: not to be had), mixed identities, rates, state."""
+    identity, value, allowed, count = candidates[0], candidates[2], candidates[3], end - begin
+    blocked, mixed, state = np.zeros(count, np.int32), np.empty(count, np.uint64), np.zeros((3, count))
+    rates = np.array([real[0], real[1], (1.0 - real[1]) * _spread(begin, end, allowed, value), np.inf])
+    for i in range(count):
+        blocked[i] = 0 if allowed[begin + i] else _TAKEN
+        mixed[i] = mix(identity[begin + i])
+        state[0, i] = real[1] * value[begin + i]
+    return blocked, mixed, rates, state
 
 
 @kernel
@@ -220,51 +227,33 @@ def _one_list(
     table: F64,
 ) -> None:
     """One request's list. real f64[2]: temperature, lambda. whole i32[4]: window, per_window, redundancy, relax. table
-    f64[slots, candidates] takes the distributions (no rows: not wanted).
-
-    Weights are kept from slot to slot, relative to the score `reference`, and set anew when the best allowed score has
-    moved away from it so far that they might lose precision.
-    """
-    identity, category, value, allowed = candidates[0], candidates[1], candidates[2], candidates[3]
+    f64[slots, candidates] takes the distributions (no rows: not wanted)."""
+    identity, category = candidates[0], candidates[1]
     slot, p_slot, relaxed = out
-    temperature, lam, count = real[0], real[1], end - begin
-    penalty = (1.0 - lam) * _spread(begin, end, allowed, value)
-    free, may, blocked = allowed[begin:end].copy(), np.zeros(count, np.bool_), np.zeros(count, np.int32)
-    score, similar, weight = lam * value[begin:end], np.zeros(count), np.zeros(count)
-    mixed, chosen = np.empty(count, np.uint64), np.empty(length, np.int64)
-    for i in range(count):
-        mixed[i] = mix(identity[begin + i])
-    reference = np.inf
+    window, most = whole[0], whole[1] - 1 if whole[0] > 0 else 0
+    blocked, mixed, rates, state = _start(begin, end, candidates, real)
+    chosen = np.empty(length, np.int64)
     for made in range(length):
-        excess = _permit(free, blocked, whole[1] if whole[0] > 0 else length, may)
-        if excess < 0 or (excess > 0 and whole[3] == _END_LIST):
-            break
-        best = _best(may, score, identity, begin)
-        if temperature == 0:
-            weight[:] = 0.0
-            weight[best], winner, total = 1.0, best, 1.0
-        else:
-            if not abs(score[best] - reference) < _FAR * temperature:
-                reference = score[best]
-                _weigh(score, free, reference, temperature, weight)
-            winner, total = _race(may, weight, mixed, absorb(key, np.uint64(made)), best)
+        slot_key, limit = absorb(key, np.uint64(made)), most
+        winner, total = _fill_slot(begin, blocked, limit, identity, mixed, slot_key, rates, state)
+        if winner < 0:
+            limit = blocked.min()
+            if limit >= _TAKEN - length or whole[3] == _END_LIST:
+                break
+            winner, total = _fill_slot(begin, blocked, limit, identity, mixed, slot_key, rates, state)
         if made < len(table):
-            table[made, :] = np.where(may, weight, 0.0) / total
+            table[made, :] = np.where(blocked <= limit, state[1], 0.0) / total
         if len(follow) > 0:
             winner = _followed(begin, end, follow, made)
             if winner < 0:
                 break
-        p = weight[winner] / total if may[winner] else 0.0
-        slot[begin + winner], p_slot[begin + winner], relaxed[begin + winner] = made, p, excess > 0
-        chosen[made], free[winner] = begin + winner, False
-        if whole[0] > 0:
-            _slide_window(category, begin, chosen, made, whole[0], blocked)
-        if penalty > 0.0:
-            if whole[2] == _BY_EMBEDDING:
-                _similar_embedding(begin, free, winner, candidates[4], candidates[5], similar)
-            else:
-                _similar_category(begin, free, winner, category, similar)
-            _rescore(begin, free, value, lam, penalty, temperature, reference, (similar, score, weight))
+        p = state[1, winner] / total if blocked[winner] <= limit else 0.0
+        slot[begin + winner], p_slot[begin + winner], relaxed[begin + winner] = made, p, limit > most
+        chosen[made], blocked[winner] = begin + winner, _TAKEN
+        if window > 0:
+            _slide_window(begin, category, chosen, made, window, blocked)
+        if rates[2] > 0.0:
+            _rescore(begin, winner, candidates, rates, whole[2] == _BY_EMBEDDING, state)
 
 
 @kernel
@@ -335,4 +324,4 @@ def select(
 
 def _dense(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Contiguous and writable, as the kernels were compiled for; columns that came over the wire may be neither."""
-    return np.require(array, requirements=["C", "W"])
+    return array if array.flags.carray else np.require(array, requirements=["C", "W"])

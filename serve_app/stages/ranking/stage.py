@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -147,7 +146,7 @@ class Ranking:
         return select(given, settings, distributions=distributions)
 
     def _head_set(self, batch: Batch) -> HeadSet:
-        surfaces: Sequence[int] = np.unique(batch.requests["surface"]).tolist()
+        surfaces = dict.fromkeys(batch.requests["surface"].tolist())
         if not surfaces:
             return next(iter(self.models.by_surface.values()))
         sets = [self.models[Surface(surface)] for surface in surfaces]
@@ -172,20 +171,17 @@ def _score(heads: HeadSet, batch: Batch, kept: Bool) -> F32:
 
 
 def _settings_of(batch: Batch, context: Context) -> tuple[list[ListSettings], I32]:
-    """Distinct settings of the batch, and which one each request has."""
+    """Distinct settings of the batch, and which one each request has. Few settings serve many requests."""
     requests = batch.requests
-    policy, surface = requests["policy"].astype(np.int64), requests["surface"].astype(np.int64)
-    variant = requests["variant"].astype(np.int64) if "variant" in requests else np.zeros(len(policy), np.int64)
-    codes = (policy << 32) | (variant << 8) | surface
-    distinct, setting = np.unique(codes, return_inverse=True)
-    settings = []
-    for code in distinct.tolist():
-        index = code >> 32
+    policy, surface = requests["policy"].tolist(), requests["surface"].tolist()
+    variant = requests["variant"].tolist() if "variant" in requests else [0] * len(policy)
+    places: dict[tuple[int, int, int], int] = {}
+    setting = [places.setdefault(key, len(places)) for key in zip(policy, surface, variant, strict=True)]
+    for index, _, _ in places:
         if not 0 <= index < len(context.policies):
             raise InvalidInput(f"request pinned to policy {index}, the context has {len(context.policies)}", field="policy")
-        compiled: Any = context.policies[index]
-        settings.append(compiled.list_settings(Surface(code & 0xFF), (code >> 8) & 0xFFFFFF))
-    return settings, setting.astype(np.int32)
+    settings = [context.policies[index].list_settings(Surface(asked), arm) for index, asked, arm in places]
+    return settings, np.array(setting, np.int32)
 
 
 def _weights(settings: Sequence[ListSettings], heads: Sequence[str]) -> F64:
