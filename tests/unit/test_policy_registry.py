@@ -1,0 +1,133 @@
+"""Stored policies: content-addressed, atomic current pointer, promote and roll back; diffs in words; the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from hindcast import cli
+from serve_app.errors import DamagedArtifact, InvalidInput, NotReady, UnknownIdentifier
+from serve_app.policies import (
+    current_policy,
+    list_policies,
+    promote_policy,
+    read_current_policy,
+    read_policy,
+    rollback_policy,
+    store_policy,
+)
+from serve_app.policy.diff import policy_diff
+from serve_app.policy.document import DEFAULT_POLICY, PolicyDocument, load_policy, parse_policy
+
+CAP = {"id": "day", "scope": "global", "limit": 3, "window": {"rolling_hours": 24}}
+
+
+def policy(**settings: Any) -> PolicyDocument:
+    return parse_policy({"name": "a"} | settings)
+
+
+def test_promote_and_roll_back_walk_the_history(tmp_path: Path) -> None:
+    first, second = (store_policy(tmp_path, policy(threshold=t)) for t in (0.1, 0.2))
+    with pytest.raises(NotReady, match="no policy has been promoted"):
+        current_policy(tmp_path)
+    promote_policy(tmp_path, first, now=1)
+    promote_policy(tmp_path, second, now=2)
+    assert current_policy(tmp_path).threshold == 0.2
+    assert rollback_policy(tmp_path, now=3).revision == first
+    assert read_current_policy(tmp_path)[0] == first
+    with pytest.raises(InvalidInput, match="no earlier policy"):
+        rollback_policy(tmp_path, now=4)
+    assert [one.current for one in list_policies(tmp_path)] == [True, False]
+
+
+def test_an_altered_or_unknown_policy_is_refused_and_the_old_one_stays(tmp_path: Path) -> None:
+    first, second = (store_policy(tmp_path, policy(threshold=t)) for t in (0.1, 0.2))
+    promote_policy(tmp_path, first, now=1)
+    path = tmp_path / "policies" / f"{second}.json"
+    path.write_text(path.read_text().replace("0.2", "0.3"))
+    with pytest.raises(DamagedArtifact, match="the content has revision"):
+        promote_policy(tmp_path, second, now=2)
+    with pytest.raises(UnknownIdentifier, match=r"no policy '../x'"):
+        read_policy(tmp_path, "../x")
+    assert read_current_policy(tmp_path)[0] == first
+    assert next(one for one in list_policies(tmp_path) if one.revision == second).problem
+
+
+class RefusingServer:
+    """A server of which one replica cannot load (phase prepare) or flip (phase commit)."""
+
+    def __init__(self, phase: str) -> None:
+        self.phase = phase
+
+    def prepare(self, version: str) -> None:
+        if self.phase == "prepare":
+            raise NotReady("a replica cannot load it")
+
+    def commit(self, version: str) -> None:
+        if self.phase == "commit":
+            raise NotReady("a replica did not flip")
+
+
+@pytest.mark.parametrize("phase", ["prepare", "commit"])
+def test_a_server_that_refuses_keeps_the_old_policy(tmp_path: Path, phase: str) -> None:
+    first, second = (store_policy(tmp_path, policy(threshold=t)) for t in (0.1, 0.2))
+    promote_policy(tmp_path, first, now=1)
+    with pytest.raises(NotReady):
+        promote_policy(tmp_path, second, now=2, flip=RefusingServer(phase))
+    assert read_current_policy(tmp_path)[0] == first
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lines"),
+    [
+        ({}, {}, []),
+        ({"caps": [CAP]}, {"caps": [CAP | {"limit": 2}]}, ["global cap 3 -> 2 per rolling 24 h"]),
+        (
+            {"caps": [CAP]},
+            {"caps": [CAP | {"window": {"calendar": "week"}}]},
+            ["global cap 3 per rolling 24 h -> 3 per calendar week"],
+        ),
+        ({}, {"caps": [CAP]}, ["cap day (global, 3 per rolling 24 h) added"]),
+        (
+            {"caps": [CAP, CAP | {"id": "b"}]},
+            {"caps": [CAP | {"limit": 1, "binds": ["advertising"]}]},
+            [
+                "cap b (global, 3 per rolling 24 h) removed", "global cap day 3 -> 1 per rolling 24 h",
+                "global cap day binds [informational, advertising] -> [advertising]",
+            ],
+        ),
+        ({"threshold": 0.1}, {"threshold": 0.25}, ["threshold 0.1 -> 0.25"]),
+        ({}, {"kill_switches": {"campaigns": ["spring"]}}, ["kill switch: campaigns spring off"]),
+        (
+            {"surfaces": {"notification": {"head_weights": {"p_click": 1.0}}}},
+            {"surfaces": {"notification": {"head_weights": {"p_click": 2.0, "uplift": 1.0}}}},
+            ["surfaces notification head weights p click 1 -> 2", "surfaces notification head weights uplift: 1 added"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_diff_is_said_in_words(before: dict[str, Any], after: dict[str, Any], lines: list[str]) -> None:
+    assert policy_diff(policy(**before), policy(**after)) == lines
+
+
+def test_the_command_checks_compares_promotes_and_shows(tmp_path: Path) -> None:
+    cli._register()
+    runner, data = CliRunner(), ["--data", str(tmp_path / "data")]
+    other = tmp_path / "other.yaml"
+    other.write_text(DEFAULT_POLICY.read_text().replace("limit: 3", "limit: 2"))
+    checked = runner.invoke(cli.app, ["policy", "check", str(other)])
+    assert checked.exit_code == 0
+    assert load_policy(other).revision in checked.output
+    compared = runner.invoke(cli.app, ["policy", "diff", str(DEFAULT_POLICY), str(other)])
+    assert compared.output == "global cap 3 -> 2 per rolling 24 h\n"
+    for path in (DEFAULT_POLICY, other):
+        assert runner.invoke(cli.app, ["policy", "promote", str(path), *data]).exit_code == 0
+    shown = runner.invoke(cli.app, ["policy", "show", *data])
+    assert parse_policy(yaml.safe_load(shown.output)) == load_policy(other)
+    assert runner.invoke(cli.app, ["policy", "rollback", *data]).exit_code == 0
+    assert current_policy(tmp_path / "data") == load_policy(DEFAULT_POLICY)
+    wrong = runner.invoke(cli.app, ["policy", "check", str(tmp_path / "none.yaml")])
+    assert isinstance(wrong.exception, InvalidInput)
