@@ -104,7 +104,8 @@ def _pickle(path: Path) -> None:
         ("covisits.offsets.npy", _out_of_range),
         ("sessions.items.npy", _out_of_range),
         ("retrieval.json", lambda path: path.write_text("{")),
-        ("first_seen.npy", Path.unlink),
+        ("session_prior.npy", Path.unlink),
+        ("session_prior.npy", _truncate),
     ],
 )
 def test_damage_is_refused_by_name(folder: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:

@@ -46,8 +46,8 @@ _FAR = len(_DISTANCE) - 1
 
 
 class Tables(NamedTuple):
-    """Immutable arrays of a release (see serve_app.stages.retrieval.tables), side rows appended to vectors, rarity and
-    first_seen. covisit_scale f32[n]: 1 / sqrt(total + 5), which makes co-visits a cosine. session_prior f32[s]: what age and
+    """Immutable arrays of a release (see serve_app.stages.retrieval.tables), side rows appended to vectors and rarity.
+    covisit_scale f32[n]: 1 / sqrt(total + 5), which makes co-visits a cosine. session_prior f32[s]: what age and
     length leave of a session's weight."""
 
     vectors: F32
@@ -67,7 +67,6 @@ class Tables(NamedTuple):
     item_sessions: I32
     item_positions: npt.NDArray[np.int16]
     rarity: F32
-    first_seen: F32
 
 
 @kernel

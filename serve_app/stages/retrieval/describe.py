@@ -42,7 +42,7 @@ _LAST, _LAST_SHARE, _REVERSE_SHARE = INDEX["follow_last"], INDEX["follow_last_sh
 _SIM_LAST, _SIM_SECOND, _SIM_MAX, _SIM_MEAN = (
     INDEX[f"similar_{one}"] for one in ("last", "second", "max", "mean")
 )  # fmt: skip
-_AGE, _GAP, _RARITY = INDEX["session_age"], INDEX["first_seen_gap"], INDEX["rarity"]
+_AGE, _RARITY = INDEX["session_age"], INDEX["rarity"]
 _MATCHED, _DISTINCT, _NEWEST_TIMES = INDEX["sessions_matched"], INDEX["recents_distinct"], INDEX["newest_times_seen"]
 _NEWEST_RARITY, _NEWEST_COSINE = INDEX["newest_rarity"], INDEX["newest_cosine"]
 _COPIED = (  # evidence that is a running sum as it stands
@@ -137,14 +137,13 @@ def _one(s: Scratch, t: Tables, recents: I32, entry: int, row: F32) -> None:
         (np.float32(len(t.session_offsets)) - newest_session) / np.float32(1000.0) if newest_session > 0 else np.float32(0.0)
     )
     row[_RARITY] = t.rarity[j]
-    row[_LAST_SHARE] = row[_REVERSE_SHARE] = row[_GAP] = np.float32(0.0)
+    row[_LAST_SHARE] = row[_REVERSE_SHARE] = np.float32(0.0)
     if n:
         last = recents[n - 1]
         if last < len(t.follow_totals):
             row[_LAST_SHARE] = row[_LAST] / (t.follow_totals[last] + np.float32(3.0))
         if j < len(t.covisit_totals):
             row[_REVERSE_SHARE] = row[_LAST] / (t.covisit_totals[j] + np.float32(3.0))
-        row[_GAP] = abs(t.first_seen[j] - t.first_seen[last]) / np.float32(1000.0)
 
 
 @kernel

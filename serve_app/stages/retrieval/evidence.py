@@ -43,7 +43,6 @@ _DETAIL = (
     "session_next",  # times it came right after the newest item in them
     "steps_back",  # position among the recent items, 1 is newest, 99 not there
     "times_seen",
-    "first_seen_gap",  # thousand items between the first appearances of candidate and newest item
     "rarity",  # log of sessions per occurrence of the candidate
 )
 _REQUEST = (

@@ -135,7 +135,6 @@ class Retrieval:
     def _join(self, overlay: Overlay) -> _Rows:
         t, side = self.tables, len(overlay.side_hashes)
         vectors = np.concatenate([t.vectors, overlay.side_embeddings]) if side else t.vectors
-        newest = np.full(side, len(t.first_seen), np.float32)
         rarest = np.full(side, np.max(t.item_idf, initial=0.0), np.float32)
         names = np.append(t.category_hashes, np.uint64(0))  # index -1: no category
         tables = Tables(
@@ -144,7 +143,7 @@ class Retrieval:
                 t.covisits.offsets, t.covisits.neighbours, t.covisits.weights, t.covisits.totals,
                 np.float32(1.0) / np.sqrt(t.covisits.totals + np.float32(5.0)),
                 t.sessions.items, t.sessions.offsets, t.session_prior, t.sessions.item_offsets, t.sessions.item_sessions,
-                t.sessions.item_positions, np.concatenate([t.item_idf, rarest]), np.concatenate([t.first_seen, newest]),
+                t.sessions.item_positions, np.concatenate([t.item_idf, rarest]),
             )),
         )  # fmt: skip
         category = np.concatenate([t.item_category, overlay.side_categories]).astype(np.int32)

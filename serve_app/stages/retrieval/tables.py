@@ -58,7 +58,7 @@ class RetrievalBuild:
 
 _ARRAYS = (
     "item_hashes", "item_category", "available", "category_hashes", "vectors", "category_vectors", "last_map", "mean_map",
-    "step_weights", "item_idf", "first_seen", "session_prior",
+    "step_weights", "item_idf", "session_prior",
 )  # fmt: skip
 _GROUPS: dict[str, type] = {"follow": Covisits, "covisits": Covisits, "sessions": SessionIndex, "popular": Popular}
 
@@ -67,7 +67,7 @@ _GROUPS: dict[str, type] = {"follow": Covisits, "covisits": Covisits, "sessions"
 class RetrievalTables:
     """item_hashes u64[n], item_category i32[n] (-1: none), available bool[n], category_hashes u64[c], vectors f32[n, d] unit
     rows, category_vectors f32[c + 1, d] (cold start; last row for no category), query maps, item_idf f32[n] (rarity),
-    first_seen f32[n], session_prior f32[s], co-visits, sessions, popularity, `regions` names in the order of popularity's
+    session_prior f32[s], co-visits, sessions, popularity, `regions` names in the order of popularity's
     rows, `neighbours` the search over vectors."""
 
     item_hashes: U64
@@ -80,7 +80,6 @@ class RetrievalTables:
     mean_map: F32
     step_weights: F32
     item_idf: F32
-    first_seen: F32
     session_prior: F32
     follow: Covisits
     covisits: Covisits
@@ -137,7 +136,6 @@ class RetrievalTables:
             "mean_map": embedding.mean_map,
             "step_weights": embedding.step_weights,
             "item_idf": np.log(max(len(log.offsets) - 1, 1) / (occurrences + 1.0)).clip(0.05).astype(np.float32),
-            "first_seen": _first_seen(log.items, count),
             "session_prior": _session_prior(log.offsets),
         }
         progress("nearest-neighbour index")
@@ -209,16 +207,6 @@ def _popularity(log: SessionLog, category: I32, regions: int, categories: int, s
     )
 
 
-def _first_seen(items: I32, count: int) -> F32:
-    """f32[n]: rank of each item by first appearance; never-seen items come last."""
-    first = np.full(count, len(items), np.int64)
-    np.minimum.at(first, items, np.arange(len(items)))
-    order = np.argsort(first, kind="stable")
-    rank = np.empty(count, np.float32)
-    rank[order] = np.arange(count, dtype=np.float32)
-    return rank
-
-
 def _session_prior(offsets: I64) -> F32:
     """f32[s]: newer sessions count more (e times from the oldest to the newest), longer ones less (1 / sqrt(length))."""
     count = len(offsets) - 1
@@ -264,7 +252,7 @@ def _member(folder: Path, meta: dict[str, Any], group: str, name: str) -> Any:
 
 _DTYPES = {
     "item_hashes": "u8", "item_category": "i4", "available": "?", "category_hashes": "u8", "vectors": "f4",
-    "category_vectors": "f4", "last_map": "f4", "mean_map": "f4", "step_weights": "f4", "item_idf": "f4", "first_seen": "f4",
+    "category_vectors": "f4", "last_map": "f4", "mean_map": "f4", "step_weights": "f4", "item_idf": "f4",
     "session_prior": "f4",
 }  # fmt: skip
 _GROUP_DTYPES = {
@@ -283,7 +271,7 @@ def _check(folder: Path, arrays: dict[str, npt.NDArray[Any]], groups: dict[str, 
         if arrays[name].dtype != np.dtype(dtype):
             refuse(name, f"is {arrays[name].dtype}, must be {np.dtype(dtype)}")
     items, d = arrays["vectors"].shape
-    for name in ("item_hashes", "item_category", "available", "item_idf", "first_seen"):
+    for name in ("item_hashes", "item_category", "available", "item_idf"):
         if len(arrays[name]) != items:
             refuse(name, f"has {len(arrays[name])} rows, the embeddings {items}")
     if len(arrays["session_prior"]) != len(groups["sessions"].offsets) - 1:

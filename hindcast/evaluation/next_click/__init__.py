@@ -1,0 +1,1 @@
+"""Next click of held-out sessions: files, what is learned, answers and their figures."""
