@@ -25,6 +25,7 @@ from serve_app.ledger.protocol import UserChanges, UserRecord
 from serve_app.log.journal import Journal
 from serve_app.policies import read_current_policy, read_policy
 from serve_app.release.registry import read_current
+from serve_app.running.loopback import keep_replica_ports_on_loopback
 from serve_app.serving.assemble import bridged, local_stages
 from serve_app.serving.board import Board, Kind, Orders, Report
 from serve_app.serving.deciding import DecideCall, Decided, DecideFlow
@@ -46,6 +47,7 @@ class LedgerReplica:
     """The one process that owns the ledger and the promotion board."""
 
     def __init__(self, settings: Settings) -> None:
+        keep_replica_ports_on_loopback()
         data = settings.data
         (release, _), (policy, _) = read_current(data), read_current_policy(data)
         if release is None or policy is None:
@@ -125,6 +127,7 @@ class _StageProcess:
     """What every stage's replica has: a library for its role, kept as the board orders."""
 
     def __init__(self, settings: Settings, role: Role, owner: DeploymentHandle) -> None:
+        keep_replica_ports_on_loopback()
         self.settings = settings
         self.owner = _OwnerHandle(owner)
         self.name = f"{role}-{secrets.token_hex(4)}"
@@ -137,13 +140,16 @@ class _StageProcess:
     async def start(self) -> None:
         """Hold what the board wants, and every catalogue change so far."""
         await self._follower.start()
-        await self.catch_up(Pins("", "", 1 << 62))
+        await self._learn()
 
     async def catch_up(self, pins: Pins) -> None:
-        """Learn the catalogue changes up to `pins.seq` (as far as there are any)."""
+        """Learn the catalogue changes up to `pins.seq`."""
         if self.library.seq < pins.seq:
-            live = await self.owner.live(np.empty(0, np.uint64), self.library.seq)
-            self.library.learn(live.changes)
+            await self._learn()
+
+    async def _learn(self) -> None:
+        live = await self.owner.live(np.empty(0, np.uint64), self.library.seq)
+        self.library.learn(live.changes)
 
     def journal(self) -> JournalHost:
         """This process's own journal."""
@@ -258,6 +264,7 @@ class _Ingress:
         owner: DeploymentHandle,
         stages: tuple[DeploymentHandle, DeploymentHandle, DeploymentHandle] | None = None,
     ) -> None:
+        keep_replica_ports_on_loopback()
         port = _OwnerHandle(owner)
         roles = {Role.ingress} if stages is not None else ALL_ROLES
         library = Library(settings.data, roles, lambda revision: read_policy(settings.data, revision))

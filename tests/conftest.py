@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,3 +20,42 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no public data here: set HINDCAST_SHARED_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a small world's log and a promoted release built from it. Do not write to it: copy what you need.
+
+    HINDCAST_DEMO_RELEASE may name a folder made by the same commands, to save the minute they take.
+    """
+    given = os.environ.get("HINDCAST_DEMO_RELEASE")
+    if given:
+        return Path(given)
+    data = tmp_path_factory.mktemp("demo") / "data"
+    world = ["world", "--users", "400", "--items", "300", "--days", "10", "--seed", "7"]
+    for arguments in (world, ["build", "--local", "--promote"]):
+        command = [sys.executable, "-m", "hindcast", *arguments, "--data", str(data)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode == 0, f"{' '.join(arguments)}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return data
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[int]:
+    """One private Ray with Serve for the whole session, with the switches the server runs under; gives its HTTP port."""
+    from serve_app.running.instance import end_leftovers, private_ray, start_serve
+    from serve_app.running.switches import free_port, set_switches
+    from serve_app.settings import load_settings
+
+    port = free_port()
+    settings = load_settings(http={"port": port})
+    with tempfile.TemporaryDirectory(prefix="hindcast-test-") as name:
+        folder = Path(name)
+        set_switches(settings, folder)
+        os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"
+        try:
+            with private_ray(folder, free_port()):
+                start_serve(settings)
+                yield port
+        finally:
+            end_leftovers(folder)

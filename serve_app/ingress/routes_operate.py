@@ -53,6 +53,7 @@ class Replica(BaseModel):
 
     replica: str
     role: str
+    pid: int
     releases: list[str]
     policies: list[str]
 
@@ -109,6 +110,7 @@ class OperateRoutes:
                     {
                         "replica": one.replica,
                         "role": one.role,
+                        "pid": one.pid,
                         "releases": sorted(one.loaded["release"]),
                         "policies": sorted(one.loaded["policy"]),
                     }

@@ -22,6 +22,7 @@ from serve_app.ingress.routes_notify import NotifyRoutes
 from serve_app.ingress.routes_operate import OperateRoutes
 from serve_app.ingress.routes_recommend import RecommendRoutes
 from serve_app.ingress.routes_state import StateRoutes
+from serve_app.ingress.warming import warm_up
 from serve_app.ledger.protocol import UserChanges, UserRecord
 from serve_app.log.fingerprint import code_version
 from serve_app.log.journal import Journal
@@ -146,8 +147,7 @@ class IngressServer:
     async def start(self) -> None:
         """Load what the board wants; raises what that raised."""
         await self._follower.start()
-        live = await self._owner.live(np.empty(0, np.uint64), 0)
-        self.library.learn(live.changes)
+        await warm_up(self.library, self.stages, self.recommender, self._owner.live)
 
     async def stop(self) -> None:
         """Answer what is under way, then let go of threads and files."""

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from serve_app.running.checks import check_machine, folder_lock
 from serve_app.running.switches import free_port, set_switches
 from serve_app.settings import Settings
 
-__all__ = ["Instance", "run_file", "running"]
+__all__ = ["Instance", "await_ready", "end_leftovers", "private_ray", "run_file", "running", "start_serve"]
 
 Progress = Callable[[str], None]
 _READY_TIMEOUT_S = 180.0
@@ -63,9 +64,12 @@ def running(settings: Settings, progress: Progress = lambda _: None) -> Iterator
         folder = Path(tempfile.mkdtemp(prefix="hindcast-"))  # short: socket paths end at 107 characters
         try:
             yield from _serve(settings, folder, progress)
+        except Exception:
+            _keep_logs(folder, settings.data)
+            raise
         finally:
             run_file(settings.data).unlink(missing_ok=True)
-            _end_leftovers(folder)
+            end_leftovers(folder)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -81,32 +85,53 @@ def _serve(settings: Settings, folder: Path, progress: Progress) -> Iterator[Ins
     set_switches(settings, folder)
     instance = Instance(settings, secrets.token_urlsafe(24))
     progress("starting Ray")
-    with _private_ray(folder, metrics_port):
+    with private_ray(folder, metrics_port):
         from ray import serve
 
         from serve_app.application import APPLICATION, build_application
 
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         progress("starting Ray Serve")
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={
-                "host": settings.http.host,
-                "port": settings.http.port,
-                "request_timeout_s": _request_limit(settings),
-            },
-        )
+        start_serve(settings)
         progress(f"loading the release into {settings.topology} replicas")
         application = build_application(settings, admin_token=instance.token, metrics_url=f"http://127.0.0.1:{metrics_port}")
-        serve.run(application, name=APPLICATION, route_prefix="/")
+        try:
+            serve.run(application, name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            raise NotReady(_why(serve.status(), str(error)), field="server") from error
         progress("waiting for the first answer")
-        _await_ready(instance)
+        await_ready(instance)
         _write_run_file(instance)
         try:
             yield instance
         finally:
             progress("stopping")
             serve.shutdown()
+
+
+def start_serve(settings: Settings) -> None:
+    """Start Serve's controller and proxy at the settings' address."""
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={
+            "host": settings.http.host,
+            "port": settings.http.port,
+            "request_timeout_s": _request_limit(settings),
+        },
+    )
+
+
+def _why(status: Any, fallback: str) -> str:
+    """The last line of what a deployment that did not start has to say."""
+    for application in status.applications.values():
+        for name, deployment in application.deployments.items():
+            if deployment.message and "FAILED" in str(deployment.status):
+                lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
+                said = next((line for line in reversed(lines) if "Error" in line or "serve_app." in line), lines[-1])
+                return f"deployment {name} did not start: {said[:500]}"
+    return fallback
 
 
 def _request_limit(settings: Settings) -> float:
@@ -116,7 +141,7 @@ def _request_limit(settings: Settings) -> float:
 
 
 @contextmanager
-def _private_ray(folder: Path, metrics_port: int) -> Iterator[None]:
+def private_ray(folder: Path, metrics_port: int) -> Iterator[None]:
     """A Ray of our own: own folder, no dashboard, quiet, every port of its daemons on loopback."""
     import ray
     from ray._private import services
@@ -125,6 +150,7 @@ def _private_ray(folder: Path, metrics_port: int) -> Iterator[None]:
         raise NotReady("this process is connected to a Ray already", field="ray", hint="start the server from a fresh one")
     # Ray insists on an address that other nodes could reach. On one machine nobody else is meant to.
     services.resolve_ip_for_localhost = lambda host: host
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(
         address="local",
         include_dashboard=False,
@@ -136,13 +162,16 @@ def _private_ray(folder: Path, metrics_port: int) -> Iterator[None]:
         _node_ip_address="127.0.0.1",
         _metrics_export_port=metrics_port,
     )
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # Ray has put its own in place, which aborts the process
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _await_ready(instance: Instance) -> None:
+def await_ready(instance: Instance) -> None:
+    """Wait until requests can be served; NotReady says what stood in the way."""
     limit = time.monotonic() + _READY_TIMEOUT_S
     last = "no answer"
     while time.monotonic() < limit:
@@ -170,7 +199,15 @@ def _write_run_file(instance: Instance) -> None:
     path.chmod(0o600)
 
 
-def _end_leftovers(folder: Path) -> None:
+def _keep_logs(folder: Path, data: Path) -> None:
+    """Save what the replicas said before the private folder goes."""
+    kept = data / "run" / "failed-start"
+    shutil.rmtree(kept, ignore_errors=True)
+    with suppress(OSError):
+        shutil.copytree(folder / "ray" / "session_latest" / "logs" / "serve", kept)
+
+
+def end_leftovers(folder: Path) -> None:
     """End processes of this server that outlived Ray (HAProxy, when its manager was killed): those that name our folder."""
     mine = [one for one in psutil.process_iter(["cmdline"]) if one.pid != os.getpid() and _names(one, folder)]
     for process in mine:

@@ -43,6 +43,7 @@ class Report:
 
     replica: str
     role: str
+    pid: int
     admits: bool
     loaded: dict[Kind, frozenset[str]]
     current: dict[Kind, str | None]

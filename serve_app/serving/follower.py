@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any
@@ -59,6 +60,7 @@ class Follower:
         return Report(
             replica=self._replica,
             role=self._role,
+            pid=os.getpid(),
             admits=self._admits,
             loaded={kind: store.loaded() for kind, store in self._stores.items()},
             current={kind: _current(store) for kind, store in self._stores.items()},

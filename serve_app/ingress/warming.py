@@ -1,0 +1,65 @@
+"""Before the first request: one of each kind through every stage, so that nobody waits for code to be compiled or mapped."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from serve_app.clock import now_us
+from serve_app.errors import HindcastError
+from serve_app.ingress.asks import Ask, Known
+from serve_app.ingress.decisions import DecisionAsk, prepare_decisions
+from serve_app.ingress.recommend import LiveCall, Recommender
+from serve_app.ingress.schemas_notify import DecideRow
+from serve_app.serving.deciding import DecideCall
+from serve_app.serving.given import KIND_SOURCES, given_reviews, given_widgets
+from serve_app.serving.hosts import RankCall
+from serve_app.serving.library import Edition, Library, Pins
+from serve_app.serving.stages import Stages
+from serve_app.vocabulary import Surface
+
+__all__ = ["warm_up"]
+
+_LOG = logging.getLogger("hindcast.ingress")
+
+
+async def warm_up(library: Library, stages: Stages, recommender: Recommender, live: LiveCall) -> None:
+    """Run dry requests without budgets. A surface that fails here is logged; it would fall back in service, too."""
+    answer = await live(np.zeros(1, np.uint64), library.seq)
+    library.learn(answer.changes)
+    pins = Pins(library.releases.current, library.policies.current, library.seq)
+    edition, known = library.edition(pins), Known(answer.recents, answer.state)
+    for surface in (Surface.related, Surface.gateway, Surface.widgets, Surface.reviews):
+        try:
+            await _list(surface, pins, edition, known, stages, recommender)
+        except HindcastError as error:
+            _LOG.warning("surface %s cannot be warmed up: %s", surface.name, error)
+    await _decide(pins, edition, stages)
+
+
+async def _list(
+    surface: Surface, pins: Pins, edition: Edition, known: Known, stages: Stages, recommender: Recommender
+) -> None:
+    rows, now = edition.release.catalogue, now_us()
+    anchor = rows.items["item_id"][0].as_py() if len(rows.items) else None
+    user = rows.users["user_id"][0].as_py() if len(rows.users) else None
+    ask = Ask(surface=surface, request_id=1, decided_at=now, deadline_at=now, user=user, anchor=anchor, slots=5)
+    batch = recommender.requests([ask], edition, known)
+    if surface is Surface.widgets:
+        found = given_widgets(batch, rows, edition.view.overlay, [None])
+    elif surface is Surface.reviews:
+        found = given_reviews(batch, rows, [None])
+    else:
+        kinds = list(KIND_SOURCES) if surface is Surface.gateway else [None]
+        for kind in kinds:
+            found = await stages.retrieve(batch, pins, None if kind is None else [kind])
+    if surface.name in edition.held.heads:
+        await stages.rank(RankCall(found, pins, explain=False, log=False, page=np.zeros(1, np.int32)))
+
+
+async def _decide(pins: Pins, edition: Edition, stages: Stages) -> None:
+    now = now_us()
+    prepared = prepare_decisions([DecisionAsk(DecideRow(user="\0nobody"), 1, now, now, "warm-up")], edition)
+    if prepared.batch is not None:
+        await stages.decide(DecideCall(prepared.batch, pins, [b""], [b""], commit=False, explain=False))
