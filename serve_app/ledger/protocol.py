@@ -80,8 +80,8 @@ class LedgerSettings:
     """Bounds every backend keeps; memory per user is bounded by them."""
 
     history_horizon_us: int = 40 * 86_400_000_000
-    """Entries older than this, counted from the user's newest write, may be dropped. Must cover the policy's longest
-    window (a calendar month in any zone is under 33 days); `set_history_horizon` raises it."""
+    """Entries older than this, counted from the user's newest entry, are dropped when one is added. Must cover the
+    policy's longest window (a calendar month in any zone is under 33 days); `set_history_horizon` raises it."""
     history_max_entries: int = 20_000
     """Newest entries kept per user. Where this bites inside the horizon, `LedgerView.known_since` says so."""
     recents_max: int = 64

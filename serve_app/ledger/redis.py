@@ -336,10 +336,11 @@ class RedisLedger:
     def pending_records(self, limit: int) -> list[StoredRecord]:
         """See Ledger. Oldest first within a bucket."""
         out: list[StoredRecord] = []
-        for bucket, (number, member, record) in self._queued("records", limit, write=False):
+        found = self._queued("p", "+inf", limit, lambda key, most: self._queue.call([key], "records", most), write=False)
+        for bucket, (number, member, record) in found:
             user, request = _PAIR.unpack_from(member)
             out.append(StoredRecord(bucket << _NUMBER_BITS | number, user, request, int(member[16:]), record))
-        return out[:limit]
+        return out
 
     def ack_records(self, ids: Sequence[int]) -> None:
         """See Ledger."""
@@ -347,7 +348,8 @@ class RedisLedger:
 
     def due_deferrals(self, now: int, limit: int) -> list[Deferral]:
         """See Ledger."""
-        found = self._queued("due", now, limit, write=False)
+        every = BUCKETS * limit  # the earliest may lie anywhere
+        found = self._queued("z", now, every, lambda key, _: self._queue.call([key], "due", now, limit), write=False)
         due: list[Deferral] = []
         for _, (until, pair, record) in found:
             user, request = _PAIR.unpack(pair)
@@ -363,13 +365,13 @@ class RedisLedger:
     def claim_outbox(self, now: int, limit: int, lease_us: int) -> list[OutboxItem]:
         """See Ledger. Oldest first within a bucket; buckets take turns being first."""
         out: list[OutboxItem] = []
-        waiting = self._wire.all_buckets(lambda key: ("ZCOUNT", key[:-1] + "oz", "-inf", now), write=False)
-        for bucket in sorted(range(BUCKETS), key=lambda one: (one - now) % BUCKETS):
-            if waiting[bucket] and len(out) < limit:
-                command = self._queue.call([_counter(bucket)], "claim", now, limit - len(out), now + lease_us)
-                for number, row, attempts in checked(self._wire.run([command], [bucket], write=True)[0]):
-                    user, request = _PAIR.unpack_from(row)
-                    out.append(OutboxItem(bucket << _NUMBER_BITS | number, user, request, row[16:], attempts))
+
+        def claim(key: str, most: int) -> Command:
+            return self._queue.call([key], "claim", now, most, now + lease_us)
+
+        for bucket, (number, row, attempts) in self._queued("oz", now, limit, claim, first=now % BUCKETS, write=True):
+            user, request = _PAIR.unpack_from(row)
+            out.append(OutboxItem(bucket << _NUMBER_BITS | number, user, request, row[16:], attempts))
         return out
 
     def ack_outbox(self, ids: Sequence[int]) -> int:
@@ -436,9 +438,20 @@ class RedisLedger:
             self._head_seen = max(self._head_seen, head)
         return head
 
-    def _queued(self, what: str, *arguments: Any, write: bool) -> list[tuple[int, Any]]:
-        replies = self._wire.all_buckets(lambda key: self._queue.call([key], what, *arguments), write=write)
-        return [(bucket, one) for bucket, reply in enumerate(replies) for one in reply]
+    def _queued(
+        self, queue: str, upto: Any, limit: int, command_of: Callable[[str, int], Command], *, first: int = 0, write: bool
+    ) -> list[tuple[int, Any]]:
+        """(bucket, row) of the buckets that have rows in `queue` (a sorted set) with a score up to `upto`: counted first,
+        then asked for at most `limit` in all, from bucket `first` on. command_of(counter key, how many)."""
+        counts = self._wire.all_buckets(lambda key: ("ZCOUNT", key[:-1] + queue, "-inf", upto), write=False)
+        commands, buckets, left = [], [], limit
+        for bucket in (*range(first, BUCKETS), *range(first)):
+            if counts[bucket] and left > 0:
+                commands.append(command_of(_counter(bucket), min(left, counts[bucket])))
+                buckets.append(bucket)
+                left -= counts[bucket]
+        replies = self._wire.run(commands, buckets, write=write) if commands else []
+        return [(bucket, row) for bucket, reply in zip(buckets, replies, strict=True) for row in checked(reply)]
 
     def _per_bucket(self, ids: Sequence[int], what: str, *arguments: Any) -> list[int]:
         numbers: dict[int, list[int]] = {}

@@ -151,9 +151,11 @@ class UserTable:
         self.state["version"][rows] += 1
         self.state["erased"][rows] = 0
         self.histories.append(rows, entries, offsets)
-        newest = self.state["known_since"][rows]
-        self.histories.trim(rows, decided_at - self.horizon_us, self._max_entries, newest)
-        self.state["known_since"][rows] = newest
+        grown = np.diff(offsets) > 0
+        longer = rows[grown]
+        newest = self.state["known_since"][longer]
+        self.histories.trim(longer, decided_at[grown] - self.horizon_us, self._max_entries, newest)
+        self.state["known_since"][longer] = newest
         return self.state["version"][rows]
 
     def refund(self, user: int, request_id: int, slot: int) -> bool:
