@@ -241,7 +241,7 @@ class Settings(BaseSettings):
         return self
 
 
-_OWN_VARIABLES = {"HINDCAST_SHARED_DATA"}  # of the tests, not of the server
+_OWN_VARIABLES = {"HINDCAST_SHARED_DATA", "HINDCAST_DEMO_RELEASE"}  # of the tests, not of the server
 
 
 def _unknown_variables() -> list[str]:
