@@ -6,8 +6,6 @@ zone **or** whose own local day lies in it, so that a change of zone never widen
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -32,13 +30,14 @@ from serve_app.policy.tables import (
     SCOPE_CATEGORY,
     SCOPE_CHANNEL,
 )
-from serve_app.policy.zones import DAY, day_at, utc_at, zone_table
+from serve_app.policy.zones import DAY, day_at, row_at, utc_at, zone_table
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import GateOutcome, Reason
 
 __all__ = ["cap_membership", "caps", "first_day_of", "period_of"]
 
 _SUPPRESS, _REASON = int(GateOutcome.suppress), int(Reason.frequency_capped)
+_FOREVER = np.iinfo(np.int64).max
 _REFUNDED, _UNCOUNTED = int(HistoryFlag.refunded), int(HistoryFlag.uncounted)
 I64 = npt.NDArray[np.int64]
 I16 = npt.NDArray[np.int16]
@@ -46,7 +45,7 @@ U64 = npt.NDArray[np.uint64]
 I8 = npt.NDArray[np.int8]
 U8 = npt.NDArray[np.uint8]
 F64 = npt.NDArray[np.float64]
-Keys = tuple[Any, ...]  # arrays a kernel takes together
+Bool = npt.NDArray[np.bool_]
 
 
 @kernel
@@ -83,175 +82,185 @@ def first_day_of(period: int, kind: int) -> int:
 
 
 @kernel
-def _is_member(cap: I64, k: int, c: int, candidate: Keys, only: U64, only_offsets: I64) -> bool:
-    """Does candidate c fall under the cap's `only`? Keys are (channel, category, campaign)."""
-    start, end = only_offsets[k], only_offsets[k + 1]
-    if start == end:
-        return True
-    key = candidate[2][c]
-    if cap[CAP_SCOPE] == SCOPE_CHANNEL:
-        key = np.uint64(candidate[0][c])
-    elif cap[CAP_SCOPE] == SCOPE_CATEGORY:
-        key = candidate[1][c]
-    found = False
-    for i in range(start, end):
-        found = found or only[i] == key
-    return found
-
-
-@kernel
-def _shares_scope(scope: int, e: int, c: int, entry: Keys, candidate: Keys) -> bool:
-    """Does entry e use up the room of candidate c, for a cap of this scope? Keys are (channel, category, campaign)."""
-    if scope == SCOPE_CHANNEL:
-        return entry[0][e] == candidate[0][c]
-    if scope == SCOPE_CATEGORY:
-        return entry[1][e] == candidate[1][c]
-    return scope != SCOPE_CAMPAIGN or entry[2][e] == candidate[2][c]
-
-
-@kernel
-def _next_rolling(times: I64, limit: int, window: int) -> int:
-    """When enough of the counted entries have left the window for one more; 0: never."""
+def _next_rolling(times: I64, count: int, limit: int, window: int) -> int:
+    """When enough of the `count` counted entries have left the window for one more; 0: never. Sorts them (they come in the
+    order they were written, hence nearly sorted)."""
     if limit == 0:
         return 0
-    ordered = np.sort(times)
-    return ordered[len(times) - limit] + window
+    for i in range(1, count):
+        time, j = times[i], i
+        while j > 0 and times[j - 1] > time:
+            times[j] = times[j - 1]
+            j -= 1
+        times[j] = time
+    return times[count - limit] + window
 
 
 @kernel
-def _next_calendar(days: I64, own: I64, limit: int, kind: int, period: int, zone: int, zones: Keys) -> int:
-    """Start of the first later period that has room; `days` and `own` are those of all entries in the cap's scope."""
+def _next_calendar(
+    seen: I64, own: I64, count: int, limit: int, kind: int, period: int, zone: int, first: I64, starts: I64, offsets: I64
+) -> int:
+    """Start of the first later period that has room; `seen` and `own` are the periods, by the present zone and by the zone
+    at the time, of all entries in the cap's scope."""
     if limit == 0:
         return 0
     for later in range(period + 1, period + 40):
         inside = 0
-        for i in range(len(days)):
-            if period_of(days[i], kind) == later or period_of(own[i], kind) == later:
-                inside += 1
+        for i in range(count):
+            inside += 1 if seen[i] == later or own[i] == later else 0
         if inside < limit:
-            return utc_at(first_day_of(later, kind) * DAY, zone, False, zones[0], zones[1], zones[2])
+            return utc_at(first_day_of(later, kind) * DAY, zone, False, first, starts, offsets)
     return 0
 
 
 @kernel
-def _countable(cap: I64, start: int, end: int, shadow: np.uint64, holdouts: U64, kinds: I8, flags: U8, out: I64) -> int:
-    """Rows of the entries whose class the cap counts and that were not given back; how many."""
-    found = 0
-    for e in range(start, end):
-        if (holdouts[e] != 0 and holdouts[e] != shadow) or flags[e] & _UNCOUNTED or kinds[e] < 0:
-            continue
-        if (cap[CAP_COUNTS] >> kinds[e]) & 1 and not (cap[CAP_REFUND] and flags[e] & _REFUNDED):
-            out[found] = e
-            found += 1
-    return found
+def _local_days(history: I64, zone: I16, times: I64, first: I64, starts: I64, offsets: I64, out: I64) -> None:
+    """Local day of every entry in its user's present zone. Neighbours mostly share an offset, which saves the search."""
+    for r in range(len(zone)):
+        since, until, offset = 0, 0, 0
+        for e in range(history[r], history[r + 1]):
+            if not since <= times[e] < until:
+                row = row_at(times[e], zone[r], first, starts)
+                since, offset = starts[row], offsets[row]
+                until = starts[row + 1] if row + 1 < first[zone[r] + 1] else _FOREVER
+            out[e] = (times[e] + offset) // DAY
 
 
 @kernel
 def _when_free(
-    cap: I64, now: int, today: int, zone: int, rows: I64, c: int, entry: Keys, candidate: Keys, times: I64, days: I64,
-    local_days: npt.NDArray[np.int32], base: int, zones: Keys,
+    cap: I64, period: int, zone: int, key: np.uint64, entry_keys: U64, times: I64, live: int, scratch: I64,
+    first: I64, starts: I64, offsets: I64,
 ) -> int:  # fmt: skip
-    """When a full cap has room for candidate c again; 0: never. Rare, so it may walk the entries once more."""
-    first, second, found = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64), 0
-    by = cap[CAP_PERIOD]
-    for e in rows:
-        if not _shares_scope(cap[CAP_SCOPE], e, c, entry, candidate):
-            continue
-        if by != ROLLING:
-            first[found], second[found] = days[e - base], local_days[e]
-            found += 1
-        elif times[e] > now - cap[CAP_WINDOW]:
-            first[found] = times[e]
+    """When a full cap has room again for candidates of `key`; 0: never. Scratch rows as `_one_cap` fills them."""
+    found, by = 0, cap[CAP_PERIOD]
+    for i in range(live):
+        e = scratch[2, i]
+        if entry_keys[e] == key:
+            scratch[3, found] = times[e] if by == ROLLING else scratch[0, i]
+            scratch[4, found] = scratch[1, i]
             found += 1
     if by == ROLLING:
-        return _next_rolling(first[:found], cap[CAP_LIMIT], cap[CAP_WINDOW])
-    return _next_calendar(first[:found], second[:found], cap[CAP_LIMIT], by, period_of(today, by), zone, zones)
+        return _next_rolling(scratch[3], found, cap[CAP_LIMIT], cap[CAP_WINDOW])
+    return _next_calendar(scratch[3], scratch[4], found, cap[CAP_LIMIT], by, period, zone, first, starts, offsets)
+
+
+@kernel
+def _one_cap(
+    k: int, request_offsets: I64, at: I64, zone: I16, variant: I16, message_class: I8, keys: U64, member: Bool, table: I64,
+    classes: I64, history: I64, shadow: U64, times: I64, entry_keys: U64, holdouts: U64, days: I64,
+    local_days: npt.NDArray[np.int32], kinds: I8, flags: U8, first: I64, starts: I64, offsets: I64, scratch: I64,
+    outcome: I8, reason: I8, used: F64, limit: F64, next_free: I64,
+) -> None:  # fmt: skip
+    """One cap's word on every candidate, merged with the words of the caps before it."""
+    seen, own, counted = scratch[0], scratch[1], scratch[2]
+    for r in range(len(at)):
+        cap = table[variant[r], k]
+        most, window, by = cap[CAP_LIMIT], cap[CAP_WINDOW], cap[CAP_PERIOD]
+        period, live, since = 0, 0, at[r] - window
+        if by != ROLLING:
+            period = period_of(day_at(at[r], zone[r], first, starts, offsets), by)
+        for e in range(history[r], history[r + 1]):
+            if (holdouts[e] != 0 and holdouts[e] != shadow[r]) or flags[e] & _UNCOUNTED or kinds[e] < 0:
+                continue
+            if (cap[CAP_COUNTS] >> kinds[e]) & 1 == 0 or (cap[CAP_REFUND] and flags[e] & _REFUNDED):
+                continue
+            if by != ROLLING:
+                seen[live], own[live], counted[live] = period_of(days[e], by), period_of(local_days[e], by), e
+                live += 1
+            elif times[e] > since:
+                counted[live] = e
+                live += 1
+        for c in range(request_offsets[r], request_offsets[r + 1]):
+            kind = message_class[c]
+            # An unknown class is bound by every cap: fail closed.
+            bound = kind < 0 or ((cap[CAP_BINDS] >> kind) & 1 == 1 and classes[variant[r], kind, BYPASS_CAPS] == 0)
+            if not (bound and member[c]):
+                continue
+            count = 0
+            for i in range(live):
+                inside = by == ROLLING or seen[i] == period or own[i] == period
+                count += 1 if inside and entry_keys[counted[i]] == keys[c] else 0
+            if not most - count >= limit[c] - used[c]:
+                used[c], limit[c] = float(count), float(most)
+            if count < most:
+                continue
+            free = _when_free(cap, period, zone[r], keys[c], entry_keys, times, live, scratch, first, starts, offsets)
+            if outcome[c] == 0:
+                outcome[c], reason[c], next_free[c] = _SUPPRESS, _REASON, free
+            else:
+                next_free[c] = max(next_free[c], free) if next_free[c] and free else 0
 
 
 @kernel
 def _caps(
-    offsets: I64, at: I64, zone: I16, variant: I16, message_class: I8, candidate: Keys, table: I64, only: U64,
-    only_offsets: I64, classes: I64, history: I64, shadow: U64, times: I64, entry: Keys, holdouts: U64,
-    local_days: npt.NDArray[np.int32], kinds: I8, flags: U8, zones: Keys,
+    request_offsets: I64, at: I64, zone: I16, variant: I16, message_class: I8, keys: U64, members: Bool, table: I64,
+    classes: I64, history: I64, shadow: U64, times: I64, entry_keys: U64, holdouts: U64,
+    local_days: npt.NDArray[np.int32], kinds: I8, flags: U8, first: I64, starts: I64, offsets: I64,
     outcome: I8, reason: I8, used: F64, limit: F64, next_free: I64,
 ) -> None:  # fmt: skip
+    outcome[:], reason[:], used[:], limit[:], next_free[:] = 0, 0, np.nan, np.nan, 0
     longest, calendars = 0, False
     for r in range(len(at)):
         longest = max(longest, history[r + 1] - history[r])
     for k in range(table.shape[1]):
         calendars = calendars or table[0, k, CAP_PERIOD] != ROLLING
-    days, counted, inside = np.empty(longest, np.int64), np.empty(longest, np.int64), np.empty(longest, np.int64)
-    for r in range(len(at)):
-        now, today, start, end = at[r], 0, history[r], history[r + 1]
-        if calendars:
-            today = day_at(now, zone[r], zones[0], zones[1], zones[2])
-            for e in range(start, end):
-                days[e - start] = day_at(times[e], zone[r], zones[0], zones[1], zones[2])
-        for c in range(offsets[r], offsets[r + 1]):
-            outcome[c], reason[c], used[c], limit[c], next_free[c] = 0, 0, np.nan, np.nan, 0
-        for k in range(table.shape[1]):
-            cap = table[variant[r], k]
-            by, total = cap[CAP_PERIOD], 0
-            open_ = _countable(cap, start, end, shadow[r], holdouts, kinds, flags, counted)
-            period = period_of(today, by) if by != ROLLING else 0
-            for i in range(open_):
-                e = counted[i]
-                if by == ROLLING:
-                    within = times[e] > now - cap[CAP_WINDOW]
-                else:
-                    within = period_of(days[e - start], by) == period or period_of(local_days[e], by) == period
-                if within:
-                    inside[total] = e
-                    total += 1
-            for c in range(offsets[r], offsets[r + 1]):
-                kind = message_class[c]
-                # An unknown class is bound by every cap: fail closed.
-                if kind >= 0 and (classes[variant[r], kind, BYPASS_CAPS] or (cap[CAP_BINDS] >> kind) & 1 == 0):
-                    continue
-                if not _is_member(cap, k, c, candidate, only, only_offsets):
-                    continue
-                count = 0
-                for i in range(total):
-                    count += 1 if _shares_scope(cap[CAP_SCOPE], inside[i], c, entry, candidate) else 0
-                if not cap[CAP_LIMIT] - count >= limit[c] - used[c]:
-                    used[c], limit[c] = float(count), float(cap[CAP_LIMIT])
-                if count < cap[CAP_LIMIT]:
-                    continue
-                free = _when_free(
-                    cap, now, today, zone[r], counted[:open_], c, entry, candidate, times, days, local_days, start, zones
-                )
-                if outcome[c] == 0:
-                    outcome[c], reason[c], next_free[c] = _SUPPRESS, _REASON, free
-                else:
-                    next_free[c] = max(next_free[c], free) if next_free[c] and free else 0
+    days = np.empty(len(times) if calendars else 0, np.int64)
+    if calendars:
+        _local_days(history, zone, times, first, starts, offsets, days)
+    scratch = np.empty((5, longest), np.int64)
+    for k in range(table.shape[1]):
+        scope = table[0, k, CAP_SCOPE]
+        _one_cap(
+            k, request_offsets, at, zone, variant, message_class, keys[scope], members[k], table, classes, history, shadow,
+            times, entry_keys[scope], holdouts, days, local_days, kinds, flags, first, starts, offsets, scratch,
+            outcome, reason, used, limit, next_free,
+        )  # fmt: skip
 
 
 @kernel
-def _membership(
-    message_class: I8, candidate: Keys, table: I64, only: U64, only_offsets: I64, out: npt.NDArray[np.uint32]
-) -> None:
+def _members(keys: U64, table: I64, only: U64, only_offsets: I64, out: Bool) -> None:
+    """out[k, c]: candidate c falls under the `only` of cap k."""
+    for k in range(table.shape[1]):
+        own = keys[table[0, k, CAP_SCOPE]]
+        for c in range(out.shape[1]):
+            found = only_offsets[k] == only_offsets[k + 1]
+            for i in range(only_offsets[k], only_offsets[k + 1]):
+                found = found or only[i] == own[c]
+            out[k, c] = found
+
+
+def _by_scope(rows: int, channel: I8, category: U64, campaign: U64) -> U64:
+    """u64[4, rows]: what must agree for a use to fall into a cap's scope, by CAP_SCOPE."""
+    keys = np.zeros((4, rows), np.uint64)
+    keys[SCOPE_CHANNEL] = channel
+    keys[SCOPE_CATEGORY], keys[SCOPE_CAMPAIGN] = category, campaign
+    return keys
+
+
+def _scoped(batch: Batch, policy: CompiledPolicy) -> tuple[U64, Bool]:
+    """(keys u64[4, m], members bool[K, m]) of the candidates."""
+    rows, settings = batch.candidates, policy.settings
+    keys = _by_scope(rows.rows, rows["channel"], rows["category"], rows["campaign"])
+    members = np.empty((settings.caps.shape[1], rows.rows), np.bool_)
+    _members(keys, settings.caps, settings.cap_only, settings.cap_only_offsets, members)
+    return keys, members
+
+
+@kernel
+def _membership(message_class: I8, members: Bool, table: I64, out: npt.NDArray[np.uint32]) -> None:
     for c in range(len(message_class)):
         bits = 0
         for k in range(table.shape[1]):
             counts = message_class[c] >= 0 and (table[0, k, CAP_COUNTS] >> message_class[c]) & 1 == 1
-            if counts and _is_member(table[0, k], k, c, candidate, only, only_offsets):
+            if counts and members[k, c]:
                 bits |= 1 << k
         out[c] = bits
-
-
-def _keys(batch: Batch) -> Keys:
-    rows = batch.candidates
-    return column(rows, "channel"), column(rows, "category"), column(rows, "campaign")
 
 
 def cap_membership(batch: Batch, policy: CompiledPolicy) -> npt.NDArray[np.uint32]:
     """u32[m]: bits of the policy's caps that a grant of each candidate would use up."""
     out = np.empty(batch.candidates.rows, np.uint32)
-    settings = policy.settings
-    _membership(
-        column(batch.candidates, "message_class"), _keys(batch), settings.caps, settings.cap_only, settings.cap_only_offsets,
-        out,
-    )  # fmt: skip
+    _membership(column(batch.candidates, "message_class"), _scoped(batch, policy)[1], policy.settings.caps, out)
     return out
 
 
@@ -261,12 +270,13 @@ def caps(
     """used and limit: of the cap with the least room. next_free_at: when every cap has room (0 where never, as limit 0)."""
     del context
     out = out or GateResult.empty(batch.candidates.rows)
-    requests, settings, entries = batch.requests, policy.settings, histories.entries
+    requests, settings, entries, table = batch.requests, policy.settings, histories.entries, zone_table()
+    keys, members = _scoped(batch, policy)
     _caps(
         batch.offsets, column(requests, "decided_at"), column(requests, "zone"), column(requests, "variant"),
-        column(batch.candidates, "message_class"), _keys(batch), settings.caps, settings.cap_only,
-        settings.cap_only_offsets, settings.classes, histories.offsets, histories.shadow, entries["at"],
-        (entries["channel"], entries["category"], entries["campaign"]), entries["holdout"], entries["local_day"],
-        entries["message_class"], entries["flags"], zone_table().arrays, *out.arrays,
+        column(batch.candidates, "message_class"), keys, members, settings.caps, settings.classes, histories.offsets,
+        histories.shadow, entries["at"],
+        _by_scope(len(entries), entries["channel"], entries["category"], entries["campaign"]), entries["holdout"],
+        entries["local_day"], entries["message_class"], entries["flags"], *table.arrays, *out.arrays,
     )  # fmt: skip
     return out
