@@ -11,6 +11,7 @@ from serve_app.batch import Batch
 from serve_app.stages.retrieval import EVIDENCE, Retrieval, RetrievalTables, SurfaceRetrieval
 from serve_app.stages.retrieval.choose import threshold
 from serve_app.stages.retrieval.evidence import INDEX, RANKED
+from serve_app.stages.retrieval.neighbours import ExactNeighbours
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import Source, Surface
 from tests.unit.retrieval_fixtures import requests, tables
@@ -143,3 +144,18 @@ def test_facts_of_the_request_are_the_same_for_all_its_candidates(answered: Batc
 def test_the_threshold_is_the_count_th_largest(values: list[int], count: int) -> None:
     expected = -np.inf if count > len(values) - 1 else sorted(values, reverse=True)[count - 1]
     assert threshold(np.array(values, np.float32), count) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, max_size=30), st.integers(1, 35))
+def test_exact_search_is_a_stable_sort_by_falling_score(points: list[tuple[int, int]], count: int) -> None:
+    vectors = np.array(points, np.float32)
+    queries = np.array([[1.0, 0.0], [-1.0, 2.0], [0.0, 0.0]], np.float32)
+    rows, scores = ExactNeighbours(vectors).search(queries, count)
+    take = min(count, len(vectors))
+    for own, score, query in zip(rows, scores, queries, strict=True):
+        product = vectors @ query
+        expected = np.argsort(-product, kind="stable")[:take]
+        assert own[:take].tolist() == expected.tolist()
+        assert score[:take].tolist() == product[expected].tolist()
+        assert (own[take:] == -1).all()

@@ -35,8 +35,9 @@ assert QUOTA_SOURCES[2:4] == (Source.covisited, Source.session)
 
 class Asked(NamedTuple):
     """Requests: recents i32 (oldest first) with offsets i64[n + 1], quotas i32[n, 7] by QUOTA_SOURCES, queries f32[n, d]
-    (the session embedding; zero: none). Lists [n, k] of item rows that end at row -1: neighbours of the anchor, of the
-    recents, side items. popular_list i64[n] indexes the popularity lists (offsets, items, scores)."""
+    (the session embedding; zero: none). Lists [n, k] of item rows that end at row -1: neighbours of the anchor and of the
+    recents (of no meaning without one), side items. popular_list i64[n] indexes the popularity lists (offsets, items,
+    scores)."""
 
     recents: I32
     recent_offsets: I64
@@ -75,7 +76,7 @@ def _add_popular(s: Scratch, a: Asked, r: int) -> None:
 
 
 @kernel
-def _collect(s: Scratch, t: Tables, a: Asked, r: int, recents: I32) -> None:
+def _collect(s: Scratch, t: Tables, a: Asked, r: int, recents: I32, anchor: int) -> None:
     """Evidence and choice of every source for request r: entries with bits become its candidates."""
     begin_request(s)
     quota = a.quotas[r]
@@ -91,8 +92,10 @@ def _collect(s: Scratch, t: Tables, a: Asked, r: int, recents: I32) -> None:
     choose_best(s, SESSION, _BIT_SESSION, quota[3])
     choose_best(s, AFTER, _BIT_SESSION, quota[3])
     _add_popular(s, a, r)
-    choose_listed(s, a.similar[r], _BIT_SIMILAR, quota[0])
-    choose_listed(s, a.taste[r], _BIT_TASTE, quota[1])
+    if anchor >= 0:
+        choose_listed(s, a.similar[r], _BIT_SIMILAR, quota[0])
+    if len(recents):
+        choose_listed(s, a.taste[r], _BIT_TASTE, quota[1])
     choose_listed(s, a.fresh[r], _BIT_FRESH, quota[6])
 
 
@@ -127,7 +130,7 @@ def gather(s: Scratch, t: Tables, a: Asked, f: Filters, out: Found) -> None:
     near, products = np.empty((t.vectors.shape[1], 8), np.float32), np.empty(8, np.float32)
     for r in range(len(a.recent_offsets) - 1):
         recents = a.recents[a.recent_offsets[r] : a.recent_offsets[r + 1]]
-        _collect(s, t, a, r, recents)
+        _collect(s, t, a, r, recents, f.anchors[r])
         count = describe(s, t, recents, a.queries[r], f.anchors[r], near, products)
         _emit(s, f, r, count, written, out)
         written += count

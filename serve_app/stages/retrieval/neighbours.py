@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.kernels import kernel
+from serve_app.stages.retrieval.choose import threshold
 
 __all__ = [
     "EXACT_BELOW",
@@ -53,28 +54,51 @@ def exact_scores(queries: F32, transposed: F32, out: F32) -> None:
                 row[i] += weight * column[i]
 
 
-class ExactNeighbours:
-    """Every item scored, in chunks of queries that bound the memory."""
+@kernel
+def _best(queries: F32, transposed: F32, rows: I32, scores: F32) -> None:
+    """The best rows.shape[1] items of every query, ties by row."""
+    items, take = transposed.shape[1], rows.shape[1]
+    out, copy, keys = np.empty((1, items), np.float32), np.empty(items, np.float32), np.empty(items, np.uint64)
+    bits = out[0].view(np.uint32)
+    for q in range(len(queries)):
+        exact_scores(queries[q : q + 1], transposed, out)
+        for i in range(items):
+            out[0, i] += np.float32(0.0)  # no negative zero
+            copy[i] = out[0, i]
+        limit, count = threshold(copy, take), 0
+        for i in range(items):
+            if out[0, i] >= limit:
+                # Bits of floats rise with them, once the sign is seen to; the complement sorts best first, then by row.
+                rising = ~bits[i] if bits[i] >> np.uint32(31) else bits[i] | np.uint32(0x80000000)
+                keys[count] = (np.uint64(~rising) << np.uint64(32)) | np.uint64(i)
+                count += 1
+        keys[:count].sort()
+        for k in range(take):
+            rows[q, k] = np.int32(keys[k] & np.uint64(0xFFFFFFFF))
+            scores[q, k] = out[0, rows[q, k]]
 
-    def __init__(self, embeddings: F32, chunk: int = 256) -> None:
+
+class ExactNeighbours:
+    """Every item scored."""
+
+    def __init__(self, embeddings: F32) -> None:
         self._transposed = np.ascontiguousarray(embeddings.T, np.float32)
-        self._chunk = chunk
 
     def search(self, queries: F32, count: int) -> tuple[I32, F32]:
         """See Neighbours."""
-        items = self._transposed.shape[1]
-        take = min(count, items)
-        rows = np.full((len(queries), count), -1, np.int32)
-        scores = np.full((len(queries), count), np.nan, np.float32)
-        for start in range(0, len(queries), self._chunk):
-            part = np.ascontiguousarray(queries[start : start + self._chunk], np.float32)
-            out = np.empty((len(part), items), np.float32)
-            exact_scores(part, self._transposed, out)
-            # A stable sort on the negated score breaks ties by row, whatever the batch.
-            best = np.argsort(-out, axis=1, kind="stable")[:, :take]
-            rows[start : start + len(part), :take] = best
-            scores[start : start + len(part), :take] = np.take_along_axis(out, best, axis=1)
+        take = min(count, self._transposed.shape[1])
+        rows, scores = np.empty((len(queries), take), np.int32), np.empty((len(queries), take), np.float32)
+        _best(np.ascontiguousarray(queries, np.float32), self._transposed, rows, scores)
+        return _padded(rows, scores, count)
+
+
+def _padded(rows: I32, scores: F32, count: int) -> tuple[I32, F32]:
+    """Filled up to `count` columns with row -1 and NaN."""
+    short = count - rows.shape[1]
+    if short <= 0:
         return rows, scores
+    rows = np.pad(rows, ((0, 0), (0, short)), constant_values=-1)
+    return rows, np.pad(scores, ((0, 0), (0, short)), constant_values=np.float32(np.nan))
 
 
 class ScannNeighbours:
@@ -93,11 +117,7 @@ class ScannNeighbours:
         )
         rows: I32 = found.astype(np.int32)
         rows[np.isnan(scores)] = -1
-        short = count - rows.shape[1]
-        if short > 0:
-            rows = np.pad(rows, ((0, 0), (0, short)), constant_values=-1)
-            scores = np.pad(scores, ((0, 0), (0, short)), constant_values=np.nan)
-        return rows, scores.astype(np.float32, copy=False)
+        return _padded(rows, scores.astype(np.float32, copy=False), count)
 
 
 def build_scann(embeddings: F32, folder: Path) -> None:

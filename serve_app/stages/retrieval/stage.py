@@ -156,7 +156,7 @@ class Retrieval:
         t, popular = self.tables, self.tables.popular
         queries = np.empty((len(batch), tables.vectors.shape[1]), np.float32)
         session_queries(tables.vectors, t.last_map, t.mean_map, t.step_weights, recents, offsets, queries)
-        similar, taste = self._search(tables.vectors, queries, anchors, offsets, quotas)
+        similar, taste = self._search(tables.vectors, queries, anchors, quotas)
         wanted: Ragged = batch.requests["categories"]
         lists = np.empty(len(batch), np.int64)
         _popular_lists(
@@ -169,16 +169,22 @@ class Retrieval:
             lists, popular.offsets, popular.items, popular.scores,
         )  # fmt: skip
 
-    def _search(self, vectors: F32, queries: F32, anchors: I32, offsets: I64, quotas: I32) -> tuple[I32, I32]:
-        """Embedding neighbours of anchors and of recents, in one search over the requests that want them."""
-        anchored = np.flatnonzero((quotas[:, _SIMILAR] > 0) & (anchors >= 0))
-        known = np.flatnonzero((quotas[:, _TASTE] > 0) & (offsets[1:] > offsets[:-1]))
-        count = int(quotas[:, : _TASTE + 1].max()) if len(anchored) or len(known) else 1
-        found = np.full((2, len(anchors), count), -1, np.int32)
-        if len(anchored) or len(known):
-            rows, _ = self.tables.neighbours.search(np.concatenate([vectors[anchors[anchored]], queries[known]]), count)
-            found[0, anchored], found[1, known] = rows[: len(anchored)], rows[len(anchored) :]
-        return found[0], found[1]
+    def _search(self, vectors: F32, queries: F32, anchors: I32, quotas: I32) -> tuple[I32, I32]:
+        """Embedding neighbours of anchors and of recents, in one search. Rows of requests without them mean nothing; the
+        kernel passes over those, which costs less than picking requests here."""
+        n = len(anchors)
+        most_similar, most_taste = quotas[:, : _TASTE + 1].max(axis=0, initial=0).tolist()
+        if not (most_similar and anchors.max(initial=-1) >= 0):
+            most_similar = 0
+        count = max(most_similar, most_taste)
+        nothing = np.full((n, 1), -1, np.int32)
+        if n == 0 or count == 0:
+            return nothing, nothing
+        asked = queries if most_taste else queries[:0]
+        if most_similar:
+            asked = np.concatenate([vectors[np.maximum(anchors, 0)], asked])
+        rows, _ = self.tables.neighbours.search(asked, count)
+        return rows[:n] if most_similar else nothing, rows[-n:] if most_taste else nothing
 
 
 def _dense(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
