@@ -48,7 +48,7 @@ __all__ = ["RedisLedger"]
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 _LOG, _CAMPAIGNS = "hc:{catalogue}:log", "hc:{catalogue}:campaigns"
-_PAIR, _TWO = struct.Struct(">QQ"), struct.Struct("<qq")
+_PAIR, _TWO, _VERSION = struct.Struct(">QQ"), struct.Struct("<qq"), struct.Struct("<q")
 _TRIES = 64
 _NUMBER_BITS = 48
 
@@ -329,9 +329,13 @@ class RedisLedger:
     def find_decision(self, user: int, request_id: int, slot: int = 0) -> bytes | None:  # noqa: ARG002 (a record holds all slots)
         """See Ledger."""
         bucket = user >> 52
-        (reply,) = self._wire.run([("GET", _key(bucket, b"d:", _PAIR.pack(user, request_id)))], [bucket], write=False)
-        found: bytes | None = checked(reply)
-        return found
+        commands: list[Command] = [
+            ("HGET", _key(bucket, b"d:", _id(user)), _id(request_id)),
+            ("GET", _key(bucket, b"a:", _PAIR.pack(user, request_id))),
+        ]
+        waiting, acknowledged = (checked(reply) for reply in self._wire.run(commands, [bucket] * 2, write=False))
+        found: bytes | None = waiting or acknowledged
+        return found[_VERSION.size :] if found else None
 
     def pending_records(self, limit: int) -> list[StoredRecord]:
         """See Ledger. Oldest first within a bucket."""
@@ -339,7 +343,8 @@ class RedisLedger:
         found = self._queued("p", "+inf", limit, lambda key, most: self._queue.call([key], "records", most), write=False)
         for bucket, (number, member, record) in found:
             user, request = _PAIR.unpack_from(member)
-            out.append(StoredRecord(bucket << _NUMBER_BITS | number, user, request, int(member[16:]), record))
+            (version,) = _VERSION.unpack_from(record)
+            out.append(StoredRecord(bucket << _NUMBER_BITS | number, user, request, version, record[_VERSION.size :]))
         return out
 
     def ack_records(self, ids: Sequence[int]) -> None:

@@ -34,31 +34,34 @@ local function trimmed(history, known, cutoff)
   return first > 1 and string.sub(history, first) or history, known
 end
 
+-- What `erase` must find: keys of the user that expire by themselves.
 local function remember(user, member, score)
   local index = prefix .. 'x:' .. user
   redis.call('ZADD', index, score, member)
-  redis.call('ZREMRANGEBYSCORE', index, '-inf', score - 2000 * key_ms)
+  if counter % 16 == 0 then
+    redis.call('ZREMRANGEBYSCORE', index, '-inf', score - 2000 * key_ms)
+  end
   redis.call('PEXPIRE', index, 2 * key_ms)
 end
 
-local function write(first, version)
+local function write(first, old)
+  local version = tonumber(old[1] or '0') + 1
   local user, at, entries, record, request = ARGV[first], tonumber(ARGV[first + 2]), ARGV[first + 3], ARGV[first + 4], ARGV[first + 5]
   local key, payload, until_at, settled = ARGV[first + 6], ARGV[first + 8], ARGV[first + 9], ARGV[first + 10]
   local row, pair = prefix .. 'u:' .. user, user .. request
   counter = counter + 1
   if #entries > 0 then
-    local old = redis.call('HMGET', row, 'h', 'k')
-    local history, known = trimmed((old[1] or '') .. entries, tonumber(old[2] or nil), at - horizon)
+    local kept = redis.call('HMGET', row, 'h', 'k')
+    local history, known = trimmed((kept[1] or '') .. entries, tonumber(kept[2] or nil), at - horizon)
     redis.call('HSET', row, 'v', version, 'h', history)
     if known then redis.call('HSET', row, 'k', string.format('%.0f', known)) end
   else
     redis.call('HSET', row, 'v', version)
   end
-  redis.call('HDEL', row, 'e')
+  if old[2] then redis.call('HDEL', row, 'e') end
   if #record > 0 and keep_records then
-    redis.call('SET', prefix .. 'd:' .. pair, record)
-    redis.call('ZADD', prefix .. 'p', counter, pair .. version)
-    remember(user, 'd' .. request, at)
+    redis.call('HSET', prefix .. 'd:' .. user, request, struct.pack('<i8', version) .. record)
+    redis.call('ZADD', prefix .. 'p', counter, pair)
   end
   if #key > 0 then
     redis.call('SET', prefix .. 'k:' .. key, ARGV[first + 7] .. record, 'PX', key_ms)
@@ -80,7 +83,8 @@ local function write(first, version)
 end
 
 for first = 6, #ARGV, FIELDS do
-  local version = tonumber(redis.call('HGET', prefix .. 'u:' .. ARGV[first], 'v') or '0')
+  local old = redis.call('HMGET', prefix .. 'u:' .. ARGV[first], 'v', 'e')
+  local version = tonumber(old[1] or '0')
   local known = #ARGV[first + 6] > 0 and redis.call('GET', prefix .. 'k:' .. ARGV[first + 6])
   if known and string.sub(known, 1, 16) == ARGV[first + 7] then
     reply[#reply + 1] = {DUPLICATE, version, string.sub(known, 17)}
@@ -89,7 +93,7 @@ for first = 6, #ARGV, FIELDS do
   elseif version ~= tonumber(ARGV[first + 1]) then
     reply[#reply + 1] = {CONFLICT, version, ''}
   else
-    write(first, version + 1)
+    write(first, old)
     reply[#reply + 1] = {COMMITTED, version + 1, ''}
   end
 end

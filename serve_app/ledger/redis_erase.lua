@@ -14,15 +14,13 @@ redis.call('HSET', row, 'v', version, 'e', '1')
 
 for _, member in ipairs(redis.call('ZRANGE', prefix .. 'x:' .. user, 0, -1)) do
   local name = string.sub(member, 2)
-  redis.call('DEL', string.sub(member, 1, 1) == 'k' and prefix .. 'k:' .. name or prefix .. 'd:' .. user .. name)
+  redis.call('DEL', string.sub(member, 1, 1) == 'k' and prefix .. 'k:' .. name or prefix .. 'a:' .. user .. name)
 end
 redis.call('DEL', prefix .. 'x:' .. user)
-for _, member in ipairs(redis.call('ZRANGE', prefix .. 'p', 0, -1)) do
-  if string.sub(member, 1, 8) == user then
-    redis.call('ZREM', prefix .. 'p', member)
-    redis.call('DEL', prefix .. 'd:' .. string.sub(member, 1, 16))
-  end
+for _, request in ipairs(redis.call('HKEYS', prefix .. 'd:' .. user)) do
+  redis.call('ZREM', prefix .. 'p', user .. request)
 end
+redis.call('DEL', prefix .. 'd:' .. user)
 for _, pair in ipairs(redis.call('ZRANGE', prefix .. 'z', 0, -1)) do
   if string.sub(pair, 1, 8) == user then
     redis.call('ZREM', prefix .. 'z', pair)

@@ -1,8 +1,8 @@
 -- The queues of one bucket: decision records to copy, outbox rows, deferrals.
 --
 -- KEYS[1]  hc:{bucket}:n    ARGV[1]  what to do:
---   records limit                  -> {{number, user .. request .. version, record}, ...}
---   ack_records lifetime_ms n...   -> 0
+--   records limit                  -> {{number, user .. request, version .. record}, ...}
+--   ack_records lifetime_ms n...   -> 0; acknowledged records live on under keys that expire
 --   claim now limit lease_until    -> {{number, user .. request .. payload, attempts}, ...}
 --   ack_outbox n...                -> how many there were
 --   due now limit                  -> {{until, user .. request, record}, ...}
@@ -14,15 +14,22 @@ local out = {}
 if what == 'records' then
   local members = redis.call('ZRANGE', prefix .. 'p', 0, tonumber(ARGV[2]) - 1, 'WITHSCORES')
   for i = 1, #members, 2 do
-    local record = redis.call('GET', prefix .. 'd:' .. string.sub(members[i], 1, 16))
-    out[#out + 1] = {tonumber(members[i + 1]), members[i], record or ''}
+    local record = redis.call('HGET', prefix .. 'd:' .. string.sub(members[i], 1, 8), string.sub(members[i], 9))
+    out[#out + 1] = {tonumber(members[i + 1]), members[i], record}
   end
   return out
 elseif what == 'ack_records' then
+  local now = tonumber(redis.call('TIME')[1]) * 1000000
   for i = 3, #ARGV do
     for _, member in ipairs(redis.call('ZRANGE', prefix .. 'p', ARGV[i], ARGV[i], 'BYSCORE')) do
+      local user, request = string.sub(member, 1, 8), string.sub(member, 9)
+      local record = redis.call('HGET', prefix .. 'd:' .. user, request)
+      redis.call('SET', prefix .. 'a:' .. member, record, 'PX', ARGV[2])
+      redis.call('ZADD', prefix .. 'x:' .. user, now, 'a' .. request)
+      redis.call('ZREMRANGEBYSCORE', prefix .. 'x:' .. user, '-inf', now - 2000 * ARGV[2])
+      redis.call('PEXPIRE', prefix .. 'x:' .. user, 2 * ARGV[2])
+      redis.call('HDEL', prefix .. 'd:' .. user, request)
       redis.call('ZREM', prefix .. 'p', member)
-      redis.call('PEXPIRE', prefix .. 'd:' .. string.sub(member, 1, 16), ARGV[2])
     end
   end
   return 0
