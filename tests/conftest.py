@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Ray 2.60 uses pydantic in a way that pydantic 2 warns about, dozens of times a session."""
+    config.addinivalue_line("filterwarnings", "ignore::pydantic.warnings.PydanticDeprecatedSince20")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of public data sets: HINDCAST_SHARED_DATA, or shared/data beside the project."""
