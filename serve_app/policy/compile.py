@@ -40,6 +40,7 @@ class CompiledPolicy:
 
     revision: the document's content hash. variants: the document each variant index stands for (0: as written). heads:
     per surface the names the weights stand for. weights: f8[V, 3, H] of the notification heads by message class.
+    longest_window_us: how far back the rules look, in any variant.
     """
 
     document: PolicyDocument
@@ -53,13 +54,9 @@ class CompiledPolicy:
     trials: TrialArrays
     holdouts: HoldoutArrays
     segment_ids: tuple[str, ...]
+    longest_window_us: int
     _lists: dict[tuple[str, int], ListSettings] = field(default_factory=dict, repr=False, compare=False)
     _retrieval: dict[tuple[str, int], SurfaceRetrieval | None] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def longest_window_us(self) -> int:
-        """Microseconds of history the rules look back over, in any variant."""
-        return max(round(one.longest_window_hours * 3_600e6) for one in self.variants)
 
     def segment_index(self, name: str) -> int:
         """Bit of a segment. Raises InvalidInput for one the policy does not define."""
@@ -114,6 +111,7 @@ def compile_policy(
         trials=compile_trials(document),
         holdouts=compile_holdouts(document),
         segment_ids=tuple(one.id for one in document.segments),
+        longest_window_us=max(round(one.longest_window_hours * 3_600e6) for one in variants),
     )
 
 

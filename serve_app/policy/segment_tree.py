@@ -70,7 +70,7 @@ class EventCount(Strict):
 
 
 class LastEvent(Strict):
-    """How long ago the last event of a type was; users without any match neither `<` nor `>`."""
+    """How many days ago the last event of a type was. A user without such an event does not match (`not` finds them)."""
 
     kind: Literal["last_event"]
     event: EventName

@@ -158,3 +158,23 @@ def test_several_ghosts_of_one_decision_are_each_counted_before_the_next() -> No
     rows = [candidate(campaign=c) for c in range(1, 5)]
     out = decided(policy, [request(rows, slots=5)])
     assert out.candidates["ghost"].sum() == 2
+
+
+def test_a_withheld_message_is_deferred_like_any_other_and_becomes_a_ghost_when_its_time_comes() -> None:
+    night = {"id": "n", "start": "22:00", "end": "08:00"}
+    policy = compiled(holdouts=[GLOBAL], quiet_hours=[night])
+    late, morning = at("2026-03-10T23:00:00"), at("2026-03-11T08:00:00")
+    out = decided(policy, [request([candidate()], decided_at=late)])
+    assert out.requests["action"][0] == Action.defer
+    assert not out.candidates["ghost"].any()
+    assert decided(policy, [request([candidate()], decided_at=morning, attempt=1)]).candidates["ghost"].all()
+
+
+def test_where_the_shadow_sent_already_nothing_of_its_holdout_is_deferred() -> None:
+    night = {"id": "n", "start": "22:00", "end": "08:00", "channels": ["push"]}
+    rows = [candidate(), candidate(channel=2)]
+    late = at("2026-03-10T23:00:00")
+    out = decided(compiled(holdouts=[GLOBAL], quiet_hours=[night]), [request(rows, decided_at=late)])
+    assert out.candidates["ghost"].tolist() == [False, True]
+    assert out.requests["action"][0] == Action.suppress
+    assert Reason(out.requests["reason"][0]) == Reason.global_holdout

@@ -27,6 +27,15 @@ _CHOSEN, _PREEMPTED, _EXPLORED = int(Reason.chosen), int(Reason.preempted), int(
 
 
 @kernel
+def _has_ghost(start: int, end: int, h: int, holdout: I16, ghost: Bool) -> bool:
+    """Did holdout h withhold a send of this request already?"""
+    found = False
+    for c in range(start, end):
+        found = found or (h >= 0 and ghost[c] and holdout[c] == h)
+    return found
+
+
+@kernel
 def _settle(
     offsets: I64, slot: I32, best: I64, explored: Bool, passed: Bool, first: I8, holdout: I16, ghost: Bool,
     blocked_by: I16, holdout_reasons: I8, reason: I8, action: I8, until: I64, silenced_by: I16,
@@ -47,8 +56,9 @@ def _settle(
                 reason[c] = _EXPLORED if explored[r] and c == best[r] else _PREEMPTED
                 if blocked_by[r] >= 0 and c == best[r]:
                     reason[c], silenced_by[c] = holdout_reasons[blocked_by[r]], blocked_by[r]
-            elif action[c] == _DEFER and holdout[c] < 0 and (soonest < 0 or until[c] < until[soonest]):
-                soonest = c
+            elif action[c] == _DEFER and (soonest < 0 or until[c] < until[soonest]):
+                # A withheld message is deferred like any other, so that it can become a ghost when its time comes.
+                soonest = soonest if _has_ghost(offsets[r], offsets[r + 1], holdout[c], holdout, ghost) else c
             if not sent and (furthest < 0 or first[c] > first[furthest]):
                 furthest = c
         r_until[r] = 0
