@@ -1,6 +1,7 @@
 """How a promotion reaches a running server: two phases over its loopback administration calls.
 
-A server that is up leaves ``DATA/run/server.json`` with ``{"admin_url": "http://127.0.0.1:PORT", "admin_token": "..."}``.
+A server that is up leaves ``DATA/run/server.json`` with its `admin_url`, `admin_token`, and
+`pid` and `started_at` of its process.
 `prepare` returns when every replica has loaded the release beside the one it serves; `commit` then flips the pins, and the
 old release stays until its last pinned request is gone.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import httpx
+import psutil
 
 from serve_app.errors import DamagedArtifact, NotReady
 
@@ -56,10 +58,12 @@ class HttpFlip:
 
 
 def find_flip(data: Path) -> Flip | None:
-    """The server that runs on this data folder, or None when none is up."""
+    """The server that runs on this data folder, or None when none is up (or one was killed and left its file)."""
     path = data / "run" / "server.json"
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
+        if not _alive(described["pid"], described["started_at"]):
+            return None
         return HttpFlip(described["admin_url"], described["admin_token"])
     except FileNotFoundError:
         return None
@@ -67,3 +71,11 @@ def find_flip(data: Path) -> Flip | None:
         raise DamagedArtifact(
             f"cannot be read: {error!r}", field=str(path), hint="stop the server and start it again"
         ) from error
+
+
+def _alive(pid: int, started_at: float) -> bool:
+    """Whether the process that wrote the file still runs (the time tells it from a later one with its number)."""
+    try:
+        return abs(psutil.Process(pid).create_time() - started_at) <= 1
+    except psutil.NoSuchProcess:
+        return False

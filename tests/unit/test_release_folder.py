@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from serve_app.catalogue import Catalogue, table_of, write_catalogue
 from serve_app.errors import DamagedArtifact, InvalidInput, NotReady, UnknownIdentifier
 from serve_app.ids import hash_ids
+from serve_app.release.flip import find_flip
 from serve_app.release.load import load_release
 from serve_app.release.manifest import Lineage, ReleaseNotes, read_manifest, write_release
 from serve_app.release.registry import current_release, list_releases, promote, read_current, rollback
@@ -196,3 +200,24 @@ def test_an_empty_catalogue_has_no_rows() -> None:
     rows = CatalogueRows(small_catalogue(()))
     assert rows.item_rows(hash_ids(["a"])).tolist() == [-1]
     assert rows.category_names == []
+
+
+def test_a_server_that_was_killed_is_no_server(tmp_path: Path) -> None:
+    assert find_flip(tmp_path) is None
+    described = {"admin_url": "http://127.0.0.1:1", "admin_token": "t", "pid": os.getpid(), "started_at": 1.0}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "server.json").write_text(json.dumps(described))
+    assert find_flip(tmp_path) is None
+    described["started_at"] = psutil.Process().create_time()
+    (tmp_path / "run" / "server.json").write_text(json.dumps(described))
+    flip = find_flip(tmp_path)
+    assert flip is not None
+    with pytest.raises(NotReady, match="did not answer prepare"):
+        flip.prepare("v")
+
+
+def test_a_garbled_server_file_is_damage_not_absence(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "server.json").write_text("{")
+    with pytest.raises(DamagedArtifact, match=r"server\.json"):
+        find_flip(tmp_path)
