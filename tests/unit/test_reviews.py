@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from hindcast.evaluation.reviews import evaluate, read_reviews
 from serve_app.catalogue import SCHEMAS
 from serve_app.errors import DamagedArtifact, InvalidInput
-from serve_app.reviews import ReviewModel, ReviewTable, out_of_fold, train_review_model
+from serve_app.reviews import ReviewModel, ReviewTable, build_review_part, out_of_fold, train_review_model
 from serve_app.reviews.features import AGE_FEATURES, FEATURES, review_features
 
 
@@ -126,20 +126,38 @@ def test_a_model_of_other_features_is_refused(tmp_path: Path) -> None:
         ReviewModel.load(tmp_path)
 
 
+def catalogue_reviews(n: int) -> pa.Table:
+    rows = [
+        {
+            "review_id": f"r{i}",
+            "item_id": f"i{i % 3}",
+            "user_id": f"u{i}",
+            "at": 5,
+            "stars": 4.0,
+            "text": f"{i} " + "fine " * (i % 40),
+            "helpful_votes": int(i % 40 > 20) if i else None,
+            "verified": True,
+        }
+        for i in range(n)
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMAS["reviews"])
+
+
 def test_the_catalogues_reviews_become_a_table() -> None:
-    row = {
-        "review_id": "r1",
-        "item_id": "i1",
-        "user_id": "u1",
-        "at": 5,
-        "stars": 4.0,
-        "text": "fine",
-        "helpful_votes": None,
-        "verified": True,
-    }
-    table = ReviewTable.from_catalogue(pa.Table.from_pylist([row], schema=SCHEMAS["reviews"]))
-    assert table.votes.tolist() == [-1]
-    assert table.text == ["fine"]
+    table = ReviewTable.from_catalogue(catalogue_reviews(2))
+    assert table.votes.tolist() == [-1, 0]
+    assert table.text == ["0 ", "1 fine "]
+
+
+@pytest.mark.parametrize(("n", "learned"), [(0, False), (5, False), (200, True)])
+def test_a_release_keeps_a_score_for_every_review(n: int, learned: bool) -> None:
+    part = build_review_part(catalogue_reviews(n), np.arange(n, dtype=np.uint64), 7, seed=1)
+    assert (part.model is not None) == learned == (part.left_out == "")
+    assert part.table.values.shape == (n, 1)
+    assert not np.isnan(part.table.values).any()
+    assert part.heads.names == ("p_helpful",)
+    if learned:
+        assert part.table.values[30, 0] > part.table.values[3, 0]
 
 
 def test_evaluation_gives_an_interval_around_each_figure() -> None:
