@@ -42,7 +42,10 @@ def list_command(data: DataOption = Path("data")) -> None:
 
     from serve_app.release.registry import list_releases
 
-    table = Table("", "version", "built", "log to", "surfaces", "problem")
+    table = Table("")
+    table.add_column("version", no_wrap=True)
+    for heading in ("built", "log to", "surfaces", "problem"):
+        table.add_column(heading)
     for one in list_releases(data):
         manifest = one.manifest
         built = _when(manifest.created_at) if manifest else ""

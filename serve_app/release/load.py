@@ -17,9 +17,9 @@ from serve_app.release.manifest import Manifest, read_manifest, verify_files
 if TYPE_CHECKING:
     from serve_app.release.histories import UserHistories
     from serve_app.release.rows import CatalogueRows
+    from serve_app.reviews import ReviewModel
     from serve_app.stages.features.tables import FeatureTable
     from serve_app.stages.ranking.heads import Models
-    from serve_app.stages.ranking.reviews import ReviewModel
     from serve_app.stages.retrieval.tables import RetrievalTables
 
 __all__ = ["PARTS", "Release", "load_release"]
@@ -93,7 +93,7 @@ class Release:
     @cached_property
     def review_model(self) -> ReviewModel:
         """The review-quality model."""
-        from serve_app.stages.ranking.reviews import ReviewModel
+        from serve_app.reviews import ReviewModel
 
         return self._load("review_model", ReviewModel.load)
 

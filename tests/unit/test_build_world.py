@@ -21,7 +21,8 @@ from serve_app.release.build.thing_features import CampaignTimelines, WidgetTime
 from serve_app.release.build.training import ITEM_FEATURES, ITEM_PROVIDED, ExampleRows, History, item_rows
 from serve_app.release.build.workspace import Workspace
 from serve_app.release.load import load_release
-from serve_app.stages.features import FeaturePlan
+from serve_app.stages.features import COMPUTED, FeaturePlan, source_specs
+from serve_app.stages.retrieval.evidence import EVIDENCE
 from serve_app.stages.retrieval.tables import RetrievalTables
 from serve_app.vocabulary import Surface
 from simulators.world.publish import publish
@@ -60,9 +61,15 @@ def test_every_surface_of_the_world_has_heads(world: tuple[Path, BuildReport]) -
     _, report = world
     release = load_release(report.folder)
     release.load_all()
-    assert {"related", "gateway", "widgets", "notification"} <= set(release.manifest.heads)
+    assert {"related", "gateway", "widgets", "notification", "reviews"} == set(release.manifest.heads)
     assert release.manifest.heads["notification"] == ["p_click", "p_convert", "p_optout", "uplift"]
-    assert {table.entity.value for table in release.features} >= {"item", "user", "campaign", "widget"}
+    assert release.manifest.heads["reviews"] == ["p_helpful"]
+    assert {table.entity.value for table in release.features} == {"item", "user", "campaign", "widget", "review"}
+    assert len(release.review_model.features) > 0
+    plans = release.models.plans(
+        [*(spec for table in release.features for spec in table.specs), *COMPUTED, *source_specs(EVIDENCE)]
+    )
+    assert set(plans) == {Surface[name] for name in release.manifest.heads}
 
 
 def test_item_rows_do_not_know_what_came_after_them(steps: Steps) -> None:
