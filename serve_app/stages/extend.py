@@ -12,5 +12,6 @@ __all__ = ["extended"]
 
 def extended(batch: Batch, meta: dict[str, Any], **columns: Array | Ragged) -> Batch:
     """The same batch with candidate columns set or replaced and `meta` merged in; arrays are shared, nothing is copied."""
-    candidates = Columns(batch.candidates.rows, CANDIDATE_COLUMNS, {**batch.candidates, **columns})
+    candidates = Columns(batch.candidates.rows, CANDIDATE_COLUMNS, columns)
+    candidates._data = {**batch.candidates._data, **candidates._data}  # the old ones were checked when first set
     return Batch(batch.requests, candidates, batch.offsets, {**batch.meta, **meta})

@@ -16,8 +16,8 @@ from serve_app.kernels import kernel
 
 __all__ = ["Calibration", "fit_calibration", "fit_line", "identity_calibration", "interpolate"]
 
-F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating]
 
 _BINS = 32
 
@@ -38,23 +38,23 @@ class Calibration:
 
     def __call__(self, scores: npt.ArrayLike) -> F64:
         """f64[m] calibrated."""
-        raw = np.ascontiguousarray(scores, np.float64)
-        out = np.empty(len(raw))
-        for_rows = np.arange(len(raw))
-        interpolate(raw, self.x, self.y, for_rows, out)
-        return out
+        raw = np.ascontiguousarray(scores, np.float64)[:, None]
+        out = np.empty_like(raw)
+        interpolate(raw, 0, self.x, self.y, out, 0)
+        return out[:, 0]
 
 
 @kernel
-def interpolate(raw: F64, x: F64, y: F64, rows: npt.NDArray[np.int64], out: F64) -> None:
-    """out[rows[i]] = the map of raw[i]. (np.interp's order of operations depends on how many values share a call.)"""
+def interpolate(raw: Floats, source: int, x: F64, y: F64, out: Floats, column: int) -> None:
+    """out[:, column] = the map of raw[:, source]. (np.interp's order of operations depends on how many values share a
+    call.)"""
     last = len(x) - 1
     for i in range(len(raw)):
-        v = raw[i]
+        v = float(raw[i, source])
         if not v > x[0]:
-            out[rows[i]] = y[0] if v == v else np.nan
+            out[i, column] = y[0] if v == v else np.nan
         elif v >= x[last]:
-            out[rows[i]] = y[last]
+            out[i, column] = y[last]
         else:
             low, high = 0, last
             while high - low > 1:
@@ -63,7 +63,7 @@ def interpolate(raw: F64, x: F64, y: F64, rows: npt.NDArray[np.int64], out: F64)
                     low = middle
                 else:
                     high = middle
-            out[rows[i]] = y[low] + (y[high] - y[low]) * ((v - x[low]) / (x[high] - x[low]))
+            out[i, column] = y[low] + (y[high] - y[low]) * ((v - x[low]) / (x[high] - x[low]))
 
 
 def identity_calibration(low: float = 0.0, high: float = 1.0) -> Calibration:

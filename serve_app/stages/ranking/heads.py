@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import xgboost
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.stages.features import FeaturePlan, FeatureSpec
 from serve_app.stages.ranking.calibration import Calibration, identity_calibration, interpolate
+from serve_app.stages.ranking.predictor import Predictor
 from serve_app.vocabulary import Surface
 
 __all__ = ["Head", "HeadSet", "Models", "load_booster"]
@@ -66,7 +68,6 @@ class HeadSet:
                     field="features",
                     hint=_REBUILD,
                 )
-            booster.set_param({"nthread": 1})
         names = [head.name for head in self.heads]
         for head in self.heads:
             if names.count(head.name) > 1:
@@ -74,7 +75,7 @@ class HeadSet:
             if head.booster >= len(self.boosters) or (head.booster < 0 and head.feature not in self.features):
                 raise DamagedArtifact("comes from nothing the model holds", field=f"head {head.name}", hint=_REBUILD)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Head names in column order."""
         return tuple(head.name for head in self.heads)
@@ -101,19 +102,23 @@ class HeadSet:
             {**self.metrics, **other.metrics},
         )
 
+    @cached_property
+    def _predictors(self) -> tuple[Predictor, ...]:
+        return tuple(Predictor(booster) for booster in self.boosters)
+
     def predict(self, features: F32) -> F32:
         """features f32[m, F] in the order of `self.features` -> calibrated heads f32[m, H]. The bits of a row do not depend
-        on m (XGBoost's `inplace_predict` adds a row's trees in order)."""
-        rows = np.arange(len(features), dtype=np.int64)
-        out = np.empty((len(self.heads), len(features)))
-        raw = [_outputs(booster, features) for booster in self.boosters]
-        for column, head in enumerate(self.heads):
-            if head.booster >= 0:
-                scores = raw[head.booster][:, head.output]
-            else:
-                scores = features[:, self.features.index(head.feature)]
-            interpolate(scores.astype(np.float64), head.calibration.x, head.calibration.y, rows, out[column])
-        return np.ascontiguousarray(out.T, np.float32)
+        on m (XGBoost adds a row's trees in order)."""
+        out = np.empty((len(features), len(self.heads)), np.float32)
+        raw = [predict(features) for predict in self._predictors] if len(features) else []
+        for column, head in enumerate(self.heads if len(features) else ()):
+            source, at = (raw[head.booster], head.output) if head.booster >= 0 else (features, self._columns[head.feature])
+            interpolate(source, at, head.calibration.x, head.calibration.y, out, column)
+        return out
+
+    @cached_property
+    def _columns(self) -> dict[str, int]:
+        return {name: column for column, name in enumerate(self.features)}
 
     def save(self, folder: Path) -> None:
         """Write `heads.json` and one `booster-<i>.ubj` each into `folder` (created)."""
@@ -220,14 +225,6 @@ def load_booster(path: Path, sha256: str) -> xgboost.Booster:
     except (xgboost.core.XGBoostError, ValueError, TypeError) as error:
         raise DamagedArtifact(f"is no XGBoost model: {error}", field=str(path), hint=_REBUILD) from error
     return booster
-
-
-def _outputs(booster: xgboost.Booster, features: F32) -> F32:
-    """f32[m, outputs]"""
-    if len(features) == 0:
-        return np.empty((0, 64), np.float32)
-    raw: F32 = booster.inplace_predict(features)
-    return raw.reshape(len(features), -1)
 
 
 def _read_head(one: Mapping[str, Any]) -> Head:

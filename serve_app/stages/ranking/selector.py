@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from serve_app.kernels import kernel
 from serve_app.noise import absorb, mix, unit_interval
 from serve_app.stages.ranking.settings import ListSettings, Redundancy, Relax
 
-__all__ = ["Selection", "SelectorInput", "select"]
+__all__ = ["Selection", "SelectorInput", "dense", "select"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -279,7 +280,8 @@ def _make_lists(
         _one_list(begin, end, length, key, candidates, real[k], whole[k], follow, out, table)
 
 
-def _settings_arrays(settings: Sequence[ListSettings]) -> tuple[U64, F64, I32]:
+@lru_cache(maxsize=64)
+def _settings_arrays(settings: tuple[ListSettings, ...]) -> tuple[U64, F64, I32]:
     salt = np.array([s.salt for s in settings], np.uint64)
     real = np.array([(s.temperature, s.mmr_lambda) for s in settings], np.float64).reshape(-1, 2)
     whole = np.array([(s.window, s.per_window, s.redundancy, s.relax) for s in settings], np.int32).reshape(-1, 4)
@@ -307,11 +309,11 @@ def select(
     vectors = np.empty((0, 1), np.float32) if given.vectors is None else given.vectors
     rows = np.empty(0, np.int32) if given.vector_row is None else given.vector_row
     _make_lists(
-        _dense(given.offsets),
-        (_dense(given.request_id), _dense(given.slots), _dense(given.setting)),
-        (*map(_dense, (given.identity, given.category, given.value, given.allowed, vectors, rows)),),  # type: ignore[arg-type]
-        _settings_arrays(settings),
-        np.empty(0, np.int32) if follow is None else _dense(follow),
+        dense(given.offsets),
+        (dense(given.request_id), dense(given.slots), dense(given.setting)),
+        (*map(dense, (given.identity, given.category, given.value, given.allowed, vectors, rows)),),  # type: ignore[arg-type]
+        _settings_arrays(tuple(settings)),
+        np.empty(0, np.int32) if follow is None else dense(follow),
         (slot, p_slot, relaxed),
         tables,
         at,
@@ -322,6 +324,6 @@ def select(
     return Selection(slot, p_slot, relaxed, [table[~np.isnan(table).any(axis=1)] for table in each])
 
 
-def _dense(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def dense(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Contiguous and writable, as the kernels were compiled for; columns that came over the wire may be neither."""
     return array if array.flags.carray else np.require(array, requirements=["C", "W"])

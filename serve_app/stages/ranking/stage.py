@@ -13,7 +13,7 @@ from serve_app.errors import InvalidInput
 from serve_app.kernels import kernel
 from serve_app.stages.extend import extended
 from serve_app.stages.ranking.heads import HeadSet, Models
-from serve_app.stages.ranking.selector import Selection, SelectorInput, select
+from serve_app.stages.ranking.selector import Selection, SelectorInput, dense, select
 from serve_app.stages.ranking.settings import ListSettings
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import DropReason, Surface
@@ -59,6 +59,17 @@ def _weighted_sum(heads: F32, weights: F64, setting: I32, offsets: I64, kept: Bo
             value[c] = total if kept[c] else np.nan
 
 
+@kernel
+def _look_up(hashes: U64, rows: I32, kept: Bool, identity: U64) -> bool:
+    """identity[c] = hashes[rows[c]]; False if a kept candidate's row is outside (a dropped one's identity is 0 then)."""
+    for c in range(len(rows)):
+        inside = 0 <= rows[c] < len(hashes)
+        if kept[c] and not inside:
+            return False
+        identity[c] = hashes[rows[c]] if inside else np.uint64(0)
+    return True
+
+
 class Ranking:
     """Scores candidates and, except for notifications, makes the list.
 
@@ -85,7 +96,7 @@ class Ranking:
             return extended(batch, meta, heads=scores)
         settings, setting = _settings_of(batch, context)
         value = np.empty(len(kept))
-        _weighted_sum(scores, _weights(settings, heads.names), setting, batch.offsets.copy(), kept, value)
+        _weighted_sum(scores, _weights(settings, heads.names), setting, dense(batch.offsets), kept, value)
         chosen = self.choose(batch, context, settings, setting, value, kept)
         return extended(batch, meta, heads=scores, value=value, slot=chosen.slot, p_slot=chosen.p_slot)
 
@@ -128,15 +139,15 @@ class Ranking:
         kind = _KIND[Surface(int(batch.requests["surface"][0]))] if len(batch) else "item"
         rows = batch.candidates[kind]
         own: U64 = getattr(identities, kind)
-        unknown = (rows < 0) | (rows >= len(own))
-        if (unknown & kept).any():
+        identity = np.empty(len(rows), np.uint64)
+        if not _look_up(dense(own), dense(rows), kept, identity):
             raise InvalidInput(f"rows outside the {len(own)} known", field=kind, hint="give newer identities in the context")
         given = SelectorInput(
             offsets=batch.offsets,
             request_id=batch.requests["request_id"],
             slots=batch.requests["slots"],
             setting=setting,
-            identity=own[np.where(unknown, 0, rows)] if len(own) else np.zeros(len(rows), np.uint64),
+            identity=identity,
             category=batch.candidates["category"] if "category" in batch.candidates else np.zeros(len(rows), np.uint64),
             value=value,
             allowed=kept & ~np.isnan(value),
@@ -164,7 +175,7 @@ def _score(heads: HeadSet, batch: Batch, kept: Bool) -> F32:
             raise InvalidInput("the batch lacks this feature", field=lacking[0], hint="compile the plan from these models")
         features = features[:, [names.index(name) for name in heads.features]]
     if kept.all():
-        return heads.predict(np.ascontiguousarray(features))
+        return heads.predict(dense(features))
     out = np.full((len(kept), len(heads.heads)), np.nan, np.float32)
     out[kept] = heads.predict(features[kept])
     return out
