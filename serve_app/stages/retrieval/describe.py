@@ -35,6 +35,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 _NEAR = 6  # newest recents compared by embedding
+_DAMP = np.float32(3.0)  # co-visits that a share is damped by
 _RANKED = len(RANKED)
 _RELATIVE, _RANK = INDEX["follow_relative"], INDEX["follow_rank"]
 _TASTE, _SIMILAR, _POPULAR, _RECENT = (INDEX[name] for name in ("taste", "similar", "popular", "recent"))
@@ -45,13 +46,10 @@ _SIM_LAST, _SIM_SECOND, _SIM_MAX, _SIM_MEAN = (
 _AGE, _RARITY = INDEX["session_age"], INDEX["rarity"]
 _MATCHED, _DISTINCT, _NEWEST_TIMES = INDEX["sessions_matched"], INDEX["recents_distinct"], INDEX["newest_times_seen"]
 _NEWEST_RARITY, _NEWEST_COSINE = INDEX["newest_rarity"], INDEX["newest_cosine"]
-_COPIED = (  # evidence that is a running sum as it stands
-    ("follow", FOLLOW), ("covisited", COVISITED), ("session", SESSION), ("session_after", AFTER), ("popular", POPULAR),
-    ("follow_last", FOLLOW_LAST), ("follow_second", FOLLOW_SECOND), ("covisited_last", COVISITED_LAST),
-    ("session_count", COUNT), ("session_best", BEST), ("session_next", NEXT), ("steps_back", BACK), ("times_seen", TIMES),
-)  # fmt: skip
-_TO = np.array([INDEX[name] for name, _ in _COPIED], np.int64)
-_FROM = np.array([column for _, column in _COPIED], np.int64)
+_FOLLOW, _COVISITED, _SESSION, _AFTER = (INDEX[name] for name in ("follow", "covisited", "session", "session_after"))
+_SECOND, _COVISITED_LAST = INDEX["follow_second"], INDEX["covisited_last"]
+_COUNT, _BEST, _NEXT = INDEX["session_count"], INDEX["session_best"], INDEX["session_next"]
+_BACK, _TIMES = INDEX["steps_back"], INDEX["times_seen"]
 # Order before ranking: weight of each ranked source's relative score, popularity last. Also the fall-back ranking.
 _BLEND = np.array([1.0, 0.6, 1.0, 0.8, 1.0, 0.8])
 _POPULAR_WEIGHT = 0.1
@@ -59,25 +57,29 @@ assert SCORES[:6] == ("follow", "covisited", "session", "session_after", "taste"
 
 
 @kernel
-def _side_by_side(s: Scratch, t: Tables, recents: I32, query: F32, anchor: int, near: F32) -> None:
+def _side_by_side(s: Scratch, t: Tables, recents: I32, query: F32, anchor: int, near: F32, own: I32) -> int:
     """Vectors that candidates are compared with, as columns of near f32[d, 8]: query, anchor, the newest recents (0 where
-    there is none, or where it stands among newer ones already)."""
+    there is none, or where it stands among newer ones already). own i32[6]: item rows of the recents' columns, -1 without
+    one. Returns how many of these columns to look at."""
     n = len(recents)
     for d in range(near.shape[0]):
         near[d, 0] = query[d]
         near[d, 1] = t.vectors[anchor, d] if anchor >= 0 else np.float32(0.0)
     for k in range(_NEAR):
         x = recents[n - 1 - k] if k < n else -1
-        used = x >= 0 and s.hot[entry_of(s, x), BACK] == k + 1
+        own[k] = x if x >= 0 and s.hot[entry_of(s, x), BACK] == k + 1 else -1
         for d in range(near.shape[0]):
-            near[d, 2 + k] = t.vectors[x, d] if used else np.float32(0.0)
+            near[d, 2 + k] = t.vectors[x, d] if own[k] >= 0 else np.float32(0.0)
+    return min(n, _NEAR)
 
 
 @kernel
 def _products(near: F32, vector: F32, out: F32) -> None:
-    """out f32[8]: inner products of a vector with the columns of `near`, each summed in the order of d."""
+    """out f32[8]: inner products of a vector with the columns of `near`, even and odd places summed apart."""
     p0 = p1 = p2 = p3 = p4 = p5 = p6 = p7 = np.float32(0.0)
-    for d in range(near.shape[0]):
+    q0 = q1 = q2 = q3 = q4 = q5 = q6 = q7 = np.float32(0.0)
+    even = near.shape[0] - near.shape[0] % 2
+    for d in range(0, even, 2):
         x, row = vector[d], near[d]
         p0 += row[0] * x
         p1 += row[1] * x
@@ -87,19 +89,30 @@ def _products(near: F32, vector: F32, out: F32) -> None:
         p5 += row[5] * x
         p6 += row[6] * x
         p7 += row[7] * x
-    out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7] = p0, p1, p2, p3, p4, p5, p6, p7
+        y, next_row = vector[d + 1], near[d + 1]
+        q0 += next_row[0] * y
+        q1 += next_row[1] * y
+        q2 += next_row[2] * y
+        q3 += next_row[3] * y
+        q4 += next_row[4] * y
+        q5 += next_row[5] * y
+        q6 += next_row[6] * y
+        q7 += next_row[7] * y
+    out[0], out[1], out[2], out[3] = p0 + q0, p1 + q1, p2 + q2, p3 + q3
+    out[4], out[5], out[6], out[7] = p4 + q4, p5 + q5, p6 + q6, p7 + q7
+    for d in range(even, near.shape[0]):
+        for k in range(8):
+            out[k] += near[d, k] * vector[d]
 
 
 @kernel
-def _compare(s: Scratch, recents: I32, products: F32, j: int, row: F32) -> None:
+def _compare(own: I32, used: int, products: F32, j: int, row: F32) -> None:
     """Embedding evidence of item row j from its products with the query, the anchor and the recents."""
-    n = len(recents)
     row[_TASTE], row[_SIMILAR] = products[0], products[1]
     row[_SIM_LAST], row[_SIM_SECOND] = products[2], products[3]
     best, total, count = np.float32(-1.0), np.float32(0.0), 0
-    for k in range(min(_NEAR, n)):
-        x = recents[n - 1 - k]
-        if x != j and s.hot[entry_of(s, x), BACK] == k + 1:
+    for k in range(used):
+        if own[k] >= 0 and own[k] != j:
             best = max(best, products[2 + k])
             total += products[2 + k]
             count += 1
@@ -126,24 +139,20 @@ def _facts(s: Scratch, t: Tables, recents: I32, near: F32, products: F32, row: F
 
 
 @kernel
-def _one(s: Scratch, t: Tables, recents: I32, entry: int, row: F32) -> None:
-    """Fill the evidence row of one entry, all but what embeddings, relative scores and ranks say."""
-    hot, j, n = s.hot[entry], s.items[entry], len(recents)
-    for k in range(len(_TO)):
-        row[_TO[k]] = hot[_FROM[k]]
+def _fill(hot: F32, rarity: np.float32, total: np.float32, newest_total: np.float32, sessions: int, row: F32) -> None:
+    """Fill the evidence row of one entry, all but what embeddings, relative scores and ranks say. total and newest_total:
+    co-visits of the candidate and follow-ups of the newest recent, damped; 0: none. (Few and plain arguments: the tuples of
+    arrays cost more to hand over, candidate by candidate, than all this.)"""
+    row[_FOLLOW], row[_COVISITED], row[_SESSION], row[_AFTER] = hot[FOLLOW], hot[COVISITED], hot[SESSION], hot[AFTER]
+    row[_LAST], row[_SECOND], row[_COVISITED_LAST] = hot[FOLLOW_LAST], hot[FOLLOW_SECOND], hot[COVISITED_LAST]
+    row[_COUNT], row[_BEST], row[_NEXT] = hot[COUNT], hot[BEST], hot[NEXT]
+    row[_BACK], row[_TIMES], row[_POPULAR] = hot[BACK], hot[TIMES], hot[POPULAR]
     row[_RECENT] = np.float32(1.0) / hot[BACK] if hot[BACK] != NOT_SEEN else np.float32(0.0)
-    newest_session = hot[AGE]
-    row[_AGE] = (
-        (np.float32(len(t.session_offsets)) - newest_session) / np.float32(1000.0) if newest_session > 0 else np.float32(0.0)
-    )
-    row[_RARITY] = t.rarity[j]
-    row[_LAST_SHARE] = row[_REVERSE_SHARE] = np.float32(0.0)
-    if n:
-        last = recents[n - 1]
-        if last < len(t.follow_totals):
-            row[_LAST_SHARE] = row[_LAST] / (t.follow_totals[last] + np.float32(3.0))
-        if j < len(t.covisit_totals):
-            row[_REVERSE_SHARE] = row[_LAST] / (t.covisit_totals[j] + np.float32(3.0))
+    age = np.float32(sessions + 1) - hot[AGE]  # hot: number of the newest session, from 1
+    row[_AGE] = age / np.float32(1000.0) if hot[AGE] > 0 else np.float32(0.0)
+    row[_RARITY] = rarity
+    row[_LAST_SHARE] = hot[FOLLOW_LAST] / newest_total if newest_total > 0 else np.float32(0.0)
+    row[_REVERSE_SHARE] = hot[FOLLOW_LAST] / total if total > 0 else np.float32(0.0)
 
 
 @kernel
@@ -181,16 +190,20 @@ def describe(s: Scratch, t: Tables, recents: I32, query: F32, anchor: int, near:
             count += 1
     if count == 0:
         return 0
-    _side_by_side(s, t, recents, query, anchor, near)
+    own = np.empty(_NEAR, np.int32)
+    used = _side_by_side(s, t, recents, query, anchor, near, own)
     _facts(s, t, recents, near, products, s.rows[0])
+    newest = recents[len(recents) - 1] if len(recents) else len(t.follow_totals)
+    newest_total = t.follow_totals[newest] + _DAMP if newest < len(t.follow_totals) else np.float32(0.0)
     for z in range(count):
-        row = s.rows[z]
+        row, entry = s.rows[z], s.chosen[z]
         for column in range(_MATCHED, len(row)):
             row[column] = s.rows[0, column]
-        entry = s.chosen[z]
-        _one(s, t, recents, entry, row)
-        _products(near, t.vectors[s.items[entry]], products)
-        _compare(s, recents, products, s.items[entry], row)
+        j = s.items[entry]
+        total = t.covisit_totals[j] + _DAMP if j < len(t.covisit_totals) else np.float32(0.0)
+        _fill(s.hot[entry], t.rarity[j], total, newest_total, len(t.session_offsets) - 1, row)
+        _products(near, t.vectors[j], products)
+        _compare(own, used, products, j, row)
     _relative(s.rows[:count], s.keys, s.buffer)
     return count
 

@@ -15,9 +15,9 @@ from serve_app.stages.retrieval.choose import choose_best, choose_listed, choose
 from serve_app.stages.retrieval.collect import Tables, add_covisits, add_recents, add_sessions
 from serve_app.stages.retrieval.describe import describe, order_by_blend
 from serve_app.stages.retrieval.evidence import QUOTA_SOURCES
-from serve_app.stages.retrieval.filters import Filters, drop_reason
+from serve_app.stages.retrieval.filters import Filters, drop_reasons
 from serve_app.stages.retrieval.scratch import AFTER, COVISITED, FOLLOW, POPULAR, SESSION, Scratch, begin_request, entry_of
-from serve_app.vocabulary import DropReason, Source
+from serve_app.vocabulary import Source
 
 __all__ = ["Asked", "Found", "gather"]
 
@@ -26,7 +26,6 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-_OVER_WIDTH = int(DropReason.over_width)
 _BIT_SIMILAR, _BIT_TASTE, _BIT_COVISITED, _BIT_SESSION, _BIT_POPULAR, _BIT_RECENT, _BIT_FRESH = (
     int(source) for source in QUOTA_SOURCES
 )
@@ -100,24 +99,16 @@ def _collect(s: Scratch, t: Tables, a: Asked, r: int, recents: I32, anchor: int)
 
 
 @kernel
-def _emit(s: Scratch, f: Filters, r: int, count: int, begin: int, out: Found) -> None:
-    """Candidates of request r in blended order, from row `begin` of the output, each with its drop reason."""
+def _emit(s: Scratch, count: int, begin: int, out: Found) -> None:
+    """Candidates of a request in blended order, from row `begin` of the output."""
     order_by_blend(s, count)
-    kept = 0
     for k in range(count):
         item = int(s.keys[k] & np.uint64(0xFFFFFFFF))
-        entry = entry_of(s, item)
+        entry, row = entry_of(s, item), begin + k
         place = s.place[entry]
-        reason = drop_reason(f, r, item)
-        if reason == 0:
-            kept += 1
-            if kept > f.width[r]:
-                reason = _OVER_WIDTH
-        row = begin + k
         out.items[row] = item
         out.bits[row] = s.bits[entry]
         out.blended[row] = s.buffer[place]
-        out.reasons[row] = reason
         for column in range(out.scores.shape[1]):
             out.scores[row, column] = s.rows[place, column]
 
@@ -132,6 +123,7 @@ def gather(s: Scratch, t: Tables, a: Asked, f: Filters, out: Found) -> None:
         recents = a.recents[a.recent_offsets[r] : a.recent_offsets[r + 1]]
         _collect(s, t, a, r, recents, f.anchors[r])
         count = describe(s, t, recents, a.queries[r], f.anchors[r], near, products)
-        _emit(s, f, r, count, written, out)
+        _emit(s, count, written, out)
+        drop_reasons(f, r, out.items[written : written + count], out.reasons[written : written + count])
         written += count
         out.offsets[r + 1] = written

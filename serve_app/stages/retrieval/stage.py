@@ -30,7 +30,6 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 U64 = npt.NDArray[np.uint64]
-Bool = npt.NDArray[np.bool_]
 
 _MOST_RECENTS = 200
 _SIMILAR, _TASTE, _FRESH = 0, 1, 6  # columns of QUOTA_SOURCES
@@ -45,9 +44,13 @@ class SurfaceRetrieval:
     drop_bought: bool = False
     counts: tuple[int, ...] = field(init=False, repr=False, compare=False)
     """Quotas in the order of QUOTA_SOURCES."""
+    room: int = field(init=False, repr=False, compare=False)
+    """Most candidates of a request: co-visits and sessions give two lists each."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "counts", tuple(int(self.quotas.get(source, 0)) for source in QUOTA_SOURCES))
+        counts = tuple(int(self.quotas.get(source, 0)) for source in QUOTA_SOURCES)
+        object.__setattr__(self, "counts", counts)
+        object.__setattr__(self, "room", sum(counts) + sum(counts[2:4]))
 
 
 def _quotas(*counts: int) -> Mapping[Source, int]:
@@ -61,6 +64,16 @@ DEFAULT_RETRIEVAL: Mapping[Surface, SurfaceRetrieval] = MappingProxyType(
         Surface.gateway: SurfaceRetrieval(_quotas(0, 80, 50, 60, 60, 20, 10)),
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """Of a batch: quotas i32[n, 7], drops i32[n, 2] (seen, bought), the largest quotas, room for all candidates."""
+
+    quotas: I32
+    drops: I32
+    most: tuple[int, ...]
+    room: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +112,15 @@ class Retrieval:
         own: Ragged = batch.requests["recents"]
         anchors = _dense(batch.requests["anchor"])
         recents, offsets = _with_anchor(own, anchors)
-        quotas, drop_seen, drop_bought = _settings_of(batch, context)
-        asked = self._ask(batch, rows.tables, overlay, recents, offsets, anchors, quotas)
+        settings = _settings_of(batch, context)
+        asked = self._ask(batch, rows.tables, overlay, recents, offsets, anchors, settings)
         excluded, bought, wanted = (batch.requests[name] for name in ("excluded", "bought", "categories"))
         filters = Filters(
             rows.category, overlay.unavailable, anchors, _dense(excluded.values), _dense(excluded.offsets),
             _dense(own.values), _dense(own.offsets), _dense(bought.values), _dense(bought.offsets),
-            _dense(wanted.values), _dense(wanted.offsets), drop_seen, drop_bought, _dense(batch.requests["width"]),
+            _dense(wanted.values), _dense(wanted.offsets), settings.drops, _dense(batch.requests["width"]),
         )  # fmt: skip
-        found = _room(quotas)
+        found = _room(settings.room, len(batch))
         gather(self._scratch(), rows.tables, asked, filters, found)
         m = int(found.offsets[-1])
         items = found.items[:m]
@@ -150,13 +163,13 @@ class Retrieval:
         return _Rows(overlay.seq, tables, category, np.concatenate([names[t.item_category], overlay.side_category_hashes]))
 
     def _ask(
-        self, batch: Batch, tables: Tables, overlay: Overlay, recents: I32, offsets: I64, anchors: I32, quotas: I32
+        self, batch: Batch, tables: Tables, overlay: Overlay, recents: I32, offsets: I64, anchors: I32, settings: _Settings
     ) -> Asked:
         """Search by embedding, look up lists: everything the kernel does not do itself."""
         t, popular = self.tables, self.tables.popular
         queries = np.empty((len(batch), tables.vectors.shape[1]), np.float32)
         session_queries(tables.vectors, t.last_map, t.mean_map, t.step_weights, recents, offsets, queries)
-        similar, taste = self._search(tables.vectors, queries, anchors, quotas)
+        similar, taste = self._search(tables.vectors, queries, anchors, settings.most)
         wanted: Ragged = batch.requests["categories"]
         lists = np.empty(len(batch), np.int64)
         _popular_lists(
@@ -164,27 +177,24 @@ class Retrieval:
             popular.offsets, popular.categories, lists,
         )  # fmt: skip
         return Asked(
-            recents, offsets, quotas, queries, similar, taste,
-            _fresh(overlay, queries, anchors, tables.vectors, int(quotas[:, _FRESH].max(initial=0))),
+            recents, offsets, settings.quotas, queries, similar, taste,
+            _fresh(overlay, queries, anchors, tables.vectors, settings.most[_FRESH]),
             lists, popular.offsets, popular.items, popular.scores,
         )  # fmt: skip
 
-    def _search(self, vectors: F32, queries: F32, anchors: I32, quotas: I32) -> tuple[I32, I32]:
+    def _search(self, vectors: F32, queries: F32, anchors: I32, most: tuple[int, ...]) -> tuple[I32, I32]:
         """Embedding neighbours of anchors and of recents, in one search. Rows of requests without them mean nothing; the
         kernel passes over those, which costs less than picking requests here."""
         n = len(anchors)
-        most_similar, most_taste = quotas[:, : _TASTE + 1].max(axis=0, initial=0).tolist()
-        if not (most_similar and anchors.max(initial=-1) >= 0):
-            most_similar = 0
-        count = max(most_similar, most_taste)
+        similar, taste = most[_SIMILAR] > 0 and (anchors >= 0).any(), most[_TASTE] > 0
         nothing = np.full((n, 1), -1, np.int32)
-        if n == 0 or count == 0:
+        if n == 0 or not (similar or taste):
             return nothing, nothing
-        asked = queries if most_taste else queries[:0]
-        if most_similar:
-            asked = np.concatenate([vectors[np.maximum(anchors, 0)], asked])
-        rows, _ = self.tables.neighbours.search(asked, count)
-        return rows[:n] if most_similar else nothing, rows[-n:] if most_taste else nothing
+        asked = vectors[np.maximum(anchors, 0)] if similar else queries
+        if similar and taste:
+            asked = np.concatenate([asked, queries])
+        rows, _ = self.tables.neighbours.search(asked, max(most[_SIMILAR] if similar else 0, most[_TASTE]))
+        return rows[:n] if similar else nothing, rows[-n:] if taste else nothing
 
 
 def _dense(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -192,16 +202,22 @@ def _dense(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array if array.flags.carray else np.require(array, requirements=["C", "W"])
 
 
-def _settings_of(batch: Batch, context: Context) -> tuple[I32, Bool, Bool]:
-    """Per request: quotas i32[n, 7], drop_seen, drop_bought. Few settings serve many requests."""
+def _settings_of(batch: Batch, context: Context) -> _Settings:
+    """What the policies say of each request; few settings serve many requests."""
     surface, policy = batch.requests["surface"].tolist(), batch.requests["policy"].tolist()
     variant = batch.requests["variant"].tolist() if "variant" in batch.requests else [0] * len(surface)
-    places: dict[tuple[int, int, int], int] = {}
-    rows = [places.setdefault(key, len(places)) for key in zip(policy, surface, variant, strict=True)]
-    settings = [_setting(context, *key) for key in places]
-    quotas = np.array([one.counts for one in settings], np.int32).reshape(-1, len(QUOTA_SOURCES))[rows]
-    drop_seen = np.array([one.drop_seen for one in settings], np.bool_)[rows]
-    return quotas, drop_seen, np.array([one.drop_bought for one in settings], np.bool_)[rows]
+    known: dict[tuple[int, int, int], SurfaceRetrieval] = {}
+    each = []
+    for key in zip(policy, surface, variant, strict=True):
+        if key not in known:
+            known[key] = _setting(context, *key)
+        each.append(known[key])
+    return _Settings(
+        np.array([one.counts for one in each], np.int32).reshape(-1, len(QUOTA_SOURCES)),
+        np.array([(one.drop_seen, one.drop_bought) for one in each], np.int32).reshape(-1, 2),
+        tuple(map(max, zip(*(one.counts for one in known.values()), strict=True))) or (0,) * len(QUOTA_SOURCES),
+        sum(one.room for one in each),
+    )
 
 
 def _setting(context: Context, policy: int, surface: int, variant: int) -> SurfaceRetrieval:
@@ -212,12 +228,11 @@ def _setting(context: Context, policy: int, surface: int, variant: int) -> Surfa
     return DEFAULT_RETRIEVAL[Surface(surface)]
 
 
-def _room(quotas: I32) -> Found:
-    """Empty output for these quotas; co-visits and sessions give two lists each."""
-    rows = int(quotas.sum() + quotas[:, 2:4].sum())
+def _room(rows: int, requests: int) -> Found:
+    """Empty output."""
     return Found(
         np.empty(rows, np.int32), np.empty(rows, np.uint32), np.empty((rows, len(EVIDENCE)), np.float32), np.empty(rows),
-        np.empty(rows, np.int8), np.empty(len(quotas) + 1, np.int64),
+        np.empty(rows, np.int8), np.empty(requests + 1, np.int64),
     )  # fmt: skip
 
 
