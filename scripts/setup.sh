@@ -19,5 +19,5 @@ echo "Setting up $venv (the first time takes a few minutes) ..."
 }
 # No --quiet: the lines that name each package are the progress people see.
 "$venv/bin/python" -m pip install --progress-bar off -c constraints.txt -e '.[dev]' \
-  | awk '/^(Collecting|Installing|Successfully)/ {print "  " $1, $2; fflush()}'
+  | awk '/^Collecting/ {print "  " $2; fflush()} /^Installing/ {print "  installing ..."; fflush()}'
 touch "$venv/.installed"
