@@ -1,0 +1,1 @@
+"""The jobs that turn a catalogue and a log into a release."""
