@@ -26,6 +26,7 @@ from serve_app.log.journal import Journal
 from serve_app.policies import read_current_policy, read_policy
 from serve_app.release.registry import read_current
 from serve_app.running.loopback import keep_replica_ports_on_loopback
+from serve_app.running.ray_meters import RayMeters
 from serve_app.serving.assemble import bridged, local_stages
 from serve_app.serving.board import Board, Kind, Orders, Report
 from serve_app.serving.deciding import DecideCall, Decided, DecideFlow
@@ -34,6 +35,7 @@ from serve_app.serving.hosts import FeatureMatrix, FeaturesHost, RankCall, Ranki
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.ledger_client import LedgerClient
 from serve_app.serving.library import ALL_ROLES, Library, Pins, Role
+from serve_app.serving.meters import install
 from serve_app.serving.owner import LiveAnswer, Optings, StateOwner
 from serve_app.serving.stages import RankFlow, Stages, in_pool
 from serve_app.settings import Settings
@@ -43,11 +45,17 @@ __all__ = ["DecisionReplica", "FeaturesReplica", "IngressReplica", "LedgerReplic
 _LEDGER_TIMEOUT_S = 30.0
 
 
+def _begin() -> None:
+    """What every replica does first."""
+    keep_replica_ports_on_loopback()
+    install(RayMeters())
+
+
 class LedgerReplica:
     """The one process that owns the ledger and the promotion board."""
 
     def __init__(self, settings: Settings) -> None:
-        keep_replica_ports_on_loopback()
+        _begin()
         data = settings.data
         (release, _), (policy, _) = read_current(data), read_current_policy(data)
         if release is None or policy is None:
@@ -127,7 +135,7 @@ class _StageProcess:
     """What every stage's replica has: a library for its role, kept as the board orders."""
 
     def __init__(self, settings: Settings, role: Role, owner: DeploymentHandle) -> None:
-        keep_replica_ports_on_loopback()
+        _begin()
         self.settings = settings
         self.owner = _OwnerHandle(owner)
         self.name = f"{role}-{secrets.token_hex(4)}"
@@ -264,7 +272,7 @@ class _Ingress:
         owner: DeploymentHandle,
         stages: tuple[DeploymentHandle, DeploymentHandle, DeploymentHandle] | None = None,
     ) -> None:
-        keep_replica_ports_on_loopback()
+        _begin()
         port = _OwnerHandle(owner)
         roles = {Role.ingress} if stages is not None else ALL_ROLES
         library = Library(settings.data, roles, lambda revision: read_policy(settings.data, revision))

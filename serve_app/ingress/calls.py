@@ -21,6 +21,7 @@ from starlette.responses import Response
 from serve_app.clock import now_us
 from serve_app.ingress.auth import Caller, KeyRing, Scope
 from serve_app.ingress.problems import PROBLEM_JSON, Problem, ProblemError, problem_of, respond
+from serve_app.serving.meters import count, timed
 
 __all__ = ["Call", "Incoming", "add_calls", "json_answer", "openapi_of"]
 
@@ -91,6 +92,12 @@ def _check_params(params: Mapping[str, str]) -> None:
 
 def _endpoint(call: Call, keys: KeyRing) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
+        with timed("hindcast_request_ms", path=call.path):
+            answer = await attempt(request)
+        count("hindcast_requests", path=call.path, status=str(answer.status_code))
+        return answer
+
+    async def attempt(request: Request) -> Response:
         try:
             at_us = now_us()
             caller = keys.authorize(request.headers, call.scope, at_us) if call.scope else Caller("anyone", frozenset())

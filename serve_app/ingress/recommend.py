@@ -19,6 +19,7 @@ from serve_app.noise import hash_key, salt_of
 from serve_app.serving.hosts import RankCall, flagged
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Edition, Library, Pins
+from serve_app.serving.meters import count, observe, timed
 from serve_app.serving.owner import LiveAnswer
 from serve_app.serving.pages import unranked
 from serve_app.serving.stages import Stages, in_pool
@@ -92,9 +93,11 @@ class Recommender:
 
     async def admit(self, asks: Sequence[Ask], options: ListsOptions) -> tuple[Edition, Known]:
         """Check the head of the live changes, learn what is new, read the users' live facts."""
+        observe("hindcast_batch_requests", len(asks), stage=asks[0].surface.name)
         try:
-            async with asyncio.timeout(self._budgets.live_ms / 1000):
-                live = await self._live(users_of(asks), self._library.seq)
+            with timed("hindcast_stage_ms", stage="live"):
+                async with asyncio.timeout(self._budgets.live_ms / 1000):
+                    live = await self._live(users_of(asks), self._library.seq)
         except TimeoutError:
             raise NotReady("live catalogue changes could not be checked in time", field="availability") from None
         self._library.learn(live.changes)
@@ -108,11 +111,13 @@ class Recommender:
     async def retrieve(self, batch: Batch, pins: Pins, edition: Edition, kinds: Sequence[str] | None = None) -> Batch:
         """Candidates; popular items by the same filters where retrieval fails or is late. kinds: see RetrievalHost."""
         try:
-            async with asyncio.timeout(self._budgets.retrieval_ms / 1000):
-                return await self._stages.retrieve(batch, pins, kinds)
+            with timed("hindcast_stage_ms", stage="retrieval"):
+                async with asyncio.timeout(self._budgets.retrieval_ms / 1000):
+                    return await self._stages.retrieve(batch, pins, kinds)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - any failure of retrieval has the one declared fall-back
+            count("hindcast_degraded", stage="retrieval")
             _LOG.warning("retrieval fell back to popular items: %s: %s", type(error).__name__, error)
         return await in_pool(self._pool, lambda: _popular(batch, edition))
 
@@ -131,11 +136,13 @@ class Recommender:
         if not surfaces <= set(edition.held.heads):  # the release declares that it has no model for this surface
             return await in_pool(self._pool, lambda: self._unranked(call, edition, late=False))
         try:
-            async with asyncio.timeout(self._budgets.ranking_ms / 1000):
-                return await self._stages.rank(call)
+            with timed("hindcast_stage_ms", stage="ranking"):
+                async with asyncio.timeout(self._budgets.ranking_ms / 1000):
+                    return await self._stages.rank(call)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - any failure of ranking has the one declared fall-back
+            count("hindcast_degraded", stage="ranking")
             _LOG.warning("ranking fell back to retrieval's order: %s: %s", type(error).__name__, error)
             return await in_pool(self._pool, lambda: self._unranked(call, edition, late=True))
 

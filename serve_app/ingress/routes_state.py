@@ -45,6 +45,7 @@ from serve_app.regions import region_index
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Library
 from serve_app.serving.live import ITEM_CHANGE, encode_item_change
+from serve_app.serving.meters import count
 from serve_app.serving.stages import in_pool
 from serve_app.settings import Settings
 from serve_app.vocabulary import Channel
@@ -94,7 +95,10 @@ class StateRoutes:
             errors = await self._apply(new, now)
             parsed.errors += errors
             await self._remember(new, ids[unseen], now)
-        return json_answer(parsed.answer(len(new)))
+        answer = parsed.answer(len(new))
+        for outcome in ("accepted", "duplicates", "refused"):
+            count("hindcast_events", answer[outcome], outcome=outcome)
+        return json_answer(answer)
 
     async def _record(self, events: Sequence[Event], now: int) -> None:
         def write() -> bool:

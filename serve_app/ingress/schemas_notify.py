@@ -116,6 +116,9 @@ class RowAnswer(BaseModel):
     until: datetime | None = Field(None, description="a deferral's end")
     sends: list[Send] = Field(default_factory=list)
     replayed: bool = Field(False, description="this idempotency key was decided before; this is that decision")
+    degraded: list[StageName] = Field(default_factory=list, description="stages that fell back")
+    propensity_none: float | None = Field(None, description="probability that nothing was chosen")
+    explored: bool = Field(False, description="a declared random flip changed the choice")
 
 
 class DecideAnswer(RowAnswer):
@@ -125,9 +128,6 @@ class DecideAnswer(RowAnswer):
     policy: str
     decided_at: datetime
     dry_run: bool = False
-    degraded: list[StageName] = Field(default_factory=list)
-    propensity_none: float | None = None
-    explored: bool = False
     explain: list[ExplainedCandidate] | None = None
 
 

@@ -18,10 +18,11 @@ from serve_app.log.fingerprint import code_version, fingerprint
 from serve_app.serving.hosts import RankCall, flagged
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Library, Pins
+from serve_app.serving.meters import count
 from serve_app.serving.stages import in_pool
 from serve_app.stages.decision import Decision
 from serve_app.stages.extend import extended
-from serve_app.vocabulary import StageBit
+from serve_app.vocabulary import Action, Reason, StageBit
 
 __all__ = ["DecideCall", "DecideFlow", "Decided"]
 
@@ -88,6 +89,7 @@ class DecideFlow:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - without scores the gates fail closed
+            count("hindcast_degraded", stage="ranking")
             _LOG.warning("decisions go unscored: %s: %s", type(error).__name__, error)
             return flagged(call.batch, StageBit.ranking)
         return ranked
@@ -113,6 +115,7 @@ class DecideFlow:
             max_attempts=self._max_attempts,
             item_hashes=edition.view.hashes,
         )
+        _measure(decided)
         logged = True
         if call.commit:
             committed = decided.status == DecideStatus.committed
@@ -126,6 +129,16 @@ class DecideFlow:
         if not call.explain:
             decided.batch = _without_matrices(decided.batch)
         return Decided(decided, logged)
+
+
+def _measure(decided: DecidedBatch) -> None:
+    for status, rows in zip(*np.unique(decided.status, return_counts=True), strict=True):
+        count("hindcast_ledger_outcomes", int(rows), status=DecideStatus(int(status)).name)
+    request = decided.batch.requests
+    outcomes = request["action"].astype(np.int64) << 8 | request["reason"]
+    for outcome, rows in zip(*np.unique(outcomes, return_counts=True), strict=True):
+        action, reason = Action(int(outcome) >> 8), Reason(int(outcome) & 0xFF)
+        count("hindcast_decisions", int(rows), action=action.name, reason=reason.name)
 
 
 def _without_matrices(batch: Batch) -> Batch:

@@ -17,6 +17,7 @@ from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.serving.given import KindPolicies
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Edition, Library, Pins
+from serve_app.serving.meters import count
 from serve_app.serving.pages import without_repeats
 from serve_app.stages.extend import extended
 from serve_app.stages.features.plan import FeaturePlan
@@ -109,6 +110,8 @@ class FeaturesHost:
         edition = self._library.edition(pins)
         assert edition.held.features is not None
         out = edition.held.features.run(batch, edition.context)
+        for status, values in enumerate(np.bincount(out.candidates["feature_status"].ravel(), minlength=4).tolist()):
+            count("hindcast_feature_values", values, status=FeatureStatus(status).name)
         return FeatureMatrix(tuple(out.meta["features"]), out.candidates["features"], out.candidates["feature_status"])
 
 

@@ -16,6 +16,7 @@ from serve_app.log.fingerprint import code_version, fingerprint
 from serve_app.log.journal import Journal
 from serve_app.log.rows import EntityHashes, rows_from_batch
 from serve_app.serving.library import Edition
+from serve_app.serving.meters import count, timed
 
 __all__ = ["JournalHost"]
 
@@ -53,8 +54,10 @@ class JournalHost:
         """Whether rows of log tables are durable in time."""
         done: Future[None] = self._pool.submit(self.journal.append, rows)
         try:
-            done.result(self._budget_s)
+            with timed("hindcast_stage_ms", stage="log"):
+                done.result(self._budget_s)
         except FutureTimeout:
+            count("hindcast_degraded", stage="log")
             _LOG.warning("the journal missed its budget of %g s", self._budget_s)
             return False
         except HindcastError as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from serve_app.batch import Batch
 from serve_app.serving.hosts import FeatureMatrix, FeaturesHost, RankCall, RankingHost, RetrievalHost
 from serve_app.serving.library import Pins
+from serve_app.serving.meters import count, timed
 
 if TYPE_CHECKING:
     from serve_app.serving.deciding import DecideCall, Decided
@@ -52,11 +53,13 @@ class RankFlow:
         kept = self._host.kept(call)
         degraded = False
         try:
-            async with asyncio.timeout(self._budget_s):
-                matrix = await self._features(kept, call.pins)
+            with timed("hindcast_stage_ms", stage="features"):
+                async with asyncio.timeout(self._budget_s):
+                    matrix = await self._features(kept, call.pins)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - any failure of features has the one declared fall-back
+            count("hindcast_degraded", stage="features")
             _LOG.warning("features fell back to their defaults: %s: %s", type(error).__name__, error)
             matrix, degraded = self._host.defaults(call, kept.candidates.rows), True
         return await in_pool(self._pool, lambda: self._host.run(call, matrix, degraded=degraded))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import pyarrow as pa
 import pytest
 
@@ -338,6 +339,35 @@ def test_operators_calls_need_the_servers_token(client: httpx.Client) -> None:
     assert answer.status_code == 503
     assert "no release 'no-such'" in answer.json()["detail"]
     assert client.get("/readyz").json()["status"] == "ready"
+
+
+def test_answers_are_what_openapi_says(client: httpx.Client, ids: Ids) -> None:
+    document = client.get("/openapi.json").json()
+    user, item = ids["users"][6], ids["items"][6]
+    for path, body in (
+        ("/v1/recommendations/related", {"item": item, "user": user, "explain": True}),
+        ("/v1/recommendations/gateway", {"user": user, "explain": True}),
+        ("/v1/widgets/rank", {"user": user, "explain": True}),
+        ("/v1/reviews/rank", {"item": ids["reviewed"][0], "explain": True}),
+        ("/v1/notifications/decide", {"user": user, "explain": True}),
+        ("/v1/notifications/decide-batch", {"rows": [{"user": user}, {"user": "x", "candidates": [{"campaign": "?"}]}]}),
+        ("/v1/events", [{"specversion": "1.0"}]),
+    ):
+        said = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+        schema = {**said, "components": document["components"]}
+        jsonschema.Draft202012Validator(_closed(schema)).validate(post(client, path, body))
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with every object closed, so that a field nobody documented is an error."""
+    if isinstance(schema, list):
+        return [_closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out = {name: _closed(value) for name, value in schema.items()}
+    if out.get("type") == "object" and "properties" in out and "additionalProperties" not in out:
+        out["additionalProperties"] = False
+    return out
 
 
 def test_docs_and_openapi_name_every_call(client: httpx.Client) -> None:

@@ -1,0 +1,71 @@
+"""What the serving path counts and times. Nothing is measured until a process installs a sink.
+
+A deployment's sink is Ray's metrics: every replica's numbers then reach one place, and `/metrics` is not one random
+replica's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+__all__ = ["COUNTERS", "TIMERS", "Sink", "count", "install", "observe", "timed"]
+
+COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "hindcast_requests": ("HTTP calls answered", ("path", "status")),
+    "hindcast_degraded": ("Batches in which a stage fell back", ("stage",)),
+    "hindcast_decisions": ("Send decisions by outcome", ("action", "reason")),
+    "hindcast_ledger_outcomes": ("Rows of decisions by what the ledger said", ("status",)),
+    "hindcast_events": ("Events by what became of them", ("outcome",)),
+    "hindcast_feature_values": ("Feature values read, by status", ("status",)),
+}
+"""Counters: name -> (meaning, tags)."""
+
+TIMERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "hindcast_request_ms": ("Time from the first byte of a call to its answer, ms", ("path",)),
+    "hindcast_stage_ms": ("Time one batch spends in a stage, ms", ("stage",)),
+    "hindcast_batch_requests": ("Requests in one micro-batch", ("stage",)),
+}
+"""Distributions: name -> (meaning, tags)."""
+
+
+class Sink(Protocol):
+    """Takes what is measured."""
+
+    def add(self, name: str, amount: float, tags: Mapping[str, str]) -> None:
+        """Raise a counter."""
+
+    def observe(self, name: str, value: float, tags: Mapping[str, str]) -> None:
+        """Put a value into a distribution."""
+
+
+_sinks: list[Sink] = []
+
+
+def install(sink: Sink) -> None:
+    """Send what this process measures to `sink` (the one installed last)."""
+    _sinks[:] = [sink]
+
+
+def count(name: str, amount: float = 1, **tags: str) -> None:
+    """Raise a counter."""
+    for sink in _sinks:
+        sink.add(name, amount, tags)
+
+
+def observe(name: str, value: float, **tags: str) -> None:
+    """Put a value into a distribution."""
+    for sink in _sinks:
+        sink.observe(name, value, tags)
+
+
+@contextmanager
+def timed(name: str, **tags: str) -> Iterator[None]:
+    """Observe how long the block takes, in milliseconds, also where it fails."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        observe(name, (time.perf_counter() - began) * 1e3, **tags)

@@ -1,0 +1,81 @@
+"""Settings: documented, bounded, closed by default, errors that name the setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from serve_app.errors import InvalidInput, ResourceShortage
+from serve_app.running.checks import check_port, folder_lock
+from serve_app.settings import Settings, load_settings
+
+
+def test_every_setting_is_documented_and_frozen() -> None:
+    def walk(model: type[BaseModel], path: str) -> None:
+        assert model.model_config["frozen"]
+        assert model.model_config["extra"] == "forbid"
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                walk(inner, f"{path}{name}.")
+            else:
+                assert field.description, f"{path}{name} has no description"
+
+    walk(Settings, "")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        ({"http": {"host": "0.0.0.0"}}, "http.host"),
+        ({"http": {"port": 70_000}}, "http.port"),
+        ({"http": {"prot": 1}}, "http.prot"),
+        ({"topology": "ring"}, "topology"),
+        ({"ledger": {"backend": "redis"}}, "ledger.redis_url"),
+        ({"deployments": {"ranking": {"min_replicas": 3, "max_replicas": 2}}}, "deployments.ranking"),
+        ({"deployments": {"ledger": {"min_replicas": 1, "max_replicas": 2}}}, "deployments.ledger.max_replicas"),
+        ({"budgets": {"ranking_ms": 0}}, "budgets.ranking_ms"),
+    ],
+)
+def test_a_wrong_setting_is_named(overrides: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        load_settings(**overrides)
+    assert error.value.field == field
+    assert error.value.hint
+
+
+def test_the_environment_sets_nested_values_and_a_misspelt_name_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HINDCAST_HTTP__PORT", "8123")
+    assert load_settings().http.port == 8123
+    monkeypatch.setenv("HINDCAST_TOPLOGY", "fused")
+    with pytest.raises(InvalidInput) as error:
+        load_settings()
+    assert error.value.field == "HINDCAST_TOPLOGY"
+
+
+def test_strangers_need_keys(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    assert load_settings(http={"host": "0.0.0.0"}, security={"keys_file": keys}).security.keys_file == keys
+    assert load_settings(http={"host": "::1"}).http.loopback
+
+
+def test_a_port_in_use_is_one_clear_line() -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ResourceShortage, match=r"in use.*--port"):
+            check_port("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_data_folder_has_one_server(tmp_path: Path) -> None:
+    from serve_app.errors import NotReady
+
+    with folder_lock(tmp_path), pytest.raises(NotReady, match="another server"), folder_lock(tmp_path):
+        raise AssertionError("two servers on one folder")
+    with folder_lock(tmp_path):
+        pass
