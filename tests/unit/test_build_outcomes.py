@@ -19,12 +19,19 @@ HOUR = 3_600_000_000
 
 
 def collect(
-    tmp_path: Path, decisions: dict[str, Any], events: dict[str, Any], held_out: int = 0, p: float = 1.0
+    tmp_path: Path,
+    decisions: dict[str, Any],
+    events: dict[str, Any],
+    held_out: int = 0,
+    p: float = 1.0,
+    ghosts: dict[str, Any] | None = None,
 ) -> Outcomes:
-    rows = len(decisions["user"])
+    both = [decisions] + ([ghosts] if ghosts else [])
+    user, request_id = (np.concatenate([one[name] for one in both]) for name in ("user", "request_id"))
+    rows = len(user)
     asked = {
-        "user": decisions["user"],
-        "request_id": decisions["request_id"],
+        "user": user,
+        "request_id": request_id,
         "ts": np.full(rows, AT),
         "decided_at": np.full(rows, AT),
         "surface": np.full(rows, Surface.notification, np.int8),
@@ -32,7 +39,11 @@ def collect(
     }
     with LogWriter(tmp_path) as writer:
         writer.write("requests", fill("requests", rows, asked))
-        writer.write("decisions", fill("decisions", rows, {"ts": np.full(rows, AT), **decisions}))
+        done = len(decisions["user"])
+        writer.write("decisions", fill("decisions", done, {"ts": np.full(done, AT), **decisions}))
+        if ghosts:
+            silenced = len(ghosts["user"])
+            writer.write("candidates", fill("candidates", silenced, {"ts": np.full(silenced, AT), **ghosts}))
         count = len(events["user"])
         if count:
             ids = np.arange(1, count + 1).astype(np.uint64)
@@ -41,6 +52,20 @@ def collect(
     folder.mkdir()
     collect_outcomes(tmp_path, folder, LocalRunner())
     return Outcomes.load(folder / "outcomes")
+
+
+def silenced(users: list[int], **columns: Any) -> dict[str, Any]:
+    count = len(users)
+    return {
+        "user": np.array(users, np.uint64),
+        "request_id": np.arange(200, 200 + count).astype(np.uint64),
+        "slot": np.full(count, -1, np.int32),
+        "action": np.full(count, Action.suppress, np.int8),
+        "campaign": np.full(count, 7, np.uint64),
+        "ghost": np.ones(count, np.bool_),
+        "ghost_first": np.ones(count, np.bool_),
+        **columns,
+    }
 
 
 def sends(users: list[int], **columns: Any) -> dict[str, Any]:
@@ -95,19 +120,30 @@ def test_a_purchase_is_a_user_outcome_whatever_led_there(tmp_path: Path, after_u
     assert (found.bought.tolist(), found.converted.tolist()) == ([bought], [False])
 
 
-@pytest.mark.parametrize(("held_out", "p", "p_sent"), [(0, 0.95, 0.95), (1, 0.05, 0.95), (0, 1.0, 1.0)])
-def test_the_chance_of_being_sent_is_the_designs(tmp_path: Path, held_out: int, p: float, p_sent: float) -> None:
-    found = collect(tmp_path, sends([1]), happened(EventType.view, 1, 0, None), held_out, p)
-    assert found.p_sent.tolist() == [pytest.approx(p_sent)]
+def test_the_chance_of_being_sent_is_the_designs_in_both_arms(tmp_path: Path) -> None:
+    sent = collect(tmp_path / "sent", sends([1]), happened(EventType.view, 1, 0, None), held_out=0, p=0.95)
+    nothing = sends([2], action=np.full(1, Action.suppress, np.int8), granted=np.zeros(1, np.bool_))
+    view = happened(EventType.view, 1, 0, None)
+    held = collect(tmp_path / "held", nothing, view, held_out=1, p=0.05, ghosts=silenced([1]))
+    assert [*sent.p_sent, *held.p_sent] == [pytest.approx(0.95)] * 2
+    assert [*sent.sent, *held.sent] == [True, False]
 
 
-def test_suppressed_decisions_count_only_as_a_trials_first_ghost(tmp_path: Path) -> None:
-    decided = sends([1, 2, 3])
-    decided["granted"] = np.array([True, False, False])
-    decided["action"] = np.array([Action.send, Action.suppress, Action.suppress], np.int8)
-    decided["ghost_first"] = np.array([True, True, False])
-    found = collect(tmp_path, decided, happened(EventType.view, 1, 0, None))
+def test_a_holdout_that_lets_a_held_out_user_have_the_campaign_does_not_cover_it(tmp_path: Path) -> None:
+    sent = sends([1], campaign=np.array([8], np.uint64))
+    ghosts = silenced([2, 3], campaign=np.array([7, 8], np.uint64))
+    found = collect(tmp_path, sent, happened(EventType.view, 1, 0, None), held_out=1, p=0.2, ghosts=ghosts)
+    of_campaign = dict(zip(found.campaign.tolist(), found.p_sent.tolist(), strict=True))
+    assert of_campaign == {8: 1.0, 7: pytest.approx(0.8)}
+
+
+def test_the_held_out_arm_knows_its_message_and_only_first_ghosts_count(tmp_path: Path) -> None:
+    decided = sends([1, 2], granted=np.array([True, False]), ghost_first=np.array([True, False]))
+    decided["action"] = np.array([Action.send, Action.suppress], np.int8)
+    ghosts = silenced([2, 3], ghost_first=np.array([True, False]))
+    found = collect(tmp_path, decided, happened(EventType.view, 1, 0, None), ghosts=ghosts)
     assert found.user.tolist() == [1, 2]
+    assert found.campaign.tolist() == [0, 7]
     assert found.sent.tolist() == [True, False]
     assert found.trial.tolist() == [True, True]
 

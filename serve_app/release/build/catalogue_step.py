@@ -25,16 +25,14 @@ def prepare_catalogue(data: Path, folder: Path) -> None:
             hint="import one (`hindcast import`) or generate a world (`hindcast world`)",
         )
     users = _with_logged_users(catalogue.users, read_log(data, "users", columns=["user", "user_id", "ts"]))
-    ordered = in_row_order(
-        Catalogue(catalogue.items, users, catalogue.reviews, catalogue.widgets, catalogue.campaigns)
-    )
+    ordered = in_row_order(Catalogue(catalogue.items, users, catalogue.reviews, catalogue.widgets, catalogue.campaigns))
     write_catalogue(ordered, folder / "catalogue")
     np.save(folder / "item_hashes.npy", ordered.items["item"].to_numpy(), allow_pickle=False)
     np.save(folder / "user_hashes.npy", ordered.users["user"].to_numpy(), allow_pickle=False)
 
 
 def _with_logged_users(known: pa.Table, logged: pa.Table) -> pa.Table:
-    """The catalogue's users, then those the log names besides, each once, with nothing known but when they were first seen."""
+    """The catalogue's users, then those only the log names, with nothing known but when they were first seen."""
     hashes, first = np.unique(logged["user"].to_numpy(), return_index=True)
     new = first[~np.isin(hashes, known["user"].to_numpy()) & (hashes != 0)]
     rows = logged.take(pa.array(new))

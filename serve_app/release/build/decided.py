@@ -36,9 +36,7 @@ I32 = npt.NDArray[np.int32]
 
 MESSAGE_PROVIDED: tuple[FeatureSpec, ...] = (*CAMPAIGN_SPECS, *USER_SPECS, *ITEM_SPECS, *COMPUTED)
 PAGE_PROVIDED: tuple[FeatureSpec, ...] = (*WIDGET_SPECS, *USER_SPECS, *REQUEST_FEATURES)
-_NOT_READ = frozenset(
-    {"surface", "region", "context_device", "position", "anchor_same_category", "anchor_price_ratio"}
-)
+_NOT_READ = frozenset({"surface", "region", "context_device", "position", "anchor_same_category", "anchor_price_ratio"})
 _CHUNK = 20_000
 
 
@@ -57,7 +55,10 @@ def message_features(sends: Outcomes, plan: FeaturePlan, history: History, campa
         known = np.maximum(item, 0)
         values: dict[Entity, tuple[tuple[FeatureSpec, ...], F32]] = {
             Entity.campaign: (CAMPAIGN_SPECS, campaigns.features(find_rows(campaigns.hashes, rows.campaign), at)),
-            Entity.item: (ITEM_SPECS, np.where((item >= 0)[:, None], history.timelines.items(known, at), np.float32(np.nan))),
+            Entity.item: (
+                ITEM_SPECS,
+                np.where((item >= 0)[:, None], history.timelines.items(known, at), np.float32(np.nan)),
+            ),
         }
         candidates: dict[str, npt.NDArray[Any]] = {"item": item, "campaign": rows.campaign, "channel": rows.channel}
         parts.append(_run(rows, Surface.notification, candidates, values, item, plan, history))

@@ -107,9 +107,7 @@ def _probabilities(
     """Heads where there is something to learn; the others say the log's smoothed rate, for everyone alike."""
     rare = {name: int(label.sum()) for name, label in labels.items() if int(label.sum()) < LEAST_RARE}
     known = {name: label for name, label in labels.items() if name not in rare}
-    heads = train_heads(
-        features, names, known, users=rows.user, seed=settings.seed, settings=_train_settings(settings)
-    )
+    heads = train_heads(features, names, known, users=rows.user, seed=settings.seed, settings=_train_settings(settings))
     left_out = {}
     for name, count in rare.items():
         heads = heads.with_heads_of(constant_head(names, name, (count + 1) / (len(rows) + 100)))
@@ -126,7 +124,9 @@ def _uplift(
     trial = trial.take((trial.p_sent > 0) & (trial.p_sent < 1))
     held_out = int((~trial.sent).sum())
     if held_out < LEAST_HELD_OUT:
-        return constant_head(names, "uplift", 0.0), f"{held_out} held-out messages in the log, {LEAST_HELD_OUT} are needed; 0"
+        return constant_head(
+            names, "uplift", 0.0
+        ), f"{held_out} held-out messages in the log, {LEAST_HELD_OUT} are needed; 0"
     features = message_features(trial, plan_of(MESSAGE_PROVIDED), history, campaigns)
     heads = train_uplift(
         features, names, trial.bought, trial.sent, trial.p_sent, users=trial.user, seed=settings.seed,

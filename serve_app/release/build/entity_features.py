@@ -47,7 +47,16 @@ _ITEM_COUNTS = (
     "views_1d", "views_7d", "views_30d", "clicks_7d", "clicks_30d", "carts_7d", "carts_30d",
     "buys_1d", "buys_7d", "buys_30d", "buys_all", "pieces_30d", "seen_7d",
 )  # fmt: skip
-_ITEM_OTHERS = ("click_rate", "buy_rate", "trend", "paid_mean", "pieces_mean", "days_since_buy", "days_since_event", "age_days")
+_ITEM_OTHERS = (
+    "click_rate",
+    "buy_rate",
+    "trend",
+    "paid_mean",
+    "pieces_mean",
+    "days_since_buy",
+    "days_since_event",
+    "age_days",
+)
 _USER_COUNTS = (
     "views_1d", "views_7d", "views_30d", "clicks_7d", "clicks_30d", "carts_7d", "carts_30d",
     "buys_1d", "buys_7d", "buys_30d", "buys_all", "spend_30d", "delivered_7d", "delivered_30d",

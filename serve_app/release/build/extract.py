@@ -53,4 +53,3 @@ def extract(data: Path, item_hashes: Path, user_hashes: Path, folder: Path, runn
     shutil.rmtree(parts)
     (folder / "counts.json").write_text(json.dumps(total, sort_keys=True))
     return dict(total)
-

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.release.build.next_items import next_items
-from serve_app.release.build.settings import BuildSettings
-from serve_app.release.build.spans import Spans
-from serve_app.release.build.outcomes import ATTRIBUTION_US, Outcomes
-from serve_app.release.build.slates import shown_lists, shown_rows
-from serve_app.release.build.training import ITEM_FEATURES, ITEM_PROVIDED, ExampleRows, History, item_rows
 from serve_app.release.build.interactions import Sessions
+from serve_app.release.build.next_items import next_items
+from serve_app.release.build.outcomes import ATTRIBUTION_US, Outcomes
+from serve_app.release.build.settings import BuildSettings
+from serve_app.release.build.slates import shown_lists, shown_rows
+from serve_app.release.build.spans import Spans
+from serve_app.release.build.training import ITEM_FEATURES, ITEM_PROVIDED, ExampleRows, History, item_rows
 from serve_app.stages.features import FeaturePlan
 from serve_app.stages.ranking.calibration import Calibration
 from serve_app.stages.ranking.heads import Head, HeadSet
@@ -21,7 +21,7 @@ from serve_app.stages.ranking.training import TrainSettings, train_heads
 from serve_app.stages.retrieval.stage import Retrieval
 from serve_app.vocabulary import Surface
 
-__all__ = ["ITEM_SURFACES", "LEAST_EXAMPLES", "constant_head", "by_retrieval_order", "train_item_heads"]
+__all__ = ["ITEM_SURFACES", "LEAST_EXAMPLES", "by_retrieval_order", "constant_head", "train_item_heads"]
 
 ITEM_SURFACES = (Surface.related, Surface.gateway)
 LEAST_EXAMPLES = 100
@@ -74,7 +74,9 @@ def train_item_heads(
         examples, retrieval, plan, history, width=settings.width, negatives=settings.negatives, seed=settings.seed
     )
     if int(rows.clicked.sum()) < LEAST_CLICKS:
-        return Trained(by_retrieval_order(), f"{int(rows.clicked.sum())} positives among the candidates, {LEAST_CLICKS} needed")
+        return Trained(
+            by_retrieval_order(), f"{int(rows.clicked.sum())} positives among the candidates, {LEAST_CLICKS} needed"
+        )
     shown = shown_lists(outcomes, surface, begin, end - ATTRIBUTION_US, limit=settings.max_examples, seed=settings.seed)
     if int(shown.clicked.sum()) < LEAST_CLICKS:
         return Trained(_fit(rows, settings, None))

@@ -119,7 +119,9 @@ def interactions_of(events: pa.Table, item_hashes: U64, user_hashes: U64) -> tup
     lost = (item_hash != 0) & (item < 0) & ~from_bots
     keep = np.flatnonzero(~from_bots & ~lost)
     counts = {"kept": len(keep), "of bots": int(from_bots.sum()), "of unknown items": int(lost.sum())}
-    session = _sessions(user_hash, events["ts"].to_numpy(), events["event_id"].to_numpy(), _filled(events, "session", np.uint64, 0))
+    session = _sessions(
+        user_hash, events["ts"].to_numpy(), events["event_id"].to_numpy(), _filled(events, "session", np.uint64, 0)
+    )
     rows = Interactions(
         user=find_rows(user_hashes, user_hash),
         item=item,
@@ -171,7 +173,9 @@ class Sessions:
         """Views, clicks, carts and conversions of items, by session."""
         rows = np.flatnonzero((log.item >= 0) & np.isin(log.kind, SHOWN))
         part = log.take(rows)
-        part = part.take(_session_order(part.session, part.at, part.position))  # by what is shown, not by what came before it
+        part = part.take(
+            _session_order(part.session, part.at, part.position)
+        )  # by what is shown, not by what came before it
         new = np.r_[True, part.session[1:] != part.session[:-1]] if len(part) else np.empty(0, np.bool_)
         runs = np.flatnonzero(new | np.r_[True, part.item[1:] != part.item[:-1]]) if len(part) else np.empty(0, np.int64)
         strength = np.maximum.reduceat(_STRENGTH[part.kind], runs) if len(runs) else np.empty(0, np.float32)

@@ -33,8 +33,8 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class People:
-    """What requests say of users, by user row: hashes u64, region i16 (serve_app.regions), zone i16 (serve_app.policy.zones);
-    -1 where unknown."""
+    """What requests say of users, by user row: hashes u64, region i16 (serve_app.regions), zone i16
+    (serve_app.policy.zones); -1 where unknown."""
 
     hashes: npt.NDArray[np.uint64]
     region: npt.NDArray[np.int16]

@@ -35,10 +35,14 @@ ATTRIBUTION_US = 3 * DAY_US
 
 _REQUESTS = ("user", "request_id", "surface", "decided_at", "anchor", "context_hour", "holdouts")
 _DECISIONS = (
-    "user", "request_id", "surface", "ts", "slot", "item", "widget", "campaign", "channel", "action", "ghost", "ghost_first",
-    "granted",
+    "user", "request_id", "surface", "ts", "slot", "item", "widget", "campaign", "channel", "action",
+    "ghost_first", "granted",
 )  # fmt: skip
+_CANDIDATES = ("user", "request_id", "ts", "slot", "item", "widget", "campaign", "channel", "action", "ghost", "ghost_first")
 _EVENTS = ("user", "ts", "type", "ingested_at", "decision_request_id", "slot", "item", "amount")
+
+
+_COLUMNS = {"requests": _REQUESTS, "decisions": _DECISIONS, "candidates": _CANDIDATES, "events": _EVENTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ def collect_outcomes(data: Path, folder: Path, runner: Runner) -> None:
     """Write all outcomes of the log under `folder`/outcomes."""
     parts = folder / "parts"
     parts.mkdir()
-    tables = ["requests", "decisions", "events"]
+    tables = list(_COLUMNS)
     tasks: list[Task] = [
         {"folder": str(parts / f"{group.low:04d}-{group.high:04d}"), "files": json.dumps(dict(group.files))}
         for group in bucket_groups(data, tables)
@@ -106,23 +110,28 @@ def collect_outcomes(data: Path, folder: Path, runner: Runner) -> None:
 
 
 def _none(table: str) -> pa.Table:
-    columns = {"requests": _REQUESTS, "decisions": _DECISIONS, "events": _EVENTS}[table]
-    return read_files([], table, columns=columns)
+    return read_files([], table, columns=_COLUMNS[table])
 
 
 def _collect(task: Task) -> Task:
     files = json.loads(task["files"])
-    requests = read_files(files.get("requests", []), "requests", columns=_REQUESTS)
-    decisions = read_files(files.get("decisions", []), "decisions", columns=_DECISIONS)
-    events = read_files(files.get("events", []), "events", columns=_EVENTS)
-    found = _of_tables(requests, decisions, events)
+    found = _of_tables(*(read_files(files.get(name, []), name, columns=columns) for name, columns in _COLUMNS.items()))
     found.save(Path(task["folder"]))
     return {"rows": len(found)}
 
 
-def _of_tables(requests: pa.Table, decisions: pa.Table, events: pa.Table) -> Outcomes:
-    shown = pc.or_(pc.equal(decisions["action"], Action.show), pc.or_(decisions["granted"], decisions["ghost_first"]))
-    decisions = decisions.filter(shown)
+def _decided(decisions: pa.Table, candidates: pa.Table) -> pa.Table:
+    """Rows of what was shown or sent, and of what a holdout silenced at the user's first would-send: there the decision
+    chose nothing, and only the candidate tells which message it was."""
+    done = decisions.filter(pc.or_(pc.equal(decisions["action"], Action.show), decisions["granted"]))
+    ghosts = candidates.filter(pc.and_(candidates["ghost"], candidates["ghost_first"])).drop_columns(["ghost"])
+    surface = pa.array(np.full(len(ghosts), Surface.notification, np.int8))
+    ghosts = ghosts.append_column("surface", surface).append_column("granted", pa.array(np.zeros(len(ghosts), np.bool_)))
+    return pa.concat_tables([done, ghosts.select(done.column_names).cast(done.schema)])
+
+
+def _of_tables(requests: pa.Table, decisions: pa.Table, candidates: pa.Table, events: pa.Table) -> Outcomes:
+    decisions = _decided(decisions, candidates)
     user, request_id = decisions["user"].to_numpy(), decisions["request_id"].to_numpy()
     slot, at = decisions["slot"].to_numpy(), decisions["ts"].to_numpy()
     asked = _positions(_key(requests["user"], requests["request_id"]), hash_key(1, user, request_id))

@@ -72,4 +72,6 @@ def index_recall(tables: RetrievalTables, seed: int) -> Metric:
         similarity = np.einsum("ij,j->i", vectors[known], queries[row])
         hits[row] = np.count_nonzero(similarity >= floor - 1e-5) / exact.shape[1]
     half = 1.96 * float(hits.std()) / np.sqrt(len(hits))
-    return Metric(value=float(hits.mean()), low=float(hits.mean() - half), high=min(float(hits.mean() + half), 1.0), cases=len(hits))
+    return Metric(
+        value=float(hits.mean()), low=float(hits.mean() - half), high=min(float(hits.mean() + half), 1.0), cases=len(hits)
+    )

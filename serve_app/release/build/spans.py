@@ -27,7 +27,7 @@ class Spans:
 
     @classmethod
     def of(cls, log: Interactions, settings: BuildSettings) -> Spans:
-        """Days as the settings ask, shortened where the log is: figures take at most a fifth of it, examples at most 3/10."""
+        """Days as the settings ask, shortened where the log is: at most a fifth of it for figures, 3/10 for examples."""
         if len(log) == 0:
             return cls(0, 0, 0, 0)
         begin, end = int(log.at.min()), int(log.known_at.max()) + 1

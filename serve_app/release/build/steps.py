@@ -77,7 +77,7 @@ class Steps:
     @cached_property
     def outcomes_folder(self) -> Path:
         """Step `outcomes`."""
-        files = log_files(self.data, ["requests", "decisions", "events"])
+        files = log_files(self.data, ["requests", "decisions", "candidates", "events"])
 
         def run(folder: Path) -> None:
             collect_outcomes(self.data, folder, self.runner)
@@ -150,14 +150,14 @@ class Steps:
             retrieval = retrieval_stage(RetrievalTables.load(early))
             self.detail(f"{surface.name}: examples and boosters")
             sessions = Sessions.of(self.log)
-            trained = train_item_heads(
-                surface, sessions, self.outcomes, retrieval, self.history, self.spans, self.settings
-            )
+            trained = train_item_heads(surface, sessions, self.outcomes, retrieval, self.history, self.spans, self.settings)
             trained.heads.save(folder / "heads")
             (folder / "fallback.txt").write_text(trained.fallback)
 
         inputs = {"settings": self.settings.model_dump(exclude={"max_measured"}), "surface": surface.name}
-        folder = self.workspace.step(f"heads-{surface.name}", inputs, ["catalogue", "extract", "tables-early", "outcomes"], run)
+        folder = self.workspace.step(
+            f"heads-{surface.name}", inputs, ["catalogue", "extract", "tables-early", "outcomes"], run
+        )
         return HeadSet.load(folder / "heads"), (folder / "fallback.txt").read_text()
 
     def figures(self, surface: Surface, heads: HeadSet) -> Figures:
@@ -168,7 +168,12 @@ class Steps:
             self.detail(f"{surface.name}: lists of the last days")
             spans, settings = self.spans, self.settings
             found = next_items(
-                surface, Sessions.of(self.log), spans.measured_from, spans.end, limit=settings.max_measured, seed=settings.seed
+                surface,
+                Sessions.of(self.log),
+                spans.measured_from,
+                spans.end,
+                limit=settings.max_measured,
+                seed=settings.seed,
             )
             retrieval = retrieval_stage(RetrievalTables.load(past))
             known = self.sessions_before(spans.measured_from)
@@ -183,7 +188,6 @@ class Steps:
         inputs = {"settings": self.settings.model_dump(), "surface": surface.name}
         after = ["catalogue", "extract", "tables-past", f"heads-{surface.name}"]
         return load_figures(self.workspace.step(f"figures-{surface.name}", inputs, after, run))
-
 
     def decision_heads(self, surface: Surface) -> DecisionHeads:
         """Steps `heads-notification` and `heads-widgets`, with their figures."""
@@ -205,11 +209,10 @@ class Steps:
         heads = HeadSet.load(folder / "heads") if (folder / "heads").is_dir() else None
         return DecisionHeads(heads, json.loads((folder / "left_out.json").read_text()), load_figures(folder))
 
-
     @cached_property
     def reviews(self) -> tuple[Path, HeadSet, str]:
-        """Step `reviews`: folder with the stored scores (`table`) and the model (`model`, where votes suffice), the head that
-        is the stored score, and why it is a fall-back ("" where it is not)."""
+        """Step `reviews`: folder with the stored scores (`table`) and the model (`model`, where votes suffice), the head
+        that is the stored score, and why it is a fall-back ("" where it is not)."""
         _ = self.extract_folder
 
         def run(folder: Path) -> None:

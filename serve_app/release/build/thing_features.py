@@ -100,7 +100,9 @@ class CampaignTimelines:
         """The release's table."""
         count = len(self.hashes)
         at = np.full(count, when, np.int64)
-        return FeatureTable(Entity.campaign, CAMPAIGN_SPECS, self.hashes, self.features(np.arange(count, dtype=np.int32), at), at)
+        return FeatureTable(
+            Entity.campaign, CAMPAIGN_SPECS, self.hashes, self.features(np.arange(count, dtype=np.int32), at), at
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,9 @@ class WidgetTimelines:
         """The release's table."""
         count = len(self.hashes)
         at = np.full(count, when, np.int64)
-        return FeatureTable(Entity.widget, WIDGET_SPECS, self.hashes, self.features(np.arange(count, dtype=np.int32), at), at)
+        return FeatureTable(
+            Entity.widget, WIDGET_SPECS, self.hashes, self.features(np.arange(count, dtype=np.int32), at), at
+        )
 
 
 def widget_rows(rows: CatalogueRows, hashes: npt.NDArray[np.uint64]) -> I32:
