@@ -42,6 +42,7 @@ def demo(
     if not (data / "catalogue" / "items.parquet").exists():
         world = ["world", "--users", str(users), "--items", str(items), "--days", str(days), "--seed", str(seed)]
         _step("A world of shoppers, and its log", [*world, *where])
+        _step("Its users' consents, for the ledger", ["ledger", "seed", *where])
     if not (data / "releases" / "current").exists():
         _step("A release, built from that log", ["build", *where, "--promote"])
     sys.stdout.write(f"\n== The server\n   hindcast up --data {data} --port {port}\n")

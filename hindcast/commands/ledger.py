@@ -114,3 +114,21 @@ def _history(view: LedgerView, last: int) -> Table:
         hashes = (f"{int(entry[field]):016x}" for field in ("campaign", "request_id"))
         table.add_row(_when(int(entry["at"])), what, *names, *hashes)
     return table
+
+
+@group.command("seed")
+def seed_command(
+    data: DataOption = Path("data"),
+    redis_url: Annotated[str | None, typer.Option("--redis", help="Seed this Redis instead of the data folder.")] = None,
+) -> None:
+    """Give the ledger the consents, opt-outs, zones and reachability that the log last saw, for users it does not know.
+    Not while a server owns the SQLite file."""
+    from serve_app.ledger.opening import open_ledger
+    from serve_app.ledger.seeding import seed_ledger
+
+    ledger = open_ledger(data, backend="redis" if redis_url else "sqlite", redis_url=redis_url)
+    try:
+        written = seed_ledger(ledger, data)
+    finally:
+        ledger.close()
+    typer.echo(f"{written:,} users of the log are now known to the ledger")
