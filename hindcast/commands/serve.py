@@ -15,9 +15,11 @@ import typer
 from serve_app.errors import InvalidInput, NotReady
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.console import Console
 
     from serve_app.running.instance import Instance
+    from serve_app.settings import Settings
 
 __all__ = ["register"]
 
@@ -81,7 +83,7 @@ def _show(console: Console, instance: Instance, seconds: float) -> None:
     ready = instance.get("/readyz")
     rows = load_release(current_release(settings.data), ["catalogue"], verify=False).catalogue
     item = rows.items["item_id"][len(rows.items) // 2].as_py()
-    user = rows.users["user_id"][len(rows.users) // 2].as_py() if len(rows.users) else "anyone"
+    user = _somebody(settings, rows.users) if len(rows.users) else "anyone"
     post = "curl -s -H 'Content-Type: application/json'"
     calls = [
         f"{post} {instance.url}/v1/recommendations/related -d {_quoted({'item': item, 'user': user, 'slots': 5})}",
@@ -104,6 +106,23 @@ def _show(console: Console, instance: Instance, seconds: float) -> None:
     # Plain text: a terminal's width must not break a command that is meant to be copied.
     console.file.write("\n".join(lines) + "\n")
     console.file.flush()
+
+
+def _somebody(settings: Settings, users: pa.Table) -> str:
+    """A user of the release the ledger knows to be reachable and to have consented; else the middle one."""
+    from serve_app.ids import hash_ids
+    from serve_app.ledger.opening import ledger_path, open_ledger
+
+    ids = users["user_id"].slice(0, 10_000).to_pylist()
+    if settings.ledger.backend != "sqlite" or not ledger_path(settings.data).exists():
+        return str(ids[len(ids) // 2])
+    ledger = open_ledger(settings.data, read_only=True)
+    try:
+        state = ledger.read(hash_ids(ids)).state
+    finally:
+        ledger.close()
+    willing = (state.reachable & ~state.opted_out > 0) & (state.consent_ad_at > 0)
+    return str(ids[int(willing.argmax())] if willing.any() else ids[len(ids) // 2])
 
 
 def _quoted(body: dict[str, Any]) -> str:
