@@ -21,7 +21,7 @@ from serve_app.stages.features.computed import (
 )
 from serve_app.stages.features.gather import gather, settle
 from serve_app.stages.features.plan import FeaturePlan
-from serve_app.stages.features.tables import TABLE_ENTITIES, Entity, FeatureTable
+from serve_app.stages.features.tables import TABLE_ENTITIES, Entity, FeatureSpec, FeatureTable
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import FeatureStatus, Surface
 
@@ -48,6 +48,31 @@ class ItemFacts:
             raise InvalidInput("category must be i32 and price f32, of one length", field="item_facts")
 
 
+class _SourceColumns:
+    """Where retrieval's columns come from and go to. The names retrieval gives are those of the release, hence looked up
+    once for each tuple of names met."""
+
+    def __init__(self, names: tuple[str, ...], columns: I32) -> None:
+        self.names, self.columns = names, columns
+        self._known: dict[tuple[str, ...], I32] = {}
+
+    def places(self, held: tuple[str, ...]) -> I32:
+        """Column of `source_scores` for each name; `_RETRIEVAL` for retrieval's own."""
+        at = self._known.get(held)
+        if at is None:
+            at = self._known[held] = np.array([self._place(name, held) for name in self.names], np.int32)
+        return at
+
+    @staticmethod
+    def _place(name: str, held: tuple[str, ...]) -> int:
+        if name in _RETRIEVAL:
+            return _RETRIEVAL[name]
+        source = name.removeprefix("source_")
+        if source not in held:
+            raise InvalidInput("retrieval gave no such source", field=name, hint=f"it gave {', '.join(held) or 'none'}")
+        return held.index(source)
+
+
 @dataclass(frozen=True, slots=True)
 class _Bound:
     """A plan with its columns resolved against the tables."""
@@ -56,10 +81,9 @@ class _Bound:
     defaults: F32
     max_age_us: I64
     tables: tuple[tuple[FeatureTable, I32, I32], ...]  # table, its columns, matrix columns
-    user_item: I32
-    request: I32
-    source_names: tuple[str, ...]
-    source_columns: I32
+    user_item: I32 | None  # None: none wanted
+    request: I32 | None
+    sources: _SourceColumns | None
     computed: I32
     position: I32
 
@@ -79,7 +103,7 @@ class Features:
         if len(by_entity) != len(tables):
             raise InvalidInput("two tables of one entity kind", field="tables")
         self._facts = facts
-        self._bound = {surface: _bind(plan, by_entity) for surface, plan in plans.items()}
+        self._bound: dict[int, _Bound] = {surface: _bind(plan, by_entity) for surface, plan in plans.items()}
         campaigns = by_entity.get(Entity.campaign)
         self._campaign_order = np.argsort(campaigns.keys, kind="stable") if campaigns is not None else np.empty(0, np.int64)
 
@@ -103,24 +127,21 @@ class Features:
             gather(table.values, table.as_of, at, from_columns, columns, now, bound.max_age_us, bound.defaults, out, status)
         facts = context.parts.get("item_facts", self._facts)
         _compute(bound, batch, facts, out)
-        out[:, bound.position] = np.nan  # settles as the declared constant
+        if len(bound.position):
+            out[:, bound.position] = np.nan  # settles as the declared constant
         settle(bound.computed, bound.defaults, out, status)
         return extended(batch, {"features": bound.plan.names}, features=out, feature_status=status)
 
-    def _bound_of(self, surface: Surface) -> _Bound:
+    def _bound_of(self, surface: int) -> _Bound:
         if surface not in self._bound:
             raise InvalidInput("no model serves this surface", field=f"surface {Surface(surface).name}")
         return self._bound[surface]
 
     def _bound_for(self, batch: Batch) -> _Bound:
-        surfaces = batch.requests["surface"]
-        if len(surfaces) == 0:
-            return next(iter(self._bound.values()))
-        bound = self._bound_of(Surface(int(surfaces[0])))
-        for other in np.flatnonzero(np.bincount(surfaces)) if (surfaces != surfaces[0]).any() else ():
-            if self._bound_of(Surface(int(other))).plan != bound.plan:
-                raise InvalidInput("requests with different feature plans in one batch", field="surface", hint="split it")
-        return bound
+        bounds = [self._bound_of(surface) for surface in dict.fromkeys(batch.requests["surface"].tolist())]
+        if any(one.plan != bounds[0].plan for one in bounds[1:]):
+            raise InvalidInput("requests with different feature plans in one batch", field="surface", hint="split it")
+        return bounds[0] if bounds else next(iter(self._bound.values()))
 
     def _rows_of(self, table: FeatureTable, batch: Batch) -> I32:
         if table.entity == Entity.user:
@@ -167,13 +188,18 @@ def _bind(plan: FeaturePlan, tables: Mapping[Entity, FeatureTable]) -> _Bound:
         plan.defaults(),
         plan.max_age_us(),
         tuple(gathers),
-        np.array([plan.names.index(s.name) if s.name in plan.names else -1 for s in USER_ITEM_FEATURES], np.int32),
-        np.array([plan.names.index(s.name) if s.name in plan.names else -1 for s in REQUEST_FEATURES], np.int32),
-        tuple(plan.names[column] for column in sources),
-        sources,
+        _places(plan, USER_ITEM_FEATURES),
+        _places(plan, REQUEST_FEATURES),
+        _SourceColumns(tuple(plan.names[column] for column in sources), sources) if len(sources) else None,
         np.concatenate([plan.columns(e) for e in Entity if e not in TABLE_ENTITIES]),
         plan.columns(Entity.position),
     )
+
+
+def _places(plan: FeaturePlan, features: Sequence[FeatureSpec]) -> I32 | None:
+    """Column of each computed feature, -1 where it is not wanted; None where none is."""
+    at = np.array([plan.names.index(one.name) if one.name in plan.names else -1 for one in features], np.int32)
+    return at if (at >= 0).any() else None
 
 
 def _dense(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -197,7 +223,7 @@ def _compute(bound: _Bound, batch: Batch, facts: ItemFacts, out: F32) -> None:
     offsets = _dense(batch.offsets)
     recents, recents_at = _list(batch, "recents", "i4")
     bought, bought_at = _list(batch, "bought", "i4")
-    if (bound.user_item >= 0).any():
+    if bound.user_item is not None:
         ages, _ = _list(batch, "recents_age_s", "f4")
         item = _dense(batch.candidates["item"])
         anchor = _column(batch, "anchor", "i4", -1)
@@ -215,7 +241,7 @@ def _compute(bound: _Bound, batch: Batch, facts: ItemFacts, out: F32) -> None:
             bound.user_item,
             out,
         )
-    if (bound.request >= 0).any():
+    if bound.request is not None:
         request_features(
             offsets,
             _column(batch, "context_hour", "i1", -1),
@@ -228,24 +254,18 @@ def _compute(bound: _Bound, batch: Batch, facts: ItemFacts, out: F32) -> None:
             bound.request,
             out,
         )
-    if len(bound.source_columns):
-        _fill_sources(bound, batch, out)
+    if bound.sources is not None:
+        _fill_sources(bound.sources, batch, out)
 
 
-def _fill_sources(bound: _Bound, batch: Batch, out: F32) -> None:
-    held = list(batch.meta.get("sources", ()))
-    at = []
-    for name in bound.source_names:
-        source = name.removeprefix("source_")
-        if name not in _RETRIEVAL and source not in held:
-            raise InvalidInput("retrieval gave no such source", field=name, hint=f"it gave {', '.join(held) or 'none'}")
-        at.append(_RETRIEVAL[name] if name in _RETRIEVAL else held.index(source))
+def _fill_sources(wanted: _SourceColumns, batch: Batch, out: F32) -> None:
+    held = tuple(batch.meta.get("sources", ()))
     scores = batch.candidates["source_scores"] if held else np.empty((batch.candidates.rows, 0), np.float32)
     source_features(
         _dense(scores),
         _dense(batch.candidates["retrieval_score"]),
         _dense(batch.candidates["sources"]),
-        np.array(at, np.int32),
-        bound.source_columns,
+        wanted.places(held),
+        wanted.columns,
         out,
     )

@@ -157,9 +157,11 @@ class HeadSet:
             checksums = list(enumerate(text["boosters"]))
             boosters = tuple(load_booster(folder / f"booster-{i}.ubj", sha256) for i, sha256 in checksums)
             heads = tuple(_read_head(one) for one in text["heads"])
-            return cls(tuple(text["features"]), heads, boosters, float(text["position"]), text["metrics"])
+            loaded = cls(tuple(text["features"]), heads, boosters, float(text["position"]), text["metrics"])
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedArtifact(f"lacks or garbles {error}", field=str(folder / "heads.json"), hint=_REBUILD) from error
+        assert len(loaded._predictors) == len(boosters)  # made now, not in the first request
+        return loaded
 
 
 @dataclass(frozen=True)

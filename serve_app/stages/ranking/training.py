@@ -23,6 +23,7 @@ from serve_app.noise import hash_key, salt_of, uniform
 from serve_app.stages.ranking.calibration import Calibration, fit_calibration, fit_line, identity_calibration
 from serve_app.stages.ranking.heads import Head, HeadSet
 from serve_app.stages.ranking.metrics import head_metrics
+from serve_app.stages.ranking.predictor import Predictor
 
 __all__ = ["TrainSettings", "train_heads", "train_uplift"]
 
@@ -198,8 +199,7 @@ def _boost(
 
 
 def _predict(booster: xgboost.Booster, matrix: F32) -> F32:
-    raw: F32 = booster.inplace_predict(matrix)
-    return raw.reshape(len(matrix), -1)
+    return Predictor(booster)(matrix)
 
 
 def _calibrate(raw: F32, y: F32, mass: F32, held: Bool, settings: TrainSettings) -> Calibration:
