@@ -251,7 +251,8 @@ def _print(console: Console, report: Mapping[str, Any]) -> None:
     table = Table(
         title=f"{report['candidates']} candidates, {report['features']} features, {report['trees']} trees, one core"
     )
-    for heading in ("batch", "way", "p50 us/request", "p90", "p99", "processor us/request", "ratio p50", "ratio processor"):
+    table.caption = "microseconds per request: wall time (p50, p90, p99) and processor time (mean); ratio: chain / bare"
+    for heading in ("batch", "way", "p50", "p90", "p99", "cpu", "ratio p50", "ratio cpu"):
         table.add_column(heading, justify="right")
     for one in report["results"]:
         for way in ("bare", "chain"):
