@@ -1,6 +1,8 @@
-"""Evidence rows of the chosen entries, and the order retrieval puts them in."""
+"""The order of a request's candidates, and what is known of each: their rows of evidence."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +30,7 @@ from serve_app.stages.retrieval.scratch import (
     entry_of,
 )  # fmt: skip
 
-__all__ = ["describe", "order_by_blend"]
+__all__ = ["Near", "choose_and_order", "describe", "look_at"]
 
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
@@ -37,7 +39,8 @@ F64 = npt.NDArray[np.float64]
 _NEAR = 6  # newest recents compared by embedding
 _DAMP = np.float32(3.0)  # co-visits that a share is damped by
 _RANKED = len(RANKED)
-_RELATIVE, _RANK = INDEX["follow_relative"], INDEX["follow_rank"]
+_BY_COUNTS = 4  # the first ranked sources are running sums, the others products of embeddings: taste, similar
+_RELATIVE = INDEX["follow_relative"]  # ranks follow the shares
 _TASTE, _SIMILAR, _POPULAR, _RECENT = (INDEX[name] for name in ("taste", "similar", "popular", "recent"))
 _LAST, _LAST_SHARE, _REVERSE_SHARE = INDEX["follow_last"], INDEX["follow_last_share"], INDEX["follow_last_reverse_share"]
 _SIM_LAST, _SIM_SECOND, _SIM_MAX, _SIM_MEAN = (
@@ -56,21 +59,27 @@ _POPULAR_WEIGHT = 0.1
 assert SCORES[:6] == ("follow", "covisited", "session", "session_after", "taste", "similar")
 
 
+class Near(NamedTuple):
+    """What candidates are compared with. columns f32[d, 8]: vectors of the query, the anchor and the newest six recents,
+    side by side (0 where there is none, or where it stands among newer ones already). items i32[6]: rows of these recents, -1
+    without one."""
+
+    columns: F32
+    items: I32
+
+
 @kernel
-def _side_by_side(s: Scratch, t: Tables, recents: I32, query: F32, anchor: int, near: F32, own: I32) -> int:
-    """Vectors that candidates are compared with, as columns of near f32[d, 8]: query, anchor, the newest recents (0 where
-    there is none, or where it stands among newer ones already). own i32[6]: item rows of the recents' columns, -1 without
-    one. Returns how many of these columns to look at."""
-    n = len(recents)
-    for d in range(near.shape[0]):
-        near[d, 0] = query[d]
-        near[d, 1] = t.vectors[anchor, d] if anchor >= 0 else np.float32(0.0)
+def look_at(s: Scratch, t: Tables, recents: I32, query: F32, anchor: int, near: Near) -> None:
+    """Fill `near` for a request. Needs its recents among the entries."""
+    n, columns = len(recents), near.columns
+    for d in range(len(query)):
+        columns[d, 0] = query[d]
+        columns[d, 1] = t.vectors[anchor, d] if anchor >= 0 else np.float32(0.0)
     for k in range(_NEAR):
         x = recents[n - 1 - k] if k < n else -1
-        own[k] = x if x >= 0 and s.hot[entry_of(s, x), BACK] == k + 1 else -1
-        for d in range(near.shape[0]):
-            near[d, 2 + k] = t.vectors[x, d] if own[k] >= 0 else np.float32(0.0)
-    return min(n, _NEAR)
+        near.items[k] = x if x >= 0 and s.hot[entry_of(s, x), BACK] == k + 1 else -1
+        for d in range(len(query)):
+            columns[d, 2 + k] = t.vectors[x, d] if near.items[k] >= 0 else np.float32(0.0)
 
 
 @kernel
@@ -106,12 +115,12 @@ def _products(near: F32, vector: F32, out: F32) -> None:
 
 
 @kernel
-def _compare(own: I32, used: int, products: F32, j: int, row: F32) -> None:
-    """Embedding evidence of item row j from its products with the query, the anchor and the recents."""
+def _compare(own: I32, products: F32, j: int, row: F32) -> None:
+    """Embedding evidence of item row j from its products with the query, the anchor and the recents `own`."""
     row[_TASTE], row[_SIMILAR] = products[0], products[1]
     row[_SIM_LAST], row[_SIM_SECOND] = products[2], products[3]
     best, total, count = np.float32(-1.0), np.float32(0.0), 0
-    for k in range(used):
+    for k in range(_NEAR):
         if own[k] >= 0 and own[k] != j:
             best = max(best, products[2 + k])
             total += products[2 + k]
@@ -121,21 +130,22 @@ def _compare(own: I32, used: int, products: F32, j: int, row: F32) -> None:
 
 
 @kernel
-def _facts(s: Scratch, t: Tables, recents: I32, near: F32, products: F32, row: F32) -> None:
-    """Evidence that all candidates of the request share."""
+def _facts(s: Scratch, t: Tables, recents: I32, near: Near, out: F32) -> None:
+    """out f32[5]: evidence that all candidates of the request share."""
     n, distinct = len(recents), 0
     for e in range(min(n, s.clock[1])):
         distinct += s.hot[e, BACK] != NOT_SEEN
-    row[_MATCHED] = np.float32(s.clock[2])
-    row[_DISTINCT] = np.float32(distinct)
-    row[_NEWEST_TIMES] = row[_NEWEST_RARITY] = row[_NEWEST_COSINE] = np.float32(0.0)
+    out[:] = np.float32(0.0)
+    out[_MATCHED - _MATCHED] = np.float32(s.clock[2])
+    out[_DISTINCT - _MATCHED] = np.float32(distinct)
     if n:
         newest = recents[n - 1]
-        row[_NEWEST_TIMES] = s.hot[entry_of(s, newest), TIMES]
-        row[_NEWEST_RARITY] = t.rarity[newest]
+        out[_NEWEST_TIMES - _MATCHED] = s.hot[entry_of(s, newest), TIMES]
+        out[_NEWEST_RARITY - _MATCHED] = t.rarity[newest]
         if n > 1:
-            _products(near, t.vectors[recents[n - 2]], products)
-            row[_NEWEST_COSINE] = products[2]
+            second = t.vectors[recents[n - 2]]
+            for d in range(len(second)):
+                out[_NEWEST_COSINE - _MATCHED] += near.columns[d, 2] * second[d]
 
 
 @kernel
@@ -156,68 +166,72 @@ def _fill(hot: F32, rarity: np.float32, total: np.float32, newest_total: np.floa
 
 
 @kernel
-def _relative(rows: F32, keys: npt.NDArray[np.uint64], value: F32) -> None:
-    """Share of the best and rank per ranked source, over one request's candidates; of equals, the first ranks first."""
-    count = len(rows)
-    bits = value.view(np.uint32)
+def _rank(s: Scratch, count: int) -> None:
+    """ranked f32[12, entries]: share of the best and rank per ranked source over one request's candidates, by place; of
+    equals, the first ranks first."""
+    bits = s.buffer.view(np.uint32)
     for c in range(_RANKED):
+        share, rank = s.ranked[c], s.ranked[_RANKED + c]
         best, known = np.float32(0.0), 0
         for z in range(count):
-            score = rows[z, c]
-            rows[z, _RELATIVE + c] = np.float32(0.0)
-            rows[z, _RANK + c] = NO_RANK
+            score = s.hot[s.chosen[z], c] if c < _BY_COUNTS else s.products[z, c - _BY_COUNTS]
+            share[z], rank[z] = np.float32(0.0), NO_RANK
             if score > 0:
                 best = max(best, score)
-                value[known] = score
-                # Bits of positive floats rise with them; their complement above the row number sorts best first.
-                keys[known] = (np.uint64(~bits[known]) << np.uint64(32)) | np.uint64(z)
+                share[z] = s.buffer[known] = score
+                # Bits of positive floats rise with them; their complement above the place sorts best first.
+                s.keys[known] = (np.uint64(~bits[known]) << np.uint64(32)) | np.uint64(z)
                 known += 1
-        keys[:known].sort()
-        for place in range(known):
-            at = int(keys[place] & np.uint64(0xFFFFFFFF))
-            rows[at, _RELATIVE + c] = rows[at, c] / best
-            rows[at, _RANK + c] = np.float32(place + 1)
+        s.keys[:known].sort()
+        for at in range(known):
+            z = int(s.keys[at] & np.uint64(0xFFFFFFFF))
+            share[z] /= best
+            rank[z] = np.float32(at + 1)
 
 
 @kernel
-def describe(s: Scratch, t: Tables, recents: I32, query: F32, anchor: int, near: F32, products: F32) -> int:
-    """Fill `rows` for the entries with bits, `chosen`; returns their number. near f32[d, 8], products f32[8]: memory."""
+def choose_and_order(s: Scratch, t: Tables, near: Near) -> int:
+    """Entries with bits become candidates: their products and ranks, and in `keys` their order. The low 32 bits of a key are
+    the item row; candidates come by falling blended score (`buffer`, by place), ties by row. Returns their number."""
     count = 0
     for e in range(s.clock[1]):
         if s.bits[e] != 0:
             s.chosen[count] = e
             s.place[e] = count
             count += 1
-    if count == 0:
-        return 0
-    own = np.empty(_NEAR, np.int32)
-    used = _side_by_side(s, t, recents, query, anchor, near, own)
-    _facts(s, t, recents, near, products, s.rows[0])
-    newest = recents[len(recents) - 1] if len(recents) else len(t.follow_totals)
-    newest_total = t.follow_totals[newest] + _DAMP if newest < len(t.follow_totals) else np.float32(0.0)
+    # A loop of copies waits for many far rows at once; one that multiplies as it goes would wait for each.
     for z in range(count):
-        row, entry = s.rows[z], s.chosen[z]
-        for column in range(_MATCHED, len(row)):
-            row[column] = s.rows[0, column]
-        j = s.items[entry]
-        total = t.covisit_totals[j] + _DAMP if j < len(t.covisit_totals) else np.float32(0.0)
-        _fill(s.hot[entry], t.rarity[j], total, newest_total, len(t.session_offsets) - 1, row)
-        _products(near, t.vectors[j], products)
-        _compare(own, used, products, j, row)
-    _relative(s.rows[:count], s.keys, s.buffer)
+        vector = t.vectors[s.items[s.chosen[z]]]
+        for d in range(len(vector)):
+            s.vectors[z, d] = vector[d]
+    for z in range(count):
+        _products(near.columns, s.vectors[z], s.products[z])
+    _rank(s, count)
+    bits = s.buffer.view(np.uint32)
+    for z in range(count):
+        total = _POPULAR_WEIGHT * float(s.hot[s.chosen[z], POPULAR])
+        for c in range(_RANKED):
+            total += _BLEND[c] * float(s.ranked[c, z])
+        s.buffer[z] = np.float32(total)
+        s.keys[z] = (np.uint64(~bits[z]) << np.uint64(32)) | np.uint64(s.items[s.chosen[z]])
+    s.keys[:count].sort()
     return count
 
 
 @kernel
-def order_by_blend(s: Scratch, count: int) -> None:
-    """Sort `keys`: their low 32 bits give item rows by falling blended score, ties by row. `buffer` holds the blend by
-    place in `chosen`."""
-    bits = s.buffer.view(np.uint32)
-    for z in range(count):
-        row = s.rows[z]
-        total = _POPULAR_WEIGHT * float(row[_POPULAR])
-        for c in range(_RANKED):
-            total += _BLEND[c] * float(row[_RELATIVE + c])
-        s.buffer[z] = np.float32(total)
-        s.keys[z] = (np.uint64(~bits[z]) << np.uint64(32)) | np.uint64(s.items[s.chosen[z]])
-    s.keys[:count].sort()
+def describe(s: Scratch, t: Tables, near: Near, recents: I32, facts: F32, count: int, out: F32) -> None:
+    """Evidence of the ordered candidates into out f32[count, columns]; facts f32[5]: memory."""
+    _facts(s, t, recents, near, facts)
+    newest = recents[len(recents) - 1] if len(recents) else len(t.follow_totals)
+    newest_total = t.follow_totals[newest] + _DAMP if newest < len(t.follow_totals) else np.float32(0.0)
+    for k in range(count):
+        j = int(s.keys[k] & np.uint64(0xFFFFFFFF))
+        entry = entry_of(s, j)
+        place, row = s.place[entry], out[k]
+        total = t.covisit_totals[j] + _DAMP if j < len(t.covisit_totals) else np.float32(0.0)
+        _fill(s.hot[entry], t.rarity[j], total, newest_total, len(t.session_offsets) - 1, row)
+        _compare(near.items, s.products[place], j, row)
+        for c in range(2 * _RANKED):
+            row[_RELATIVE + c] = s.ranked[c, place]
+        for c in range(len(facts)):
+            row[_MATCHED + c] = facts[c]

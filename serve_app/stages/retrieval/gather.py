@@ -13,7 +13,7 @@ import numpy.typing as npt
 from serve_app.kernels import kernel
 from serve_app.stages.retrieval.choose import choose_best, choose_listed, choose_recent
 from serve_app.stages.retrieval.collect import Tables, add_covisits, add_recents, add_sessions
-from serve_app.stages.retrieval.describe import describe, order_by_blend
+from serve_app.stages.retrieval.describe import Near, choose_and_order, describe, look_at
 from serve_app.stages.retrieval.evidence import QUOTA_SOURCES
 from serve_app.stages.retrieval.filters import Filters, drop_reasons
 from serve_app.stages.retrieval.scratch import AFTER, COVISITED, FOLLOW, POPULAR, SESSION, Scratch, begin_request, entry_of
@@ -99,31 +99,23 @@ def _collect(s: Scratch, t: Tables, a: Asked, r: int, recents: I32, anchor: int)
 
 
 @kernel
-def _emit(s: Scratch, count: int, begin: int, out: Found) -> None:
-    """Candidates of a request in blended order, from row `begin` of the output."""
-    order_by_blend(s, count)
-    for k in range(count):
-        item = int(s.keys[k] & np.uint64(0xFFFFFFFF))
-        entry, row = entry_of(s, item), begin + k
-        place = s.place[entry]
-        out.items[row] = item
-        out.bits[row] = s.bits[entry]
-        out.blended[row] = s.buffer[place]
-        for column in range(out.scores.shape[1]):
-            out.scores[row, column] = s.rows[place, column]
-
-
-@kernel
 def gather(s: Scratch, t: Tables, a: Asked, f: Filters, out: Found) -> None:
     """Fill `out` for all requests. Its rows must suffice: per request the sum of quotas, co-visits and sessions twice."""
-    written = 0
+    begin = 0
     out.offsets[0] = 0
-    near, products = np.empty((t.vectors.shape[1], 8), np.float32), np.empty(8, np.float32)
+    near = Near(np.empty((t.vectors.shape[1], 8), np.float32), np.empty(6, np.int32))
+    facts = np.empty(5, np.float32)
     for r in range(len(a.recent_offsets) - 1):
         recents = a.recents[a.recent_offsets[r] : a.recent_offsets[r + 1]]
         _collect(s, t, a, r, recents, f.anchors[r])
-        count = describe(s, t, recents, a.queries[r], f.anchors[r], near, products)
-        _emit(s, count, written, out)
-        drop_reasons(f, r, out.items[written : written + count], out.reasons[written : written + count])
-        written += count
-        out.offsets[r + 1] = written
+        look_at(s, t, recents, a.queries[r], f.anchors[r], near)
+        count = choose_and_order(s, t, near)
+        end = begin + count
+        for k in range(count):
+            item = int(s.keys[k] & np.uint64(0xFFFFFFFF))
+            entry = entry_of(s, item)
+            out.items[begin + k], out.bits[begin + k] = item, s.bits[entry]
+            out.blended[begin + k] = s.buffer[s.place[entry]]
+        describe(s, t, near, recents, facts, count, out.scores[begin:end])
+        drop_reasons(f, r, out.items[begin:end], out.reasons[begin:end])
+        out.offsets[r + 1] = begin = end

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.kernels import kernel
-from serve_app.stages.retrieval.evidence import EVIDENCE
+from serve_app.stages.retrieval.evidence import RANKED
 
 __all__ = [
     "AFTER", "AGE", "BACK", "BEST", "COUNT", "COVISITED", "COVISITED_LAST", "FOLLOW", "FOLLOW_LAST", "FOLLOW_SECOND",
@@ -39,17 +39,19 @@ NOT_SEEN = np.float32(99.0)  # BACK of an item that is not among the recents
 
 
 class Scratch(NamedTuple):
-    """One thread's memory. map_key: ``stamp << 32 | item row``; hot f32[entries, 16]: running sums (columns above);
-    bits: sources that chose the entry; chosen: entries that became candidates, place: where they stand in it, rows: their
-    evidence; clock: stamp, entries used, sessions used."""
+    """One thread's memory.
 
-    map_key: I64
-    map_entry: I32
+    map, session_map i64[slots, 2]: ``stamp << 32 | item row (or session)``, entry. hot f32[entries, 16]: running sums
+    (columns above). bits: sources that chose the entry. chosen: entries that became candidates; place: where they stand in
+    it. By place: vectors, their products with the request's, and ranked f32[12, entries], shares and ranks. clock: stamp,
+    entries used, sessions used.
+    """
+
+    map: I64
     items: I32
     bits: npt.NDArray[np.uint32]
     hot: F32
-    session_key: I64
-    session_entry: I32
+    session_map: I64
     sessions: I32
     session_score: F32
     session_back: I32
@@ -58,20 +60,20 @@ class Scratch(NamedTuple):
     keys: npt.NDArray[np.uint64]
     chosen: I32
     place: I32
-    rows: F32
+    vectors: F32
+    products: F32
+    ranked: F32
     clock: I64
 
     @classmethod
-    def fresh(cls) -> Scratch:
-        """New memory, about 6 MB."""
+    def fresh(cls, dimensions: int) -> Scratch:
+        """New memory for embeddings of this length, about 5 MB and what their copies take."""
         return cls(
-            map_key=np.zeros(_MAP, np.int64),
-            map_entry=np.empty(_MAP, np.int32),
+            map=np.zeros((_MAP, 2), np.int64),
             items=np.empty(MAX_ENTRIES, np.int32),
             bits=np.empty(MAX_ENTRIES, np.uint32),
             hot=np.empty((MAX_ENTRIES, _HOT), np.float32),
-            session_key=np.zeros(_MAP, np.int64),
-            session_entry=np.empty(_MAP, np.int32),
+            session_map=np.zeros((_MAP, 2), np.int64),
             sessions=np.empty(MAX_SESSIONS, np.int32),
             session_score=np.empty(MAX_SESSIONS, np.float32),
             session_back=np.empty(MAX_SESSIONS, np.int32),
@@ -80,7 +82,9 @@ class Scratch(NamedTuple):
             keys=np.empty(MAX_ENTRIES, np.uint64),
             chosen=np.empty(MAX_ENTRIES, np.int32),
             place=np.empty(MAX_ENTRIES, np.int32),
-            rows=np.empty((MAX_ENTRIES, len(EVIDENCE)), np.float32),
+            vectors=np.empty((MAX_ENTRIES, dimensions), np.float32),
+            products=np.empty((MAX_ENTRIES, 8), np.float32),
+            ranked=np.empty((2 * len(RANKED), MAX_ENTRIES), np.float32),
             clock=np.zeros(3, np.int64),
         )
 
@@ -98,16 +102,16 @@ def entry_of(s: Scratch, item: int) -> int:
     """Entry of an item row in the current request, made when new; -1 when full."""
     key = (s.clock[0] << 32) | item
     slot = (item * _SPREAD) & (_MAP - 1)
-    while (s.map_key[slot] >> 32) == s.clock[0]:
-        if s.map_key[slot] == key:
-            return int(s.map_entry[slot])
+    while (s.map[slot, 0] >> 32) == s.clock[0]:
+        if s.map[slot, 0] == key:
+            return int(s.map[slot, 1])
         slot = (slot + 1) & (_MAP - 1)
     entry = s.clock[1]
     if entry >= MAX_ENTRIES:
         return -1
     s.clock[1] = entry + 1
-    s.map_key[slot] = key
-    s.map_entry[slot] = entry
+    s.map[slot, 0] = key
+    s.map[slot, 1] = entry
     s.items[entry] = item
     s.bits[entry] = 0
     for column in range(_HOT):
@@ -121,16 +125,16 @@ def session_of(s: Scratch, session: int) -> int:
     """Place of a past session among those of the current request; a new one has score 0 and back 0. -1 when full."""
     key = (s.clock[0] << 32) | session
     slot = (session * _SPREAD) & (_MAP - 1)
-    while (s.session_key[slot] >> 32) == s.clock[0]:
-        if s.session_key[slot] == key:
-            return int(s.session_entry[slot])
+    while (s.session_map[slot, 0] >> 32) == s.clock[0]:
+        if s.session_map[slot, 0] == key:
+            return int(s.session_map[slot, 1])
         slot = (slot + 1) & (_MAP - 1)
     place = s.clock[2]
     if place >= MAX_SESSIONS:
         return -1
     s.clock[2] = place + 1
-    s.session_key[slot] = key
-    s.session_entry[slot] = place
+    s.session_map[slot, 0] = key
+    s.session_map[slot, 1] = place
     s.sessions[place] = session
     s.session_score[place] = np.float32(0.0)
     s.session_back[place] = 0

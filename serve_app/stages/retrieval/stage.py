@@ -135,7 +135,7 @@ class Retrieval:
         """This thread's memory."""
         scratch: Scratch | None = getattr(self._memory, "scratch", None)
         if scratch is None:
-            scratch = self._memory.scratch = Scratch.fresh()
+            scratch = self._memory.scratch = Scratch.fresh(self.tables.vectors.shape[1])
         return scratch
 
     def _rows_of(self, overlay: Overlay) -> _Rows:
