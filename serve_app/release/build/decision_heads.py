@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from serve_app.noise import hash_key
 from serve_app.release.build.decided import MESSAGE_PROVIDED, PAGE_PROVIDED, message_features, page_features, plan_of
-from serve_app.release.build.figures import score_figures
+from serve_app.release.build.figures import model_figures, score_figures
 from serve_app.release.build.heads_step import constant_head
 from serve_app.release.build.outcomes import ATTRIBUTION_US, Outcomes
 from serve_app.release.build.settings import BuildSettings
@@ -61,7 +61,10 @@ def message_heads(
     later = _settled(sends, spans.measured_from, spans.end, settings)
     held = message_features(later, plan, history, campaigns)
     actual = {"p_click": later.clicked, "p_convert": later.converted, "p_optout": later.opted_out}
-    return DecisionHeads(heads, left_out, _figures("notification", heads, held, actual, later, history))
+    figures = _figures("notification", heads, held, actual, later, history)
+    if not why:
+        figures["notification.uplift"] = model_figures(uplift.metrics["uplift"])
+    return DecisionHeads(heads, left_out, figures)
 
 
 def page_heads(

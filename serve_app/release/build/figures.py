@@ -13,7 +13,16 @@ import numpy.typing as npt
 from serve_app.batch import Ragged
 from serve_app.release.manifest import Metric
 
-__all__ = ["auc", "calibration_error", "clustered_mean", "list_figures", "log_loss", "score_figures", "top_lists"]
+__all__ = [
+    "auc",
+    "calibration_error",
+    "clustered_mean",
+    "list_figures",
+    "log_loss",
+    "model_figures",
+    "score_figures",
+    "top_lists",
+]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -116,3 +125,11 @@ def score_figures(p: F64, label: Bools, users: I32) -> Mapping[str, Metric]:
         half = _Z * float(np.sqrt(max(variance, 0.0) / (positive * rest)))
         out["auc"] = Metric(value=area, low=max(area - half, 0.0), high=min(area + half, 1.0), cases=n)
     return out
+
+
+def model_figures(metrics: Mapping[str, object]) -> dict[str, Metric]:
+    """The plain numbers a model keeps about itself, as figures."""
+    rows = metrics.get("rows")
+    cases = rows if isinstance(rows, int) else None
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    return {name: Metric(value=value, cases=cases) for name, value in sorted(numbers.items())}

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from serve_app.release.build.catalogue_step import load_rows, prepare_catalogue
 from serve_app.release.build.decision_heads import DecisionHeads, message_heads, page_heads
 from serve_app.release.build.entity_features import EntityTimelines
 from serve_app.release.build.extract import extract, log_files
+from serve_app.release.build.figures import model_figures
 from serve_app.release.build.heads_step import train_item_heads
 from serve_app.release.build.interactions import Interactions, Sessions
 from serve_app.release.build.lists_step import measure_lists, measure_shown
@@ -237,11 +238,3 @@ def save_figures(folder: Path, groups: Figures) -> None:
 def load_figures(folder: Path) -> Figures:
     plain = json.loads((folder / "figures.json").read_text())
     return {group: {name: Metric(**one) for name, one in figures.items()} for group, figures in plain.items()}
-
-
-def model_figures(metrics: Mapping[str, object]) -> dict[str, Metric]:
-    """The plain numbers a model keeps about itself, as figures."""
-    rows = metrics.get("rows")
-    cases = rows if isinstance(rows, int) else None
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
-    return {name: Metric(value=value, cases=cases) for name, value in sorted(numbers.items())}
