@@ -148,13 +148,14 @@ def test_scann_at_serving_settings_recalls_95_of_100(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.pkl"))
 
 
-def test_scann_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:
-    vectors = _unit(EXACT_BELOW + 100, 32, 1)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_scann_answers_do_not_depend_on_the_batch(tmp_path: Path, seed: int) -> None:
+    vectors = _unit(EXACT_BELOW + 100, 32, seed)
     build_scann(vectors, tmp_path / "scann")
     index = load_neighbours(vectors, tmp_path / "scann")
-    rows, scores = index.search(vectors[:100], 50)
-    for size in (1, 7):
-        for start in range(0, 98, size):
+    rows, scores = index.search(vectors[:196], 50)
+    for size in (1, 2, 7, 98):
+        for start in range(0, 196, size):
             part = index.search(vectors[start : start + size], 50)
             assert part[0].tobytes() == rows[start : start + size].tobytes()
             assert part[1].tobytes() == scores[start : start + size].tobytes()

@@ -1,7 +1,7 @@
 """Nearest neighbours over item embeddings: ScaNN for large catalogues, an exact fixed-order search for small ones.
 
-Both take all queries of a batch in one call and give bits that do not depend on how many queries share it (ScaNN's
-`search_batched` does; its brute force does not, hence ours). The ScaNN index is immutable, holds no docids (with them it
+Neither's answer depends on how many queries share a call: ScaNN is asked query by query, and its brute force, whose bits
+vary with the batch, is not used. The ScaNN index is immutable, holds no docids (with them it
 would write and read a pickle) and stores relative paths, so its folder can be moved.
 """
 
@@ -109,15 +109,21 @@ class ScannNeighbours:
         self._items = items
 
     def search(self, queries: F32, count: int) -> tuple[I32, F32]:
-        """See Neighbours. ScaNN pads short results with row 0 and NaN: those become row -1."""
-        if len(queries) == 0:
-            return np.empty((0, count), np.int32), np.empty((0, count), np.float32)
-        found, scores = self._searcher.search_batched(
-            np.ascontiguousarray(queries, np.float32), final_num_neighbors=min(count, self._items)
-        )
-        rows: I32 = found.astype(np.int32)
+        """See Neighbours. ScaNN pads short results with row 0 and NaN: those become row -1.
+
+        One call a query: with several, which of equally good hashed distances survive to be rescored depends on the
+        company (seen: other rows for one query in a hundred). It costs no time, a batched call takes as long per query.
+        """
+        take = min(count, self._items)
+        rows = np.full((len(queries), take), -1, np.int32)
+        scores = np.full((len(queries), take), np.nan, np.float32)
+        queries = np.ascontiguousarray(queries, np.float32)
+        for q in range(len(queries)):
+            found, score = self._searcher.search_batched(queries[q : q + 1], final_num_neighbors=take)
+            length = found.shape[1]
+            rows[q, :length], scores[q, :length] = found[0], score[0]
         rows[np.isnan(scores)] = -1
-        return _padded(rows, scores.astype(np.float32, copy=False), count)
+        return _padded(rows, scores, count)
 
 
 def build_scann(embeddings: F32, folder: Path) -> None:
