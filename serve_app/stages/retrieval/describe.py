@@ -61,8 +61,8 @@ assert SCORES[:6] == ("follow", "covisited", "session", "session_after", "taste"
 
 class Near(NamedTuple):
     """What candidates are compared with. columns f32[d, 8]: vectors of the query, the anchor and the newest six recents,
-    side by side (0 where there is none, or where it stands among newer ones already). items i32[6]: rows of these recents, -1
-    without one."""
+    side by side (0 where there is none, or where it stands among newer ones already). items i32[6]: rows of these recents,
+    -1 without one."""
 
     columns: F32
     items: I32
