@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,7 +37,7 @@ from serve_app.stages.ranking.settings import ListSettings
 from serve_app.stages.ranking.stage import Identities, Ranking
 from serve_app.stages.retrieval.embeddings import normalise_rows
 from serve_app.stages.retrieval.evidence import EVIDENCE
-from serve_app.stages.retrieval.neighbours import EXACT_BELOW, build_scann, load_neighbours
+from serve_app.stages.retrieval.neighbours import EXACT_BELOW, build_scann
 from serve_app.stages.retrieval.stage import Retrieval, SurfaceRetrieval
 from serve_app.stages.retrieval.tables import RetrievalBuild, RetrievalTables, SessionLog
 from serve_app.stages.stage import Context
@@ -98,7 +99,7 @@ def build_parts(items: int, folder: Path, seed: int = 0) -> Parts:
     vectors = normalise_rows(centres[rng.integers(0, len(centres), items)] + 0.8 * rng.normal(size=(items, DIMENSIONS)))
     category = rng.integers(0, 40, items).astype(np.int32)
     hashes = np.sort(rng.integers(0, 2**63, items)).astype(np.uint64)
-    tables = RetrievalTables.build(
+    RetrievalTables.build(
         log,
         folder / "retrieval",
         item_hashes=hashes,
@@ -108,8 +109,7 @@ def build_parts(items: int, folder: Path, seed: int = 0) -> Parts:
         regions=(),
         settings=RetrievalBuild(dimensions=DIMENSIONS),
     )
-    build_scann(vectors, folder / "index")
-    tables = replace(tables, vectors=vectors, neighbours=load_neighbours(vectors, folder / "index"))
+    tables = _with_vectors(folder / "retrieval", vectors)
     names = (*(s.name for s in ITEM), *(s.name for s in USER), *OTHERS)
     assert len(names) == FEATURES
     booster = _booster(rng)
@@ -136,6 +136,14 @@ def build_parts(items: int, folder: Path, seed: int = 0) -> Parts:
         Retrieval(tables),
         Context(policies=(policy,)),
     )
+
+
+def _with_vectors(folder: Path, vectors: F32) -> RetrievalTables:
+    """The saved tables with other embeddings and their index."""
+    np.save(folder / "vectors.npy", vectors, allow_pickle=False)
+    shutil.rmtree(folder / "scann")
+    build_scann(vectors, folder / "scann")
+    return RetrievalTables.load(folder)
 
 
 def _booster(rng: np.random.Generator) -> xgboost.Booster:
