@@ -44,6 +44,7 @@ def build_command(
     from rich.console import Console
 
     from serve_app.clock import now_us
+    from serve_app.log.compaction import compact
     from serve_app.release.build.pipeline import build_release
     from serve_app.release.build.runner import LocalRunner
     from serve_app.release.build.settings import BuildSettings
@@ -59,6 +60,8 @@ def build_command(
             console.print(f"  {name}: {_STATES[state]}")
 
     settings = BuildSettings.model_validate({"seed": seed, "embedding": embedding, "threads": threads})
+    # The jobs read Parquet: what a server has journalled since the last compaction goes in first.
+    compact(data)
     with console.status("starting") as status, _ray(local) as ray_runner:
         report = build_release(
             data,

@@ -107,13 +107,14 @@ def show_command(
 def promote_command(
     policy: Annotated[str, typer.Argument(help="File, or a stored revision.")], data: DataOption = Path("data")
 ) -> None:
-    """Check POLICY, store it under its revision, make it current, and say what changes."""
+    """Check POLICY, store it under its revision, make it current (in a running server, too), and say what changes."""
     from serve_app.policies import promote_policy, read_current_policy, read_policy, store_policy
     from serve_app.policy.diff import policy_diff
+    from serve_app.serving.flip import find_policy_flip
 
     document = _document(data, policy)
     before, _ = read_current_policy(data)
-    done = promote_policy(data, store_policy(data, document), now=_now())
+    done = promote_policy(data, store_policy(data, document), now=_now(), flip=find_policy_flip(data))
     typer.echo(f"current policy: {done.revision}" + (f" (was {done.replaced})" if done.replaced else ""))
     if before is not None:
         for line in policy_diff(read_policy(data, before), document):
@@ -122,8 +123,9 @@ def promote_command(
 
 @group.command("rollback")
 def rollback_command(data: DataOption = Path("data")) -> None:
-    """Go back to the policy that the current one replaced."""
+    """Go back to the policy that the current one replaced (in a running server, too)."""
     from serve_app.policies import rollback_policy
+    from serve_app.serving.flip import find_policy_flip
 
-    done = rollback_policy(data, now=_now())
+    done = rollback_policy(data, now=_now(), flip=find_policy_flip(data))
     typer.echo(f"current policy: {done.revision} (was {done.replaced})")
