@@ -23,7 +23,7 @@ test: $(STAMP) ## Set up and run all tests
 	@scripts/test.sh $(BIN)
 
 unit: $(STAMP) ## The quick tests only
-	@$(BIN)/pytest tests/unit
+	@$(BIN)/pytest tests/unit -n auto --dist loadfile
 
 cluster: $(STAMP) ## Tests that start Ray, and those that kill things
 	@$(BIN)/pytest tests/cluster tests/chaos
