@@ -154,3 +154,14 @@ def test_a_catalogue_of_one_item_answers(tmp_path: Path) -> None:
     anchored = requests(5, 1).requests["anchor"][out.owner] == 0
     assert not (kept & anchored).any()
     assert set(out.candidates["item"]) == {0}
+
+
+def test_live_changes_compile_nothing_anew(stage: Retrieval, built: RetrievalTables) -> None:
+    from serve_app.stages.retrieval.gather import gather
+
+    run(stage, requests(2, ITEMS))
+    known = len(gather.signatures)  # type: ignore[attr-defined]
+    new = ItemChange(seq=9, item=998, available=True, item_id="n", category=1, embedding=built.vectors[3].copy())
+    base = Overlay.of_release(np.asarray(built.available), built.vectors.shape[1])
+    run(stage, requests(2, ITEMS), base.apply([(new, -1)]))
+    assert len(gather.signatures) == known  # type: ignore[attr-defined]

@@ -92,7 +92,7 @@ class Effort:
 
 
 FULL = Effort(history=10**9, examples=35_000, dimensions=96, epochs=5, more_epochs=3, trees=130)
-QUICK = Effort(history=30_000, examples=4_000, dimensions=48, epochs=4, more_epochs=1, trees=50)
+QUICK = Effort(history=30_000, examples=3_500, dimensions=32, epochs=4, more_epochs=1, trees=50)
 
 
 @dataclass(frozen=True, slots=True)

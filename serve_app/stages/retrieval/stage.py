@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,14 @@ from serve_app.batch import Batch, Ragged
 from serve_app.kernels import kernel
 from serve_app.stages.retrieval.availability import Overlay
 from serve_app.stages.retrieval.collect import Tables
-from serve_app.stages.retrieval.evidence import EVIDENCE, QUOTA_SOURCES
+from serve_app.stages.retrieval.evidence import EVIDENCE
 from serve_app.stages.retrieval.filters import Filters
 from serve_app.stages.retrieval.gather import Asked, Found, gather
 from serve_app.stages.retrieval.scratch import Scratch
 from serve_app.stages.retrieval.session_embedding import session_queries
+from serve_app.stages.retrieval.settings import DEFAULT_RETRIEVAL, RequestSettings, SurfaceRetrieval, settings_of
 from serve_app.stages.retrieval.tables import RetrievalTables
 from serve_app.stages.stage import Context
-from serve_app.vocabulary import Source, Surface
 
 __all__ = ["DEFAULT_RETRIEVAL", "Retrieval", "SurfaceRetrieval"]
 
@@ -33,47 +32,6 @@ U64 = npt.NDArray[np.uint64]
 
 _MOST_RECENTS = 200
 _SIMILAR, _TASTE, _FRESH = 0, 1, 6  # columns of QUOTA_SOURCES
-
-
-@dataclass(frozen=True, slots=True)
-class SurfaceRetrieval:
-    """Quotas by Source, and whether seen or bought items are dropped."""
-
-    quotas: Mapping[Source, int]
-    drop_seen: bool = False
-    drop_bought: bool = False
-    counts: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    """Quotas in the order of QUOTA_SOURCES."""
-    room: int = field(init=False, repr=False, compare=False)
-    """Most candidates of a request: co-visits and sessions give two lists each."""
-
-    def __post_init__(self) -> None:
-        counts = tuple(int(self.quotas.get(source, 0)) for source in QUOTA_SOURCES)
-        object.__setattr__(self, "counts", counts)
-        object.__setattr__(self, "room", sum(counts) + sum(counts[2:4]))
-
-
-def _quotas(*counts: int) -> Mapping[Source, int]:
-    """Counts in the order of QUOTA_SOURCES."""
-    return MappingProxyType(dict(zip(QUOTA_SOURCES, counts, strict=True)))
-
-
-DEFAULT_RETRIEVAL: Mapping[Surface, SurfaceRetrieval] = MappingProxyType(
-    {
-        Surface.related: SurfaceRetrieval(_quotas(60, 80, 50, 60, 20, 0, 10)),
-        Surface.gateway: SurfaceRetrieval(_quotas(0, 80, 50, 60, 60, 20, 10)),
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """Of a batch: quotas i32[n, 7], drops i32[n, 2] (seen, bought), the largest quotas, room for all candidates."""
-
-    quotas: I32
-    drops: I32
-    most: tuple[int, ...]
-    room: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +59,9 @@ class Retrieval:
         self._region_rows = np.full(max(known, default=-1) + 2, -1, np.int64)  # the last one stands for region -1
         self._region_rows[list(known)] = list(known.values())
         self._base = Overlay.of_release(np.asarray(tables.available), tables.vectors.shape[1])
+        popular = tables.popular
+        self._popular = [_frozen(a) for a in (popular.offsets, popular.items, popular.scores)]
+        self._query_maps = [_frozen(a) for a in (tables.last_map, tables.mean_map, tables.step_weights)]
         self._memory = threading.local()
         self._rows: _Rows | None = None
 
@@ -112,7 +73,7 @@ class Retrieval:
         own: Ragged = batch.requests["recents"]
         anchors = _dense(batch.requests["anchor"])
         recents, offsets = _with_anchor(own, anchors)
-        settings = _settings_of(batch, context)
+        settings = settings_of(batch, context)
         asked = self._ask(batch, rows.tables, overlay, recents, offsets, anchors, settings)
         excluded, bought, wanted = (batch.requests[name] for name in ("excluded", "bought", "categories"))
         filters = Filters(
@@ -151,7 +112,7 @@ class Retrieval:
         rarest = np.full(side, np.max(t.item_idf, initial=0.0), np.float32)
         names = np.append(t.category_hashes, np.uint64(0))  # index -1: no category
         tables = Tables(
-            *(np.ascontiguousarray(a) for a in (
+            *(_frozen(a) for a in (
                 vectors, t.follow.offsets, t.follow.neighbours, t.follow.weights, t.follow.totals,
                 t.covisits.offsets, t.covisits.neighbours, t.covisits.weights, t.covisits.totals,
                 np.float32(1.0) / np.sqrt(t.covisits.totals + np.float32(5.0)),
@@ -163,23 +124,31 @@ class Retrieval:
         return _Rows(overlay.seq, tables, category, np.concatenate([names[t.item_category], overlay.side_category_hashes]))
 
     def _ask(
-        self, batch: Batch, tables: Tables, overlay: Overlay, recents: I32, offsets: I64, anchors: I32, settings: _Settings
+        self,
+        batch: Batch,
+        tables: Tables,
+        overlay: Overlay,
+        recents: I32,
+        offsets: I64,
+        anchors: I32,
+        settings: RequestSettings,
     ) -> Asked:
         """Search by embedding, look up lists: everything the kernel does not do itself."""
-        t, popular = self.tables, self.tables.popular
+        list_offsets, list_items, list_scores = self._popular
         queries = np.empty((len(batch), tables.vectors.shape[1]), np.float32)
-        session_queries(tables.vectors, t.last_map, t.mean_map, t.step_weights, recents, offsets, queries)
+        last_map, mean_map, step_weights = self._query_maps
+        session_queries(tables.vectors, last_map, mean_map, step_weights, recents, offsets, queries)
         similar, taste = self._search(tables.vectors, queries, anchors, settings.most)
         wanted: Ragged = batch.requests["categories"]
         lists = np.empty(len(batch), np.int64)
         _popular_lists(
             _dense(batch.requests["region"]), self._region_rows, _dense(wanted.values), _dense(wanted.offsets),
-            popular.offsets, popular.categories, lists,
+            list_offsets, self.tables.popular.categories, lists,
         )  # fmt: skip
         return Asked(
             recents, offsets, settings.quotas, queries, similar, taste,
             _fresh(overlay, queries, anchors, tables.vectors, settings.most[_FRESH]),
-            lists, popular.offsets, popular.items, popular.scores,
+            lists, list_offsets, list_items, list_scores,
         )  # fmt: skip
 
     def _search(self, vectors: F32, queries: F32, anchors: I32, most: tuple[int, ...]) -> tuple[I32, I32]:
@@ -197,35 +166,17 @@ class Retrieval:
         return rows[:n] if similar else nothing, rows[-n:] if taste else nothing
 
 
+def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A plain, contiguous, read-only view: kernels see one type of a table, mapped from a file or joined with live items,
+    and are never compiled again while serving."""
+    view = np.ascontiguousarray(array).view(np.ndarray)
+    view.flags.writeable = False
+    return view
+
+
 def _dense(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Contiguous and writable, as the kernels were compiled for; columns that came over the wire may be neither."""
     return array if array.flags.carray else np.require(array, requirements=["C", "W"])
-
-
-def _settings_of(batch: Batch, context: Context) -> _Settings:
-    """What the policies say of each request; few settings serve many requests."""
-    surface, policy = batch.requests["surface"].tolist(), batch.requests["policy"].tolist()
-    variant = batch.requests["variant"].tolist() if "variant" in batch.requests else [0] * len(surface)
-    known: dict[tuple[int, int, int], SurfaceRetrieval] = {}
-    each = []
-    for key in zip(policy, surface, variant, strict=True):
-        if key not in known:
-            known[key] = _setting(context, *key)
-        each.append(known[key])
-    return _Settings(
-        np.array([one.counts for one in each], np.int32).reshape(-1, len(QUOTA_SOURCES)),
-        np.array([(one.drop_seen, one.drop_bought) for one in each], np.int32).reshape(-1, 2),
-        tuple(map(max, zip(*(one.counts for one in known.values()), strict=True))) or (0,) * len(QUOTA_SOURCES),
-        sum(one.room for one in each),
-    )
-
-
-def _setting(context: Context, policy: int, surface: int, variant: int) -> SurfaceRetrieval:
-    if 0 <= policy < len(context.policies):
-        chosen: SurfaceRetrieval | None = context.policies[policy].retrieval(Surface(surface), variant)
-        if chosen is not None:
-            return chosen
-    return DEFAULT_RETRIEVAL[Surface(surface)]
 
 
 def _room(rows: int, requests: int) -> Found:
