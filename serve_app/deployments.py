@@ -1,5 +1,7 @@
 """Ray Serve shells: each deployment holds one host of `serve_app.serving` and nothing of its own.
 
+Imports stand inside constructors: a replica loads what its own part needs, which decides how fast a server starts.
+
 Every replica follows the promotion board, so it holds the releases and policies that requests may be pinned to, and catches
 up with the catalogue's changes before it serves a request that knows newer ones.
 """
@@ -8,45 +10,47 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.batch import Batch
-from serve_app.errors import NotReady
-from serve_app.ingress.server import IngressServer
-from serve_app.ledger.opening import open_ledger
-from serve_app.ledger.protocol import UserChanges, UserRecord
-from serve_app.log.journal import Journal
-from serve_app.policies import read_current_policy, read_policy
-from serve_app.release.registry import read_current
-from serve_app.running.loopback import keep_replica_ports_on_loopback
-from serve_app.running.ray_meters import RayMeters
-from serve_app.serving.assemble import bridged, local_stages
-from serve_app.serving.board import Board, Kind, Orders, Report
-from serve_app.serving.deciding import DecideCall, Decided, DecideFlow
-from serve_app.serving.follower import Follower
-from serve_app.serving.hosts import FeatureMatrix, FeaturesHost, RankCall, RankingHost, RetrievalHost
-from serve_app.serving.journalling import JournalHost
-from serve_app.serving.ledger_client import LedgerClient
-from serve_app.serving.library import ALL_ROLES, Library, Pins, Role
-from serve_app.serving.meters import install
-from serve_app.serving.owner import LiveAnswer, Optings, StateOwner
-from serve_app.serving.stages import RankFlow, Stages, in_pool
 from serve_app.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from serve_app.batch import Batch
+    from serve_app.ledger.protocol import UserChanges, UserRecord
+    from serve_app.serving.board import Kind, Orders, Report
+    from serve_app.serving.deciding import DecideCall, Decided
+    from serve_app.serving.hosts import FeatureMatrix, RankCall
+    from serve_app.serving.journalling import JournalHost
+    from serve_app.serving.ledger_client import LedgerClient
+    from serve_app.serving.library import Pins
+    from serve_app.serving.owner import LiveAnswer, Optings
+    from serve_app.serving.stages import Stages
 
 __all__ = ["DecisionReplica", "FeaturesReplica", "IngressReplica", "LedgerReplica", "RankingReplica", "RetrievalReplica"]
 
+T = TypeVar("T")
 _LEDGER_TIMEOUT_S = 30.0
 
 
 def _begin() -> None:
     """What every replica does first."""
+    # Where scikit-learn is installed (it is for development), XGBoost would import it, SciPy's statistics and more: two
+    # seconds a replica for wrappers that nothing here uses.
+    if "sklearn" not in sys.modules:
+        sys.modules["sklearn"] = None  # type: ignore[assignment]
+    from serve_app.running.loopback import keep_replica_ports_on_loopback
+    from serve_app.running.ray_meters import RayMeters
+    from serve_app.serving.meters import install
+
     keep_replica_ports_on_loopback()
     install(RayMeters())
 
@@ -56,6 +60,13 @@ class LedgerReplica:
 
     def __init__(self, settings: Settings) -> None:
         _begin()
+        from serve_app.errors import NotReady
+        from serve_app.ledger.opening import open_ledger
+        from serve_app.policies import read_current_policy
+        from serve_app.release.registry import read_current
+        from serve_app.serving.board import Board
+        from serve_app.serving.owner import StateOwner
+
         data = settings.data
         (release, _), (policy, _) = read_current(data), read_current_policy(data)
         if release is None or policy is None:
@@ -134,8 +145,13 @@ class _OwnerHandle:
 class _StageProcess:
     """What every stage's replica has: a library for its role, kept as the board orders."""
 
-    def __init__(self, settings: Settings, role: Role, owner: DeploymentHandle) -> None:
+    def __init__(self, settings: Settings, part: str, owner: DeploymentHandle) -> None:
         _begin()
+        from serve_app.policies import read_policy
+        from serve_app.serving.follower import Follower
+        from serve_app.serving.library import Library, Role
+
+        role = Role(part)
         self.settings = settings
         self.owner = _OwnerHandle(owner)
         self.name = f"{role}-{secrets.token_hex(4)}"
@@ -159,8 +175,15 @@ class _StageProcess:
         live = await self.owner.live(np.empty(0, np.uint64), self.library.seq)
         self.library.learn(live.changes)
 
+    async def work(self, function: Callable[[], T]) -> T:
+        """Run blocking work off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, function)
+
     def journal(self) -> JournalHost:
         """This process's own journal."""
+        from serve_app.log.journal import Journal
+        from serve_app.serving.journalling import JournalHost
+
         journal = Journal(
             self.settings.data,
             self.name,
@@ -174,35 +197,42 @@ class RetrievalReplica:
     """Candidates."""
 
     async def __init__(self, settings: Settings, owner: DeploymentHandle) -> None:  # type: ignore[misc]
-        self._process = _StageProcess(settings, Role.retrieval, owner)
+        self._process = _StageProcess(settings, "retrieval", owner)
+        from serve_app.serving.hosts import RetrievalHost
+
         self._host = RetrievalHost(self._process.library)
         await self._process.start()
 
     async def run(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None) -> Batch:
         """See RetrievalHost."""
         await self._process.catch_up(pins)
-        return await in_pool(self._process.pool, lambda: self._host.run(batch, pins, kinds))
+        return await self._process.work(lambda: self._host.run(batch, pins, kinds))
 
 
 class FeaturesReplica:
     """Feature values."""
 
     async def __init__(self, settings: Settings, owner: DeploymentHandle) -> None:  # type: ignore[misc]
-        self._process = _StageProcess(settings, Role.features, owner)
+        self._process = _StageProcess(settings, "features", owner)
+        from serve_app.serving.hosts import FeaturesHost
+
         self._host = FeaturesHost(self._process.library)
         await self._process.start()
 
     async def run(self, batch: Batch, pins: Pins) -> FeatureMatrix:
         """See FeaturesHost."""
         await self._process.catch_up(pins)
-        return await in_pool(self._process.pool, lambda: self._host.run(batch, pins))
+        return await self._process.work(lambda: self._host.run(batch, pins))
 
 
 class RankingReplica:
     """Lists, and scores of notifications. Fetches its features itself and journals what it made."""
 
     async def __init__(self, settings: Settings, owner: DeploymentHandle, features: DeploymentHandle) -> None:  # type: ignore[misc]
-        self._process = _StageProcess(settings, Role.ranking, owner)
+        self._process = _StageProcess(settings, "ranking", owner)
+        from serve_app.serving.hosts import RankingHost
+        from serve_app.serving.stages import RankFlow
+
         run = features.run
 
         async def read(batch: Batch, pins: Pins) -> FeatureMatrix:
@@ -222,7 +252,9 @@ class DecisionReplica:
     """Send decisions on the ledger. Asks ranking for scores itself and journals what it decided."""
 
     async def __init__(self, settings: Settings, owner: DeploymentHandle, ranking: DeploymentHandle) -> None:  # type: ignore[misc]
-        self._process = _StageProcess(settings, Role.decision, owner)
+        self._process = _StageProcess(settings, "decision", owner)
+        from serve_app.serving.deciding import DecideFlow
+
         score = ranking.run
 
         async def rank(call: RankCall) -> Batch:
@@ -273,6 +305,11 @@ class _Ingress:
         stages: tuple[DeploymentHandle, DeploymentHandle, DeploymentHandle] | None = None,
     ) -> None:
         _begin()
+        from serve_app.ingress.server import IngressServer
+        from serve_app.policies import read_policy
+        from serve_app.serving.assemble import local_stages
+        from serve_app.serving.library import ALL_ROLES, Library, Role
+
         port = _OwnerHandle(owner)
         roles = {Role.ingress} if stages is not None else ALL_ROLES
         library = Library(settings.data, roles, lambda revision: read_policy(settings.data, revision))
@@ -299,4 +336,6 @@ IngressReplica = serve.ingress()(_Ingress)
 
 
 def _ledger_of(owner: _OwnerHandle) -> LedgerClient:
+    from serve_app.serving.assemble import bridged
+
     return bridged(owner.call, asyncio.get_running_loop(), _LEDGER_TIMEOUT_S)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -31,9 +31,11 @@ from serve_app.serving.board import Kind
 from serve_app.serving.live import ItemsView
 from serve_app.serving.versions import VersionStore
 from serve_app.stages.features import COMPUTED, Features, FeatureTable, ItemFacts, source_specs
-from serve_app.stages.ranking import Identities, Ranking
 from serve_app.stages.retrieval import EVIDENCE, Retrieval
 from serve_app.stages.stage import Context
+
+if TYPE_CHECKING:
+    from serve_app.stages.ranking import Identities, Ranking
 
 __all__ = ["ALL_ROLES", "Edition", "Held", "Library", "Pins", "Role"]
 
@@ -213,6 +215,8 @@ def _hold(release: Release, roles: frozenset[Role]) -> Held:
     if roles & {Role.features, Role.ranking}:  # ranking needs the plans and defaults, for when features are late
         features = _features(release, release.features, base.facts)
     if Role.ranking in roles:
+        from serve_app.stages.ranking import Ranking
+
         ranking = Ranking(release.models, _identities(release, base))
     campaigns = {row["campaign_id"]: parse_campaign(row) for row in rows.campaigns.to_pylist()}
     return Held(release, base, heads, retrieval, features, ranking, campaigns)
@@ -225,6 +229,8 @@ def _features(release: Release, tables: Sequence[FeatureTable], facts: ItemFacts
 
 
 def _identities(release: Release, view: ItemsView) -> Identities:
+    from serve_app.stages.ranking import Identities
+
     side = view.overlay.side_embeddings
     vectors = np.asarray(release.retrieval.vectors)
     return Identities(
