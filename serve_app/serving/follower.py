@@ -34,6 +34,7 @@ class Follower:
         self._epoch = 0
         self._ready = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def start(self) -> None:
         """Begin to follow; raises what the first orders' versions raised."""
@@ -49,7 +50,9 @@ class Follower:
         self._task = asyncio.get_running_loop().create_task(self._follow())
 
     async def stop(self) -> None:
-        """End following."""
+        """End following. The flag is needed beside the cancellation: `asyncio.wait_for` of Python 3.11, in which a poll
+        waits, swallows one that meets its result."""
+        self._stopping = True
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -79,7 +82,7 @@ class Follower:
                 await asyncio.sleep(_RETRY_S)
 
     async def _follow(self) -> None:
-        while True:
+        while not self._stopping:
             orders = await self._ask()
             if orders.epoch != self._epoch:
                 await self._carry_out(orders)

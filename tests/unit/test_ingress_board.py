@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from serve_app.errors import DamagedArtifact, InvalidInput, NotReady
-from serve_app.serving.board import Board
+from serve_app.serving.board import Board, Orders, Report
 from serve_app.serving.follower import Follower
 from serve_app.serving.versions import VersionStore
 
@@ -52,6 +53,27 @@ async def settled(condition: object) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("never happened")
+
+
+async def test_a_follower_stops_though_its_cancellation_is_swallowed() -> None:
+    board = Board("r1", "p1")
+    replica = Replica(board, "ingress", admits=True)
+    polling = asyncio.Event()
+    patient = replica.follower._poll
+
+    async def poll(report: Report, epoch: int) -> Orders:
+        if epoch == 0:
+            return await patient(report, epoch)
+        polling.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return await patient(report, 0)
+
+    replica.follower._poll = poll
+    await replica.follower.start()
+    await polling.wait()
+    await asyncio.wait_for(replica.follower.stop(), 5)
+    replica.pool.shutdown()
 
 
 async def test_prepare_loads_everywhere_and_flips_nothing(world: World) -> None:
