@@ -56,11 +56,14 @@ def ray_cluster() -> Iterator[int]:
     settings = load_settings(http={"port": port})
     with tempfile.TemporaryDirectory(prefix="hindcast-test-") as name:
         folder = Path(name)
-        set_switches(settings, folder)
+        before = dict(os.environ)
         os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"
+        set_switches(settings, folder)
         try:
             with private_ray(folder, free_port()):
                 start_serve(settings)
                 yield port
         finally:
             end_leftovers(folder)
+            os.environ.clear()
+            os.environ.update(before)

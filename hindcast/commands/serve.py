@@ -15,6 +15,7 @@ import typer
 from serve_app.errors import InvalidInput, NotReady
 
 if TYPE_CHECKING:
+    import psutil
     import pyarrow as pa
     from rich.console import Console
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from serve_app.settings import Settings
 
 __all__ = ["register"]
+
+_END_TIMEOUT_S = 60.0
 
 Data = Annotated[Path, typer.Option(help="Data folder with a promoted release.", envvar="HINDCAST_DATA")]
 
@@ -143,13 +146,25 @@ def down(data: Data = Path("data")) -> None:
         if abs(process.create_time() - described["started_at"]) > 1:
             raise psutil.NoSuchProcess(described["pid"])
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
     except psutil.NoSuchProcess:
         run_file(data).unlink(missing_ok=True)
         raise NotReady("the server is gone already", field=str(data)) from None
-    except psutil.TimeoutExpired:
-        raise NotReady(f"process {described['pid']} did not end in 60 s", field=str(data)) from None
+    limit = time.monotonic() + _END_TIMEOUT_S
+    while _lives(process):
+        if time.monotonic() > limit:
+            raise NotReady(f"process {process.pid} did not end in {_END_TIMEOUT_S:g} s", field=str(data))
+        time.sleep(0.1)
     sys.stdout.write("stopped\n")
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether a process still does anything: one that ended and was not yet asked after by its parent does not."""
+    import psutil
+
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def status(data: Data = Path("data")) -> None:

@@ -91,7 +91,11 @@ def _serve(settings: Settings, folder: Path, progress: Progress) -> Iterator[Ins
         from serve_app.application import APPLICATION, build_application
 
         progress("starting Ray Serve")
-        start_serve(settings)
+        try:
+            start_serve(settings)
+        except RuntimeError as error:
+            last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+            raise NotReady(f"Ray Serve did not start: {last.strip()[:300]}", field="server") from error
         progress(f"loading the release into {settings.topology} replicas")
         application = build_application(settings, admin_token=instance.token, metrics_url=f"http://127.0.0.1:{metrics_port}")
         try:
