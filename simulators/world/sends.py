@@ -146,7 +146,7 @@ class Decided:
 def decide_sends(model: Model, state: WorldState, core: Core, asked: Rows, day: int, env_seq: int) -> Decided:
     """Score, decide, commit."""
     batch, sent = decision_batch(model, state, asked, day, env_seq)
-    answer = decide(core.ledger, core.stage, batch, Context(policies=(core.policy,)))
+    answer = decide(core.ledger, core.stage, batch, Context(policies=(core.policy,)), item_hashes=model.items.item)
     done = answer.batch
     granted = np.flatnonzero((done.candidates["slot"] >= 0) & answer.granted[done.owner])
     return Decided(

@@ -23,6 +23,7 @@ I16 = npt.NDArray[np.int16]
 I8 = npt.NDArray[np.int8]
 U64 = npt.NDArray[np.uint64]
 
+_NO_ITEM = np.uint64(2**64 - 1)
 _NEEDED = ("request_id", "user", "decided_at")
 _CANDIDATES_NEEDED = ("campaign", "channel", "message_class")
 # What an absent column stands for. Nothing is assumed that would let a message pass: no consent, unreachable, unlabelled.
@@ -96,15 +97,26 @@ def values(batch: Batch, policy: CompiledPolicy) -> F64:
 
 
 @kernel
-def _identities(campaign: U64, item: npt.NDArray[np.int32], channel: I8, message_class: I8, out: U64) -> None:
+def _identities(campaign: U64, item: U64, channel: I8, message_class: I8, out: U64) -> None:
     for c in range(len(campaign)):
-        key = absorb(campaign[c], np.uint64(np.int64(item[c])))
+        key = absorb(campaign[c], item[c])
         out[c] = absorb(absorb(key, np.uint64(np.int64(channel[c]))), np.uint64(np.int64(message_class[c])))
 
 
-def identities(batch: Batch) -> U64:
-    """u64[m]: what a candidate is, wherever it stands in the batch; keys its noise and breaks ties."""
+def identities(batch: Batch, item_hashes: U64 | None) -> U64:
+    """u64[m]: what a candidate is, wherever it stands in the batch; keys its noise and breaks ties.
+
+    Made of hashes alone, so that the log suffices to draw the same noise again under any release. `item_hashes` u64 by item
+    row; None where no candidate has an item. Raises InvalidInput for a candidate with an item and no hash to it.
+    """
     rows = batch.candidates
+    item = rows["item"]
+    known = item >= 0
+    hashes = np.full(rows.rows, _NO_ITEM)
+    if known.any():
+        if item_hashes is None:
+            raise InvalidInput("candidates have items whose ids are not known", field="context.parts.item_hashes")
+        hashes[known] = item_hashes[item[known]]
     out = np.empty(rows.rows, np.uint64)
-    _identities(column(rows, "campaign"), column(rows, "item"), column(rows, "channel"), column(rows, "message_class"), out)
+    _identities(column(rows, "campaign"), hashes, column(rows, "channel"), column(rows, "message_class"), out)
     return out

@@ -32,7 +32,8 @@ _EVERY_GATE = np.uint32((1 << len(GATE_NAMES)) - 1)
 class Decision:
     """Stateless. Needs the request columns request_id, user, decided_at (others: see `prepare`), the candidate columns
     campaign, channel, message_class, heads with `meta["heads"]`, and `context.parts["histories"]` (Histories aligned with
-    the batch). Sets the decision columns of serve_app.columns; `meta["gates"]` names the gates.
+    the batch), and where candidates have items `context.parts["item_hashes"]` (u64 by item row).
+    Sets the decision columns of serve_app.columns; `meta["gates"]` names the gates.
 
     `p_choice` and `p_none` are the probabilities of the first choice given arms, cell, holdouts and history; they sum to 1
     per request. A user must stand in a batch once (`serve_app.decide` splits repeated users into waves).
@@ -55,7 +56,7 @@ class Decision:
     @staticmethod
     def _decide(batch: Batch, histories: HistoryView, policy: CompiledPolicy, context: Context) -> Batch:
         batch = prepared(batch, policy)
-        identity = identities(batch)
+        identity = identities(batch, context.parts.get("item_hashes"))
         words = evaluate(batch, histories, policy, context)
         shadows = withheld(batch, histories, words, identity, policy, context)
         sends = sends_of(batch, histories, words, shadows.holdout < 0, identity, policy, context)
