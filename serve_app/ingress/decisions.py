@@ -20,16 +20,13 @@ from serve_app.ingress.answers import degraded_names, feature_values, finite
 from serve_app.ingress.problems import ProblemError
 from serve_app.ingress.schemas_notify import DecideRow
 from serve_app.noise import hash_key, salt_of
-from serve_app.policy.assign import assign
-from serve_app.policy.zones import local_second_of_day, zone_index
-from serve_app.regions import region_index
+from serve_app.serving.asking import notification_requests
 from serve_app.serving.library import Edition
-from serve_app.vocabulary import Action, Channel, Delivery, GateOutcome, Origin, Reason, Surface
+from serve_app.vocabulary import Action, Channel, Delivery, GateOutcome, Reason
 
 __all__ = ["DecisionAsk", "PreparedDecisions", "decision_answer", "digest_of", "key_of", "prepare_decisions", "row_id"]
 
 _ROW_SALT = salt_of("row of decide-batch")
-_HOUR_S = 3600
 
 
 def row_id(root: int, row: int) -> int:
@@ -125,66 +122,17 @@ def _choice(
 
 
 def _requests(asks: Sequence[DecisionAsk], edition: Edition, log_rate: float) -> Batch:
-    n, policy, catalogue = len(asks), edition.policy, edition.release.catalogue
-    users = np.array([hash_id(ask.row.user) for ask in asks], np.uint64)
-    at = np.array([ask.decided_at for ask in asks], np.int64)
-    user_row = catalogue.user_rows(users)
-    zone, region = _places(user_row, edition)
-    arms = assign(policy.trials, users, at)
-    ids = np.array([ask.request_id for ask in asks], np.uint64)
     expires = [0 if a.row.expires_at is None else micros_of(a.row.expires_at) for a in asks]
-    history = edition.release.histories.requests(user_row, at)
-    return Batch.of_requests(
-        request_id=ids,
-        root_id=ids,
-        parent_request_id=np.zeros(n, np.uint64),
-        attempt=np.zeros(n, np.int16),
-        surface=np.full(n, Surface.notification, np.int8),
-        origin=np.full(n, Origin.client, np.int8),
-        decided_at=at,
+    return notification_requests(
+        edition,
+        request_ids=np.array([ask.request_id for ask in asks], np.uint64),
+        users=np.array([hash_id(ask.row.user) for ask in asks], np.uint64),
+        decided_at=np.array([ask.decided_at for ask in asks], np.int64),
         deadline_at=np.array([ask.deadline_at for ask in asks], np.int64),
-        env_seq=np.full(n, -1, np.int64),
-        policy=np.zeros(n, np.int16),
-        arms=arms.arms,
-        cell=arms.cell,
-        epoch=arms.epoch,
-        p_cell=arms.p_cell,
-        variant=arms.variant,
-        user=users,
-        user_row=user_row,
-        zone=zone,
-        region=region,
-        anchor=np.full(n, -1, np.int32),
-        recents=history["recents"],
-        recents_age_s=history["recents_age_s"],
-        bought=history["bought"],
-        context_hour=(local_second_of_day(at, zone) // _HOUR_S).astype(np.int8),
-        context_device=np.zeros(n, np.int8),
         slots=np.array([ask.row.max_sends for ask in asks], np.int32),
         expires_at=np.array(expires, np.int64),
-        segments=np.zeros(n, np.uint64),
-        segments_at=np.zeros(n, np.int64),
-        degraded=np.zeros(n, np.uint8),
-        cold=user_row < 0,
-        log_rate=np.full(n, log_rate, np.float64),
-        availability_seq=np.full(n, edition.view.seq, np.int64),
+        log_rate=log_rate,
     )
-
-
-def _places(user_row: np.ndarray, edition: Edition) -> tuple[np.ndarray, np.ndarray]:
-    """Zone and region as the release knows them; the ledger's word replaces them where it has one."""
-    users = edition.release.catalogue.users
-    zone = np.full(len(user_row), edition.policy.default_zone, np.int16)
-    region = np.full(len(user_row), -1, np.int16)
-    known = np.flatnonzero(user_row >= 0)
-    zones = users["zone"].take(user_row[known]).to_pylist() if len(known) else []
-    codes = users["region"].take(user_row[known]).to_pylist() if len(known) else []
-    for at, name, code in zip(known.tolist(), zones, codes, strict=True):
-        if name:
-            zone[at] = zone_index(name)
-        if code:
-            region[at] = region_index(code)
-    return zone, region
 
 
 def _with_candidates(

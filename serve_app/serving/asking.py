@@ -1,0 +1,96 @@
+"""Notification requests as columns: the same for a call, a row of a batch and a deferral whose time has come."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.batch import Batch
+from serve_app.policy.assign import assign
+from serve_app.policy.zones import local_second_of_day, zone_index
+from serve_app.regions import region_index
+from serve_app.serving.library import Edition
+from serve_app.vocabulary import Origin, Surface
+
+__all__ = ["notification_requests"]
+
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+I16 = npt.NDArray[np.int16]
+U64 = npt.NDArray[np.uint64]
+
+_HOUR_S = 3600
+
+
+def notification_requests(
+    edition: Edition,
+    *,
+    request_ids: U64,
+    users: U64,
+    decided_at: I64,
+    deadline_at: I64,
+    slots: I32,
+    expires_at: I64,
+    log_rate: float = 1.0,
+    origin: Origin = Origin.client,
+    root_ids: U64 | None = None,
+    parents: U64 | None = None,
+    attempts: I16 | None = None,
+) -> Batch:
+    """n requests without candidates, pinned to `edition`, arms and cell drawn. root_ids None: each is its own root."""
+    n, policy, catalogue = len(users), edition.policy, edition.release.catalogue
+    user_row = catalogue.user_rows(users)
+    zone, region = _places(user_row, edition)
+    arms = assign(policy.trials, users, decided_at)
+    history = edition.release.histories.requests(user_row, decided_at)
+    return Batch.of_requests(
+        request_id=request_ids,
+        root_id=request_ids if root_ids is None else root_ids,
+        parent_request_id=np.zeros(n, np.uint64) if parents is None else parents,
+        attempt=np.zeros(n, np.int16) if attempts is None else attempts,
+        surface=np.full(n, Surface.notification, np.int8),
+        origin=np.full(n, origin, np.int8),
+        decided_at=decided_at,
+        deadline_at=deadline_at,
+        env_seq=np.full(n, -1, np.int64),
+        policy=np.zeros(n, np.int16),
+        arms=arms.arms,
+        cell=arms.cell,
+        epoch=arms.epoch,
+        p_cell=arms.p_cell,
+        variant=arms.variant,
+        user=users,
+        user_row=user_row,
+        zone=zone,
+        region=region,
+        anchor=np.full(n, -1, np.int32),
+        recents=history["recents"],
+        recents_age_s=history["recents_age_s"],
+        bought=history["bought"],
+        context_hour=(local_second_of_day(decided_at, zone) // _HOUR_S).astype(np.int8),
+        context_device=np.zeros(n, np.int8),
+        slots=slots,
+        expires_at=expires_at,
+        segments=np.zeros(n, np.uint64),
+        segments_at=np.zeros(n, np.int64),
+        degraded=np.zeros(n, np.uint8),
+        cold=user_row < 0,
+        log_rate=np.full(n, log_rate, np.float64),
+        availability_seq=np.full(n, edition.view.seq, np.int64),
+    )
+
+
+def _places(user_row: I32, edition: Edition) -> tuple[I16, I16]:
+    """Zone and region as the release knows them; the ledger's word replaces them where it has one."""
+    users = edition.release.catalogue.users
+    zone = np.full(len(user_row), edition.policy.default_zone, np.int16)
+    region = np.full(len(user_row), -1, np.int16)
+    known = np.flatnonzero(user_row >= 0)
+    zones = users["zone"].take(user_row[known]).to_pylist() if len(known) else []
+    codes = users["region"].take(user_row[known]).to_pylist() if len(known) else []
+    for at, name, code in zip(known.tolist(), zones, codes, strict=True):
+        if name:
+            zone[at] = zone_index(name)
+        if code:
+            region[at] = region_index(code)
+    return zone, region
