@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from serve_app.errors import ContradictoryPolicy
 from serve_app.policy.instants import instant_us
 from serve_app.policy.overrides import CELL_ROOTS, EXPERIMENT_ROOTS, apply_overrides
-from serve_app.policy.segment_tree import references
+from serve_app.policy.segment_attributes import check_attribute
+from serve_app.policy.segment_tree import Attribute, Bucket, Membership, references, walk
 from serve_app.policy.zones import zone_index
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ def _check_salts(document: PolicyDocument) -> None:
             message = f"the salt {salt!r} is also that of {first[salt]}; their assignments would not be independent"
             raise ContradictoryPolicy(message, field=field, hint="give each its own salt")
         first[salt] = field
+    for i, one in enumerate(document.segments):
+        for field, node in walk(one.where, f"segments.{i}.where"):
+            if isinstance(node, Bucket) and node.salt in first:  # buckets may share one: they are then nested
+                message = f"the salt {node.salt!r} is also that of {first[node.salt]}; the segment would depend on it"
+                raise ContradictoryPolicy(message, field=f"{field}.salt", hint="give each its own salt")
 
 
 def _check_dates(document: PolicyDocument) -> None:
@@ -69,6 +75,9 @@ def _check_dates(document: PolicyDocument) -> None:
 def _check_segments(document: PolicyDocument) -> None:
     below = {one.id: references(one.where) for one in document.segments}
     for position, one in enumerate(document.segments):
+        for field, node in walk(one.where, f"segments.{position}.where"):
+            if isinstance(node, Attribute | Membership):
+                check_attribute(node, field)
         for name in sorted(below[one.id]):
             if name not in below:
                 raise ContradictoryPolicy(f"no segment {name!r}", field=f"segments.{position}.where", hint="define it")

@@ -1,7 +1,15 @@
-"""Segments as a typed tree: and / or / not over conditions on attributes, events, membership and hash buckets."""
+"""Segments as a typed tree: and / or / not over conditions on attributes, events, membership and hash buckets.
+
+A segment is evaluated as of one instant `as_of`. Windows are half-open on the old side, as those of caps are: an event at
+time t lies in the last d days when `as_of - d * 24 h < t <= as_of`. Days are 24 hours, not calendar days; events later than
+`as_of` do not count.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -20,7 +28,11 @@ __all__ = [
     "Segment",
     "SegmentNode",
     "SegmentReference",
+    "children",
+    "in_order",
     "references",
+    "segment_digests",
+    "walk",
 ]
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -59,7 +71,7 @@ class Membership(Strict):
 
 
 class EventCount(Strict):
-    """How many events of a type fell into the last `within_days`."""
+    """How many events of a type fell into the last `within_days`. With `category`, events on items of that category only."""
 
     kind: Literal["event_count"]
     event: EventName
@@ -70,7 +82,8 @@ class EventCount(Strict):
 
 
 class LastEvent(Strict):
-    """How many days ago the last event of a type was. A user without such an event does not match (`not` finds them)."""
+    """How long before `as_of` the last event of a type was, to the microsecond. A user without such an event does not match
+    (`not` finds them). `< d` is the same as `event_count` within d days `>= 1`."""
 
     kind: Literal["last_event"]
     event: EventName
@@ -79,7 +92,8 @@ class LastEvent(Strict):
 
 
 class Bucket(Strict):
-    """A random share of users by salted hash."""
+    """A random share of users by salted hash, as holdouts and experiments draw theirs: stable, exact in expectation. Two
+    buckets of one salt are nested: the smaller lies within the larger."""
 
     kind: Literal["bucket"]
     salt: Salt
@@ -133,21 +147,67 @@ class Segment(Strict):
         return self
 
 
-def _children(node: Strict) -> tuple[Strict, ...]:
+def children(node: Strict) -> tuple[Strict, ...]:
+    """The nodes directly below."""
     if isinstance(node, AllOf | AnyOf):
         return node.of
     return (node.of,) if isinstance(node, Not) else ()
 
 
 def _depth(node: Strict) -> int:
-    return 1 + max((_depth(child) for child in _children(node)), default=0)
+    return 1 + max((_depth(child) for child in children(node)), default=0)
+
+
+def walk(node: Strict, field: str) -> Iterator[tuple[str, Strict]]:
+    """Every node of a tree, parents first, each with its dotted path; `field` is the path of `node`."""
+    yield field, node
+    for place, child in enumerate(children(node)):
+        below = f"{field}.of" if isinstance(node, Not) else f"{field}.of.{place}"
+        yield from walk(child, below)
 
 
 def references(node: Strict) -> set[str]:
     """Ids of the segments a tree refers to directly."""
+    return {one.id for _, one in walk(node, "") if isinstance(one, SegmentReference)}
+
+
+def in_order(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments, each after those it refers to. They refer to each other only, and not in a circle."""
+    by_id = {one.id: one for one in segments}
+    done: dict[str, Segment] = {}
+    todo = [one.id for one in reversed(segments)]
+    while todo:
+        name = todo[-1]
+        below = [other for other in sorted(references(by_id[name].where)) if other not in done]
+        if below and name not in done:
+            todo += below
+            continue
+        done.setdefault(name, by_id[name])
+        todo.pop()
+    return list(done.values())
+
+
+_MEANING = 1
+"""Raise it when a condition comes to mean something else: memberships computed before are then not used any more."""
+
+
+def segment_digests(segments: Sequence[Segment]) -> dict[str, str]:
+    """id -> 20 hex digits that stand for what the segment asks, referred segments included, whatever their names. A
+    membership computed for another digest is another audience."""
+    found: dict[str, str] = {}
+    for one in in_order(segments):
+        text = json.dumps([_MEANING, _meaning(one.where, found)], sort_keys=True, ensure_ascii=False, allow_nan=False)
+        found[one.id] = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+    return {one.id: found[one.id] for one in segments}
+
+
+def _meaning(node: Strict, found: dict[str, str]) -> object:
     if isinstance(node, SegmentReference):
-        return {node.id}
-    return set().union(*(references(child) for child in _children(node)))
+        return ["segment", found[node.id]]
+    below = children(node)
+    if below:
+        return [getattr(node, "kind", ""), *(_meaning(child, found) for child in below)]
+    return node.model_dump(mode="json")
 
 
 for _model in (AllOf, AnyOf, Not, Segment):
