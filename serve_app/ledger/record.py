@@ -6,7 +6,11 @@
     meta (JSON: names of gates and heads, release, policies ...) | request row | candidate rows
 
 Rows are packed little-endian structs of the columns whose bit stands in the mask, in the order declared here. The order
-is the format: add at the end, never move. Zone and region go by name, because their indices belong to a process.
+is the format: add at the end, never move. Zone and region go by name, because their indices belong to a process. Arms and
+holdouts go as bits, with their names and shares in the meta (`serve_app.policy.assigned.Trials`).
+
+A record holds what the Decision stage read and said. What the heads were computed from (features, recents) is in the journal
+frame of the same decision; a log row that only a record could give has heads, and `feature_plan` 0.
 """
 
 from __future__ import annotations
@@ -14,8 +18,8 @@ from __future__ import annotations
 import itertools
 import json
 import struct
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +28,15 @@ from serve_app.batch import Batch, Columns
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.ledger.names import NameTable, region_names, zone_names
+from serve_app.policy.assigned import held_bits, trials_of
+
+if TYPE_CHECKING:
+    from serve_app.policy.compile import CompiledPolicy
 
 __all__ = ["RECORD_SCHEMA", "pack_records", "unpack_record"]
 
-RECORD_SCHEMA = 1
+RECORD_SCHEMA = 2
+_READABLE = (1, 2)  # 2: more columns, whose bits a reader of 1 would not know
 _MAGIC = b"HR"
 _HEAD = struct.Struct("<2sHQQIHHI")
 
@@ -37,18 +46,23 @@ _REQUEST = (
     "env_seq", "policy", "cell", "epoch", "p_cell", "user", "zone", "region", "consent_ad_at", "consent_night_at",
     "customer_until", "reachable", "opted_out", "segments", "segments_at", "read_version", "width", "slots", "degraded",
     "cold", "log_rate", "availability_seq", "p_none", "explored", "forced", "action", "reason", "until", "expires_at",
-    "context_hour", "context_device",
+    "context_hour", "context_device", "arms", "variant", "held", "idempotency_key",
 )
 _CANDIDATE = (
     "item_hash", "campaign", "channel", "message_class", "category", "priority", "sources", "retrieval_score", "drop_reason",
     "heads", "value", "slot", "p_slot", "cost", "margin", "expires_at", "labelled", "campaign_killed", "segment", "delivery",
     "gates_evaluated", "gate_outcome", "gate_reason", "used", "limit", "next_free_at", "reason", "action", "until",
-    "p_choice", "ghost", "ghost_first", "holdout", "counts",
+    "p_choice", "ghost", "ghost_first", "holdout", "counts", "p_shadow",
 )
 # fmt: on
 _PER_GATE = frozenset({"gate_outcome", "gate_reason", "used", "limit", "next_free_at"})
 _NAMED = {"zone": "S40", "region": "S16"}
-_META = ("gates", "heads", "release", "policies", "policy_revisions", "code_version", "fingerprint", "salt", "durability")
+_OWN = {"item_hash": "<u8", "held": "<u8", "idempotency_key": "V16"}  # not columns of a batch
+_META = (
+    "gates", "heads", "release", "policies", "policy_revisions", "code_version", "fingerprint", "salt", "durability",
+    "trials",
+)  # fmt: skip
+_NO_KEY = bytes(16)
 
 
 def _layout(order: tuple[str, ...], mask: int, gates: int, heads: int, *, request: bool) -> np.dtype[np.void]:
@@ -58,8 +72,8 @@ def _layout(order: tuple[str, ...], mask: int, gates: int, heads: int, *, reques
             continue
         if request and name in _NAMED:
             fields.append((name, _NAMED[name]))
-        elif name == "item_hash":
-            fields.append((name, "<u8"))
+        elif name in _OWN:
+            fields.append((name, _OWN[name]))
         else:
             kind = (REQUEST_COLUMNS if request else CANDIDATE_COLUMNS)[name].dtype.str
             width = gates if name in _PER_GATE else heads if name == "heads" else None
@@ -87,19 +101,22 @@ def _width(columns: Columns, names: frozenset[str]) -> int:
     return next((columns[name].shape[1] for name in names if name in columns), 0)
 
 
-def pack_records(batch: Batch, *, item_hashes: npt.NDArray[np.uint64] | None = None) -> list[bytes]:
+def pack_records(
+    batch: Batch,
+    *,
+    item_hashes: npt.NDArray[np.uint64] | None = None,
+    policies: Sequence[CompiledPolicy] = (),
+    keys: Sequence[bytes] | None = None,
+) -> list[bytes]:
     """One record per request of a decided batch, with all its candidates.
 
-    item_hashes: u64 by item row of the release, where candidates have items. Only columns the batch has are packed.
-    `batch.meta` gives the names of gates and heads, the release and the policy revisions, where set.
+    item_hashes: u64 by item row of the release, where candidates have items. policies: what the requests' `policy` indexes,
+    so that holdout assignments are kept. keys: 16-byte digests of the idempotency keys, b"" for none. Only columns the batch
+    has are packed. `batch.meta` gives the names of gates and heads, the release and the policy revisions, where set.
     """
     if "request_id" not in batch.requests or "user" not in batch.requests:
         raise InvalidInput("a decision record needs request_id and user", field="request_id")
-    request: dict[str, Any] = dict(batch.requests)
-    for name, table in (("zone", zone_names), ("region", region_names)):
-        if name in request:
-            request[name] = _names_of(table(), request[name], _NAMED[name])
-    candidate: dict[str, Any] = dict(batch.candidates)
+    request, candidate = _request_values(batch, policies, keys), dict(batch.candidates)
     if item_hashes is not None and "item" in candidate:
         items = candidate["item"]
         candidate["item_hash"] = np.where(items >= 0, item_hashes[np.maximum(items, 0)], np.uint64(0))
@@ -107,7 +124,11 @@ def pack_records(batch: Batch, *, item_hashes: npt.NDArray[np.uint64] | None = N
     masks = _mask(_REQUEST, request), _mask(_CANDIDATE, candidate)
     request_rows = np.empty(len(batch), _layout(_REQUEST, masks[0], gates, heads, request=True))
     candidate_rows = np.empty(batch.candidates.rows, _layout(_CANDIDATE, masks[1], gates, heads, request=False))
-    meta = json.dumps({name: batch.meta[name] for name in _META if name in batch.meta}, separators=(",", ":")).encode()
+    said = dict(batch.meta)
+    if policies:
+        said |= {"policy_revisions": [one.revision for one in policies]}
+        said |= {"trials": [trials_of(one).document() for one in policies]}
+    meta = json.dumps({name: said[name] for name in _META if name in said}, separators=(",", ":")).encode()
     requests, candidates = _fill(request_rows, request).tobytes(), _fill(candidate_rows, candidate).tobytes()
     wide, narrow = request_rows.dtype.itemsize, candidate_rows.dtype.itemsize
     records, offsets = [], batch.offsets.tolist()
@@ -118,6 +139,30 @@ def pack_records(batch: Batch, *, item_hashes: npt.NDArray[np.uint64] | None = N
     return records
 
 
+def _request_values(batch: Batch, policies: Sequence[CompiledPolicy], keys: Sequence[bytes] | None) -> dict[str, Any]:
+    """The request columns as a record keeps them."""
+    out: dict[str, Any] = dict(batch.requests)
+    for name, table in (("zone", zone_names), ("region", region_names)):
+        if name in out:
+            out[name] = _names_of(table(), out[name], _NAMED[name])
+    if policies:
+        out["held"] = _held(batch, policies)
+    if keys:
+        out["idempotency_key"] = np.frombuffer(b"".join(one or _NO_KEY for one in keys), "V16")
+    return out
+
+
+def _held(batch: Batch, policies: Sequence[CompiledPolicy]) -> npt.NDArray[np.uint64]:
+    users = batch.requests["user"]
+    if len(policies) == 1 or "policy" not in batch.requests:
+        return held_bits(policies[0].holdouts, users)
+    pinned, out = batch.requests["policy"], np.zeros(len(users), np.uint64)
+    for index in np.unique(pinned).tolist():
+        mine = pinned == index
+        out[mine] = held_bits(policies[index].holdouts, users[mine])
+    return out
+
+
 def unpack_record(record: bytes) -> dict[str, Any]:
     """{"schema": int, "meta": dict, "request": {column: value}, "candidates": {column: array of c rows}}.
 
@@ -126,7 +171,7 @@ def unpack_record(record: bytes) -> dict[str, Any]:
     if len(record) < _HEAD.size or record[:2] != _MAGIC:
         raise DamagedArtifact("not a decision record", hint="check the ledger with `hindcast ledger check`")
     _, schema, *masks, count, gates, heads, meta_length = _HEAD.unpack_from(record)
-    if schema != RECORD_SCHEMA:
+    if schema not in _READABLE:
         raise DamagedArtifact(
             f"decision record of schema {schema}, this version reads {RECORD_SCHEMA}", hint="upgrade hindcast"
         )
@@ -139,6 +184,8 @@ def unpack_record(record: bytes) -> dict[str, Any]:
     request = {name: row[name].item() for name in wide.names or ()}
     for name in _NAMED.keys() & request.keys():
         request[name] = request[name].decode()
+    if "idempotency_key" in request:
+        request["idempotency_key"] = b"" if request["idempotency_key"] == _NO_KEY else request["idempotency_key"]
     rows = np.frombuffer(record, narrow, count, start + wide.itemsize)
     return {
         "schema": schema,

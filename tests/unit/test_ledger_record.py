@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 from serve_app.batch import Batch, lengths_to_offsets
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.ledger.record import pack_records, unpack_record
+from serve_app.noise import hash_key, uniform
+from serve_app.policy.assigned import Trials, held_bits, trials_of
 from serve_app.policy.zones import zone_index
 from serve_app.regions import region_index
+from tests.unit.decision_support import compiled
+from tests.unit.truth_support import decide_one_batch
 
 
 def decided(counts: list[int], gates: int = 3, heads: int = 2, seed: int = 0) -> Batch:
@@ -43,7 +47,7 @@ def test_a_record_says_all_that_was_packed() -> None:
     hashes = np.arange(100, 105, dtype=np.uint64)
     records = [unpack_record(record) for record in pack_records(batch, item_hashes=hashes)]
     for row, record in enumerate(records):
-        assert record["schema"] == 1
+        assert record["schema"] == 2
         assert record["meta"] == {"gates": ["gate0", "gate1", "gate2"], "heads": ["p_click", "p_optout"], "release": "r1"}
         for name in ("request_id", "user", "decided_at", "p_none", "forced"):
             assert record["request"][name] == batch.requests[name][row]
@@ -80,9 +84,38 @@ def test_a_record_needs_to_say_whose_it_is() -> None:
         (lambda record: b"XX" + record[2:], "not a decision record"),
         (lambda record: record[:-1], "wrong length"),
         (lambda record: record + b"\0", "wrong length"),
-        (lambda record: record[:2] + b"\x09\x00" + record[4:], "schema 9, this version reads 1"),
+        (lambda record: record[:2] + b"\x09\x00" + record[4:], "schema 9, this version reads 2"),
     ],
 )
 def test_a_damaged_record_is_refused(change, text: str) -> None:
     with pytest.raises(DamagedArtifact, match=text):
         unpack_record(change(pack_records(decided([2]))[0]))
+
+
+def test_a_record_keeps_assignments_keys_and_pins_so_that_it_needs_no_policy_to_be_read() -> None:
+    policies = [
+        compiled(
+            holdouts=[{"id": "g", "scope": "global", "percent": 50, "salt": "g"}],
+            experiments=[{"id": "e", "salt": "e", "arms": [{"id": "a", "percent": 25}, {"id": "b", "percent": 75}]}],
+        ),
+        compiled(),
+    ]
+    batch = decide_one_batch(40, policies)
+    keys = [b"" if row % 2 else row.to_bytes(16, "big") for row in range(40)]
+    keys[2] = bytes(15) + b"\x07"
+    for row, one in enumerate(map(unpack_record, pack_records(batch, policies=policies, keys=keys))):
+        request, meta = one["request"], one["meta"]
+        pinned = int(batch.requests["policy"][row])
+        trials = Trials.of_document(meta["trials"][pinned])
+        assert meta["policy_revisions"][pinned] == policies[pinned].revision
+        assert trials == trials_of(policies[pinned])
+        assert request["arms"] == batch.requests["arms"][row]
+        assert request["variant"] == batch.requests["variant"][row]
+        user = batch.requests["user"][row : row + 1]
+        assert request["held"] == held_bits(policies[pinned].holdouts, user)[0]
+        held = pinned == 0 and uniform(hash_key(policies[0].holdouts.salts[0], user))[0] < 0.5
+        assert request["held"] == int(held)
+        assert request["idempotency_key"] == (b"" if row % 2 or row == 0 else keys[row])
+        own = slice(batch.offsets[row], batch.offsets[row + 1])
+        np.testing.assert_array_equal(one["candidates"]["p_shadow"], batch.candidates["p_shadow"][own])
+    assert (batch.candidates["p_shadow"] > 0).sum() > 0

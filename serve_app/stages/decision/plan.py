@@ -120,7 +120,7 @@ def commit_plan(
         decided_at=requests["decided_at"],
         new_entries=entries,
         new_offsets=offsets,
-        records=pack_records(batch, item_hashes=item_hashes) if keep_records else [],
+        records=pack_records(batch, item_hashes=item_hashes, policies=policies, keys=keys) if keep_records else [],
         request_ids=requests["request_id"],
         keys=list(keys or []),
         digests=list(digests or []),
