@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from serve_app.ledger.protocol import (
     LedgerSettings,
     LedgerView,
     OutboxItem,
+    QueueDepths,
     Recents,
     StoredRecord,
     UserChanges,
@@ -47,6 +49,7 @@ class MemoryLedger:
         self._lock = threading.RLock()
         self._table = UserTable(self.settings)
         self._proofs: dict[int, tuple[Consent, Consent]] = {}
+        self._ids: dict[int, str] = {}
         self._records: dict[tuple[int, int], StoredRecord] = {}
         self._pending: dict[int, tuple[int, int]] = {}
         self._acked: deque[tuple[int, tuple[int, int]]] = deque()
@@ -130,6 +133,8 @@ class MemoryLedger:
             version = self._table.put(user, changes)
             ad, night = self._proofs.get(user, (Consent(0), Consent(0)))
             self._proofs[user] = (changes.consent_ad or ad, changes.consent_night or night)
+            if changes.user_id is not None:
+                self._ids[user] = changes.user_id
             return version
 
     def put_users(self, users: U64, state: UserState) -> I64:
@@ -143,7 +148,8 @@ class MemoryLedger:
     def get_user(self, user: int) -> UserRecord | None:
         """See Ledger."""
         with self._lock:
-            return self._table.record(user, self._proofs.get(user))
+            record = self._table.record(user, self._proofs.get(user))
+            return record and replace(record, user_id=self._ids.get(user, ""))
 
     def delete_user(self, user: int) -> bool:
         """See Ledger."""
@@ -151,6 +157,7 @@ class MemoryLedger:
             if not self._table.erase(user):
                 return False
             self._proofs.pop(user, None)
+            self._ids.pop(user, None)
             for pair in [pair for pair in self._records if pair[0] == user]:
                 number = self._records.pop(pair).id
                 self._pending.pop(number, None)
@@ -241,6 +248,21 @@ class MemoryLedger:
         """See Ledger."""
         with self._lock:
             return self._outbox.ack(ids)
+
+    def postpone_outbox(self, ids: Sequence[int], until: Sequence[int], attempts: Sequence[int]) -> int:
+        """See Ledger."""
+        with self._lock:
+            return self._outbox.postpone(ids, until, attempts)
+
+    def buried_outbox(self, limit: int) -> list[OutboxItem]:
+        """See Ledger."""
+        with self._lock:
+            return self._outbox.buried(limit)
+
+    def queue_depths(self, now: int) -> QueueDepths:
+        """See Ledger."""
+        with self._lock:
+            return QueueDepths(*self._deferrals.depths(now), *self._outbox.depths(now))
 
     def snapshot(self, as_of: int, chunk: int = 10_000) -> Iterator[LedgerView]:
         """See Ledger."""

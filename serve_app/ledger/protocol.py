@@ -22,6 +22,7 @@ import numpy.typing as npt
 __all__ = [
     "HISTORY_DTYPE",
     "NEVER_KNOWN",
+    "OUTBOX_BURIED",
     "CampaignRow",
     "CatalogueChange",
     "CommitPlan",
@@ -35,6 +36,7 @@ __all__ = [
     "LedgerSettings",
     "LedgerView",
     "OutboxItem",
+    "QueueDepths",
     "Recents",
     "StoredRecord",
     "UserChanges",
@@ -47,6 +49,9 @@ U64 = npt.NDArray[np.uint64]
 
 NEVER_KNOWN = np.iinfo(np.int64).min
 """`known_since` of a history nothing was ever dropped from: it is complete for all time."""
+
+OUTBOX_BURIED = 1 << 53
+"""Put an outbox row off until this time (the year 2255) and it is dead: no claim takes it, it stays to be looked at."""
 
 
 class HistoryFlag(IntFlag):
@@ -214,11 +219,13 @@ class UserChanges:
     opted_out: int | None = None
     zone: str | None = None
     region: str | None = None
+    user_id: str | None = None
+    """The id behind the hash, for those who deliver messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class UserRecord:
-    """One user's state as stored, names and proofs included."""
+    """One user's state as stored, names and proofs included. user_id: "" where it was never told."""
 
     user: int
     version: int
@@ -229,6 +236,7 @@ class UserRecord:
     opted_out: int
     zone: str
     region: str
+    user_id: str = ""
 
 
 @dataclass(slots=True)
@@ -278,6 +286,17 @@ class OutboxItem:
     request_id: int
     payload: bytes
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepths:
+    """Rows waiting: deferrals in all and those `due`; outbox rows in all, those `ready` to be claimed, those `buried`."""
+
+    deferrals: int
+    due: int
+    outbox: int
+    ready: int
+    buried: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +385,16 @@ class Ledger(Protocol):
 
     def ack_outbox(self, ids: Sequence[int]) -> int:
         """Remove sent rows; returns how many there were."""
+
+    def postpone_outbox(self, ids: Sequence[int], until: Sequence[int], attempts: Sequence[int]) -> int:
+        """Hide rows until the given times (OUTBOX_BURIED: for good) and set how many attempts they have behind them;
+        returns how many rows there were."""
+
+    def buried_outbox(self, limit: int) -> list[OutboxItem]:
+        """Rows put off for good, oldest first."""
+
+    def queue_depths(self, now: int) -> QueueDepths:
+        """How much waits."""
 
     def snapshot(self, as_of: int, chunk: int = 10_000) -> Iterator[LedgerView]:
         """All known users in hash order, `chunk` at a time, with the entries at <= as_of. Versions are today's."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from serve_app.ids import BUCKETS, bucket_of
 from serve_app.ledger.names import region_names, zone_names
 from serve_app.ledger.plans import check_plan, require_distinct, value_at
 from serve_app.ledger.protocol import (
+    OUTBOX_BURIED,
     CampaignRow,
     CatalogueChange,
     CommitPlan,
@@ -33,6 +35,7 @@ from serve_app.ledger.protocol import (
     LedgerSettings,
     LedgerView,
     OutboxItem,
+    QueueDepths,
     Recents,
     StoredRecord,
     UserChanges,
@@ -174,7 +177,7 @@ class RedisLedger:
             out: list[Any] = ["s", pack_state(state[0]), "z", zone, "r", region]
             for name, consent in (("a", changes.consent_ad), ("n", changes.consent_night)):
                 out += [name, pack_consent(consent)] if consent is not None else []
-            return out
+            return out if changes.user_id is None else [*out, "i", changes.user_id]
 
         version = self._change(user, change)
         assert version is not None
@@ -235,14 +238,15 @@ class RedisLedger:
 
     def get_user(self, user: int) -> UserRecord | None:
         """See Ledger."""
-        names = (*FIELDS, "a", "n", "e")
+        names = (*FIELDS, "a", "n", "e", "i")
         fields = self._user_calls(np.asarray([user], np.uint64), lambda row: ("HMGET", row, *names), write=False)[0]
         zones, regions = zone_names(), region_names()
         state = state_rows([fields], zones, regions)
         state["erased"] = fields[8] is not None
         ad, night = unpack_consent(fields[6]), unpack_consent(fields[7])
         consents = (ad or Consent(0), night or Consent(0)) if ad or night else None
-        return record_of(user, state[0], consents, zones, regions)
+        record = record_of(user, state[0], consents, zones, regions)
+        return record and replace(record, user_id=(fields[9] or b"").decode())
 
     def delete_user(self, user: int) -> bool:
         """See Ledger. The server's append-only file forgets at its next rewrite."""
@@ -369,19 +373,42 @@ class RedisLedger:
 
     def claim_outbox(self, now: int, limit: int, lease_us: int) -> list[OutboxItem]:
         """See Ledger. Oldest first within a bucket; buckets take turns being first."""
-        out: list[OutboxItem] = []
 
         def claim(key: str, most: int) -> Command:
             return self._queue.call([key], "claim", now, most, now + lease_us)
 
-        for bucket, (number, row, attempts) in self._queued("oz", now, limit, claim, first=now % BUCKETS, write=True):
-            user, request = _PAIR.unpack_from(row)
-            out.append(OutboxItem(bucket << _NUMBER_BITS | number, user, request, row[16:], attempts))
-        return out
+        return _outbox_items(self._queued("oz", now, limit, claim, first=now % BUCKETS, write=True))
 
     def ack_outbox(self, ids: Sequence[int]) -> int:
         """See Ledger."""
         return sum(self._per_bucket(ids, "ack_outbox"))
+
+    def postpone_outbox(self, ids: Sequence[int], until: Sequence[int], attempts: Sequence[int]) -> int:
+        """See Ledger."""
+        rows: dict[int, list[int]] = {}
+        for one, end, tried in zip(ids, until, attempts, strict=True):
+            rows.setdefault(one >> _NUMBER_BITS, []).extend((one & (1 << _NUMBER_BITS) - 1, end, tried))
+        commands = [self._queue.call([_counter(bucket)], "postpone", *own) for bucket, own in rows.items()]
+        replies = self._wire.run(commands, list(rows), write=True) if commands else []
+        return sum(int(checked(reply)) for reply in replies)
+
+    def buried_outbox(self, limit: int) -> list[OutboxItem]:
+        """See Ledger. Oldest first within a bucket."""
+
+        def look(key: str, most: int) -> Command:
+            return self._queue.call([key], "buried", OUTBOX_BURIED, most)
+
+        return _outbox_items(self._queued("oz", "+inf", limit, look, above=OUTBOX_BURIED, write=False))
+
+    def queue_depths(self, now: int) -> QueueDepths:
+        """See Ledger."""
+        bounds = (("z", "+inf"), ("z", now), ("oz", "+inf"), ("oz", now))
+        counts = [self._count(queue, "-inf", upto) for queue, upto in bounds]
+        return QueueDepths(*counts, self._count("oz", OUTBOX_BURIED, OUTBOX_BURIED))
+
+    def _count(self, queue: str, above: Any, upto: Any) -> int:
+        replies = self._wire.all_buckets(lambda key: ("ZCOUNT", key[:-1] + queue, above, upto), write=False)
+        return sum(int(reply) for reply in replies)
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 
@@ -444,11 +471,12 @@ class RedisLedger:
         return head
 
     def _queued(
-        self, queue: str, upto: Any, limit: int, command_of: Callable[[str, int], Command], *, first: int = 0, write: bool
-    ) -> list[tuple[int, Any]]:
-        """(bucket, row) of the buckets that have rows in `queue` (a sorted set) with a score up to `upto`: counted first,
-        then asked for at most `limit` in all, from bucket `first` on. command_of(counter key, how many)."""
-        counts = self._wire.all_buckets(lambda key: ("ZCOUNT", key[:-1] + queue, "-inf", upto), write=False)
+        self, queue: str, upto: Any, limit: int, command_of: Callable[[str, int], Command], *, first: int = 0,
+        above: Any = "-inf", write: bool,
+    ) -> list[tuple[int, Any]]:  # fmt: skip
+        """(bucket, row) of the buckets that have rows in `queue` (a sorted set) with a score from `above` up to `upto`:
+        counted first, then asked for at most `limit` in all, from bucket `first` on. command_of(counter key, how many)."""
+        counts = self._wire.all_buckets(lambda key: ("ZCOUNT", key[:-1] + queue, above, upto), write=False)
         commands, buckets, left = [], [], limit
         for bucket in (*range(first, BUCKETS), *range(first)):
             if counts[bucket] and left > 0:
@@ -473,6 +501,14 @@ def _counter(bucket: int) -> str:
 
 def _key(bucket: int, kind: bytes, name: bytes) -> bytes:
     return b"hc:{%d}:%b%b" % (bucket, kind, name)
+
+
+def _outbox_items(rows: list[tuple[int, Any]]) -> list[OutboxItem]:
+    out = []
+    for bucket, (number, row, attempts) in rows:
+        user, request = _PAIR.unpack_from(row)
+        out.append(OutboxItem(bucket << _NUMBER_BITS | number, user, request, row[16:], attempts))
+    return out
 
 
 def _change_bytes(kind: str, payload: bytes) -> bytes:

@@ -5,6 +5,8 @@
 --   ack_records lifetime_ms n...   -> 0; acknowledged records live on under keys that expire
 --   claim now limit lease_until    -> {{number, user .. request .. payload, attempts}, ...}
 --   ack_outbox n...                -> how many there were
+--   postpone {n until attempts}... -> how many there were
+--   buried until limit             -> like claim, of those put off until exactly then
 --   due now limit                  -> {{until, user .. request, record}, ...}
 --   drop pair                      -> 1 or 0
 local prefix = string.sub(KEYS[1], 1, -2)
@@ -49,6 +51,23 @@ elseif what == 'ack_outbox' then
     redis.call('ZREM', prefix .. 'oz', number)
   end
   return count
+elseif what == 'postpone' then
+  local count = 0
+  for i = 2, #ARGV, 3 do
+    local number = string.format('%016d', tonumber(ARGV[i]))
+    if redis.call('HEXISTS', prefix .. 'o', number) == 1 then
+      redis.call('ZADD', prefix .. 'oz', ARGV[i + 1], number)
+      redis.call('HSET', prefix .. 'oa', number, ARGV[i + 2])
+      count = count + 1
+    end
+  end
+  return count
+elseif what == 'buried' then
+  for _, number in ipairs(redis.call('ZRANGE', prefix .. 'oz', ARGV[2], ARGV[2], 'BYSCORE', 'LIMIT', 0, ARGV[3])) do
+    local attempts = tonumber(redis.call('HGET', prefix .. 'oa', number) or '0')
+    out[#out + 1] = {tonumber(number), redis.call('HGET', prefix .. 'o', number), attempts}
+  end
+  return out
 elseif what == 'due' then
   local members = redis.call('ZRANGE', prefix .. 'z', '-inf', ARGV[2], 'BYSCORE', 'LIMIT', 0, ARGV[3], 'WITHSCORES')
   for i = 1, #members, 2 do

@@ -1,6 +1,7 @@
 """A user's row in Redis: a hash of small binary fields, and the columns of a batch of them.
 
-Fields: v version, s state, z zone and r region by name, h history, k known_since, a and n consents with proof, e erased.
+Fields: v version, s state, z zone and r region by name, h history, k known_since, a and n consents with proof, i the id
+behind the hash, e erased.
 """
 
 from __future__ import annotations

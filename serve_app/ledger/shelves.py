@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import replace
 
-from serve_app.ledger.protocol import CampaignRow, CatalogueChange, Deferral, OutboxItem
+from serve_app.ledger.protocol import OUTBOX_BURIED, CampaignRow, CatalogueChange, Deferral, OutboxItem
 
 __all__ = ["CatalogueShelf", "DeferralShelf", "OutboxShelf"]
 
@@ -46,6 +46,10 @@ class DeferralShelf:
             heapq.heappush(self._by_end, place)
         return found
 
+    def depths(self, now: int) -> tuple[int, int]:
+        """How many there are, and how many of them are due."""
+        return len(self._open), sum(one.until <= now for one in self._open.values())
+
 
 class OutboxShelf:
     """Rows waiting for a worker, oldest first."""
@@ -69,6 +73,24 @@ class OutboxShelf:
     def ack(self, ids: Sequence[int]) -> int:
         """Remove rows; returns how many there were."""
         return sum(self._rows.pop(number, None) is not None for number in ids)
+
+    def postpone(self, ids: Sequence[int], until: Sequence[int], attempts: Sequence[int]) -> int:
+        """See Ledger.postpone_outbox."""
+        known = [
+            (number, end, tried) for number, end, tried in zip(ids, until, attempts, strict=True) if number in self._rows
+        ]
+        for number, end, tried in known:
+            self._rows[number] = (replace(self._rows[number][0], attempts=tried), end)
+        return len(known)
+
+    def buried(self, limit: int) -> list[OutboxItem]:
+        """See Ledger.buried_outbox."""
+        return [item for item, leased_until in self._rows.values() if leased_until == OUTBOX_BURIED][:limit]
+
+    def depths(self, now: int) -> tuple[int, int, int]:
+        """How many there are, are ready, are buried."""
+        until = [leased_until for _, leased_until in self._rows.values()]
+        return len(until), sum(end <= now for end in until), until.count(OUTBOX_BURIED)
 
     def forget(self, user: int) -> None:
         """Remove all of a user's."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ from serve_app.ledger.protocol import (
     LedgerSettings,
     LedgerView,
     OutboxItem,
+    QueueDepths,
     Recents,
     StoredRecord,
     UserChanges,
@@ -232,7 +234,12 @@ class SqliteLedger:
 
     def get_user(self, user: int) -> UserRecord | None:
         """See Ledger."""
-        return self._write(lambda: self._table.record(user, shelves.consents(self._group.connection, user)))
+
+        def look(connection: sqlite3.Connection) -> UserRecord | None:
+            record = self._table.record(user, shelves.consents(connection, user))
+            return record and replace(record, user_id=shelves.user_id(connection, user))
+
+        return self._sql(look)
 
     def delete_user(self, user: int) -> bool:
         """See Ledger."""
@@ -355,6 +362,18 @@ class SqliteLedger:
     def ack_outbox(self, ids: Sequence[int]) -> int:
         """See Ledger."""
         return self._sql(lambda connection: shelves.ack_outbox(connection, ids))
+
+    def postpone_outbox(self, ids: Sequence[int], until: Sequence[int], attempts: Sequence[int]) -> int:
+        """See Ledger."""
+        return self._sql(lambda connection: shelves.postpone_outbox(connection, ids, until, attempts))
+
+    def buried_outbox(self, limit: int) -> list[OutboxItem]:
+        """See Ledger."""
+        return self._sql(lambda connection: shelves.buried_outbox(connection, limit))
+
+    def queue_depths(self, now: int) -> QueueDepths:
+        """See Ledger."""
+        return self._sql(lambda connection: shelves.queue_depths(connection, now))
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,11 @@ Durability = Literal["disk", "process"]
 """What an answered write survives: "disk": power loss; "process": kill -9 of the process, but not power loss."""
 
 _APPLICATION_ID, _SCHEMA = 1212761932, 1
+# What files of the same schema made earlier lack.
+_LATER = (
+    "CREATE TABLE IF NOT EXISTS user_ids (key INTEGER PRIMARY KEY, id TEXT NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS outbox_by_lease ON outbox (leased_until, id)",
+)
 _TOP = 1 << 63
 _RESTORE = "restore the file from a copy, or move it away to start empty"
 _CHUNK = 20_000
@@ -110,6 +115,9 @@ def _prepare(connection: sqlite3.Connection, path: Path, durability: Durability,
         raise DamagedArtifact(f"{path} is not a Hindcast ledger", hint="name another file")
     elif schema != _SCHEMA:
         raise DamagedArtifact(f"{path} has ledger schema {schema}, this version reads {_SCHEMA}", hint="upgrade hindcast")
+    elif not read_only:
+        for statement in _LATER:
+            connection.execute(statement)
 
 
 def user_rows(table: UserTable, rows: I64, seq: int) -> Iterator[tuple[int, int, int, bytes, bytes, bytes]]:

@@ -32,6 +32,9 @@ CREATE TABLE consents (
 );
 CREATE INDEX consents_by_user ON consents (key, kind, number);
 
+-- The id behind a user's hash, as told with the user's state.
+CREATE TABLE user_ids (key INTEGER PRIMARY KEY, id TEXT NOT NULL);
+
 CREATE TABLE deferrals (
   key INTEGER NOT NULL, request_id INTEGER NOT NULL, until INTEGER NOT NULL, record BLOB NOT NULL,
   PRIMARY KEY (key, request_id)
@@ -43,6 +46,7 @@ CREATE TABLE outbox (
   leased_until INTEGER NOT NULL, attempts INTEGER NOT NULL
 );
 CREATE INDEX outbox_by_user ON outbox (key);
+CREATE INDEX outbox_by_lease ON outbox (leased_until, id);
 
 CREATE TABLE catalogue (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, payload BLOB NOT NULL);
 CREATE TABLE campaigns (id TEXT PRIMARY KEY, version INTEGER NOT NULL, seq INTEGER NOT NULL) WITHOUT ROWID;

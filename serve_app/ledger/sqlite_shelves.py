@@ -13,12 +13,14 @@ import numpy.typing as npt
 from serve_app.errors import DamagedArtifact
 from serve_app.ledger.plans import value_at
 from serve_app.ledger.protocol import (
+    OUTBOX_BURIED,
     CampaignRow,
     CatalogueChange,
     CommitPlan,
     Consent,
     Deferral,
     OutboxItem,
+    QueueDepths,
     StoredRecord,
     UserChanges,
 )
@@ -30,6 +32,7 @@ __all__ = [
     "ack_outbox",
     "ack_records",
     "append_change",
+    "buried_outbox",
     "campaigns",
     "catalogue_head",
     "changes",
@@ -42,10 +45,13 @@ __all__ = [
     "forget",
     "load_names",
     "pending_records",
+    "postpone_outbox",
     "put_campaign",
     "put_consents",
+    "queue_depths",
     "save_names",
     "settle_and_defer",
+    "user_id",
 ]
 
 Connection = sqlite3.Connection
@@ -75,7 +81,9 @@ def save_names(connection: Connection, table: UserTable, kept: tuple[int, int]) 
 
 
 def put_consents(connection: Connection, user: int, changes: UserChanges) -> None:
-    """Append to the trail of consents."""
+    """Append to the trail of consents, and keep the id behind the hash."""
+    if changes.user_id is not None:
+        connection.execute("INSERT OR REPLACE INTO user_ids VALUES (?, ?)", (to_key(user), changes.user_id))
     given = (("ad", changes.consent_ad), ("night", changes.consent_night))
     rows = [(to_key(user), kind, one.recorded_at, one.at, one.proof) for kind, one in given if one is not None]
     connection.executemany("INSERT INTO consents (key, kind, recorded_at, at, proof) VALUES (?, ?, ?, ?, ?)", rows)
@@ -92,6 +100,12 @@ def consents(connection: Connection, user: int) -> tuple[Consent, Consent] | Non
     query = "SELECT at, recorded_at, proof FROM consents WHERE key = ? AND kind = ? ORDER BY number DESC LIMIT 1"
     ad, night = (connection.execute(query, (to_key(user), kind)).fetchone() for kind in ("ad", "night"))
     return (Consent(*ad) if ad else Consent(0), Consent(*night) if night else Consent(0)) if ad or night else None
+
+
+def user_id(connection: Connection, user: int) -> str:
+    """The id behind a user's hash; "" where it was never told."""
+    found = connection.execute("SELECT id FROM user_ids WHERE key = ?", (to_key(user),)).fetchone()
+    return str(found[0]) if found else ""
 
 
 def settle_and_defer(connection: Connection, plan: CommitPlan, rows: list[int]) -> None:
@@ -136,6 +150,28 @@ def claim_outbox(connection: Connection, now: int, limit: int, lease_us: int) ->
 def ack_outbox(connection: Connection, ids: Sequence[int]) -> int:
     """See Ledger."""
     return sum(connection.execute("DELETE FROM outbox WHERE id = ?", (number,)).rowcount for number in ids)
+
+
+def postpone_outbox(connection: Connection, ids: Sequence[int], until: Sequence[int], attempts: Sequence[int]) -> int:
+    """See Ledger."""
+    update = "UPDATE outbox SET leased_until = ?, attempts = ? WHERE id = ?"
+    rows = zip(until, attempts, ids, strict=True)
+    return sum(connection.execute(update, row).rowcount for row in rows)
+
+
+def buried_outbox(connection: Connection, limit: int) -> list[OutboxItem]:
+    """See Ledger."""
+    query = "SELECT id, key, request_id, payload, attempts FROM outbox WHERE leased_until = ? ORDER BY id LIMIT ?"
+    rows = connection.execute(query, (OUTBOX_BURIED, limit))
+    return [OutboxItem(number, to_user(key), to_user(request), *rest) for number, key, request, *rest in rows]
+
+
+def queue_depths(connection: Connection, now: int) -> QueueDepths:
+    """See Ledger."""
+    deferrals = "SELECT count(*), coalesce(sum(until <= ?), 0) FROM deferrals"
+    outbox = "SELECT count(*), coalesce(sum(leased_until <= ?), 0), coalesce(sum(leased_until = ?), 0) FROM outbox"
+    waiting = connection.execute(deferrals, (now,)).fetchone()
+    return QueueDepths(*waiting, *connection.execute(outbox, (now, OUTBOX_BURIED)).fetchone())
 
 
 def append_change(connection: Connection, kind: str, payload: bytes) -> int:
@@ -198,6 +234,6 @@ def ack_records(connection: Connection, ids: Sequence[int], row_bits: int) -> No
 
 
 def forget(connection: Connection, user: int) -> None:
-    """Erase a user's consents, deferrals and outbox rows."""
-    for table in ("consents", "deferrals", "outbox"):
+    """Erase a user's id, consents, deferrals and outbox rows."""
+    for table in ("user_ids", "consents", "deferrals", "outbox"):
         connection.execute(f"DELETE FROM {table} WHERE key = ?", (to_key(user),))

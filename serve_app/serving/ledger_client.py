@@ -23,6 +23,7 @@ from serve_app.ledger.protocol import (
     LedgerSettings,
     LedgerView,
     OutboxItem,
+    QueueDepths,
     Recents,
     StoredRecord,
     UserChanges,
@@ -154,6 +155,18 @@ class LedgerClient:
     def ack_outbox(self, ids: Sequence[int]) -> int:
         """See Ledger."""
         return self._ask("ack_outbox", ids)
+
+    def postpone_outbox(self, ids: Sequence[int], until: Sequence[int], attempts: Sequence[int]) -> int:
+        """See Ledger."""
+        return self._ask("postpone_outbox", ids, until, attempts)
+
+    def buried_outbox(self, limit: int) -> list[OutboxItem]:
+        """See Ledger."""
+        return self._ask("buried_outbox", limit)
+
+    def queue_depths(self, now: int) -> QueueDepths:
+        """See Ledger."""
+        return self._ask("queue_depths", now)
 
     def snapshot(self, as_of: int, chunk: int = 10_000) -> Iterator[LedgerView]:
         """See Ledger. A client gets all pages in one answer."""

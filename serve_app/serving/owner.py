@@ -41,7 +41,7 @@ _CALLABLE = frozenset(
         "read", "commit", "refund", "put_user", "put_users", "get_user", "delete_user", "record_events", "recents",
         "dedupe_events", "append_catalogue_change", "catalogue_head", "catalogue_changes", "put_campaign", "get_campaigns",
         "find_decision", "pending_records", "ack_records", "due_deferrals", "drop_deferral", "claim_outbox", "ack_outbox",
-        "set_history_horizon",
+        "postpone_outbox", "buried_outbox", "queue_depths", "set_history_horizon",
     }
 )  # fmt: skip
 

@@ -14,12 +14,14 @@ from serve_app.errors import InvalidInput, LedgerUnavailable
 from serve_app.ledger.protocol import (
     HISTORY_DTYPE,
     NEVER_KNOWN,
+    OUTBOX_BURIED,
     CommitPlan,
     CommitStatus,
     Consent,
     HistoryFlag,
     Ledger,
     LedgerSettings,
+    QueueDepths,
     UserChanges,
     UserState,
 )
@@ -562,6 +564,50 @@ def test_an_outbox_row_belongs_to_one_worker_until_its_lease_ends(ledger: Ledger
     assert [(one.id, one.attempts) for one in again] == [(second[0].id, 2)]
     assert ledger.ack_outbox([first[0].id, second[0].id]) == 1
     assert ledger.claim_outbox(NOW + 9 * DAY, 5, DAY) == []
+
+
+def test_a_worker_gives_an_outbox_row_back_for_a_later_time_or_for_good(backend: Backend, ledger: Ledger) -> None:
+    ledger.commit(plan([1, 2, 1 << 60], [0, 0, 0], [11, 12, 13], outbox=[b"a", b"b", b"c"]))
+    taken = {one.payload: one.id for one in ledger.claim_outbox(NOW, 5, DAY)}
+    ids = [taken[b"a"], taken[b"c"]]
+    assert ledger.postpone_outbox([*ids, 999_999], [NOW + 10, OUTBOX_BURIED, 0], [0, 7, 0]) == 2
+    assert ledger.claim_outbox(NOW + 9, 5, DAY) == []
+    assert [(one.payload, one.attempts) for one in ledger.claim_outbox(NOW + 10, 5, DAY)] == [(b"a", 1)]
+    assert {one.payload for one in ledger.claim_outbox(NOW + 9 * DAY, 5, DAY)} == {b"a", b"b"}
+    if backend.persistent:
+        ledger = reopened(backend, ledger)
+    assert [(one.payload, one.attempts, one.user) for one in ledger.buried_outbox(5)] == [(b"c", 7, 1 << 60)]
+    assert ledger.postpone_outbox([taken[b"c"]], [NOW], [0]) == 1
+    assert ledger.buried_outbox(5) == []
+    assert [(one.payload, one.attempts) for one in ledger.claim_outbox(NOW, 5, DAY)] == [(b"c", 1)]
+    ledger.close()
+
+
+def test_queue_depths_count_what_waits_what_is_due_and_what_is_dead(ledger: Ledger) -> None:
+    assert ledger.queue_depths(NOW) == QueueDepths(0, 0, 0, 0, 0)
+    until = np.array([NOW, NOW + 5, 0, 0])
+    ledger.commit(plan([1, 2, 3, 1 << 60], [0] * 4, [11, 12, 13, 14], deferred_until=until, outbox=[b"", b"", b"a", b"b"]))
+    assert ledger.queue_depths(NOW) == QueueDepths(2, 1, 2, 2, 0)
+    one, two = ledger.claim_outbox(NOW, 5, DAY)
+    assert ledger.queue_depths(NOW) == QueueDepths(2, 1, 2, 0, 0)
+    ledger.postpone_outbox([one.id, two.id], [OUTBOX_BURIED, NOW + 5], [1, 1])
+    assert ledger.queue_depths(NOW + 5) == QueueDepths(2, 2, 2, 1, 1)
+
+
+def test_the_id_behind_a_hash_is_kept_until_the_user_is_erased(backend: Backend, ledger: Ledger) -> None:
+    ledger.put_user(1, UserChanges(reachable=1, user_id="u-1 나"))
+    ledger.put_user(1, UserChanges(reachable=3))
+    if backend.persistent:
+        ledger = reopened(backend, ledger)
+    known = ledger.get_user(1)
+    assert known is not None
+    assert (known.user_id, known.reachable) == ("u-1 나", 3)
+    ledger.delete_user(1)
+    ledger.put_user(1, UserChanges(reachable=1))
+    known = ledger.get_user(1)
+    assert known is not None
+    assert known.user_id == ""
+    ledger.close()
 
 
 # --- the whole
