@@ -9,6 +9,7 @@ from serve_app.batch import Batch
 from serve_app.policy.assign import assign
 from serve_app.policy.zones import local_second_of_day, zone_index
 from serve_app.regions import region_index
+from serve_app.segments.shelf import lookup
 from serve_app.serving.library import Edition
 from serve_app.vocabulary import Origin, Surface
 
@@ -42,6 +43,7 @@ def notification_requests(
     user_row = catalogue.user_rows(users)
     zone, region = _places(user_row, edition)
     arms = assign(policy.trials, users, decided_at)
+    segments, segments_at = lookup(edition, users)
     history = edition.release.histories.requests(user_row, decided_at)
     return Batch.of_requests(
         request_id=request_ids,
@@ -71,8 +73,8 @@ def notification_requests(
         context_device=np.zeros(n, np.int8),
         slots=slots,
         expires_at=expires_at,
-        segments=np.zeros(n, np.uint64),
-        segments_at=np.zeros(n, np.int64),
+        segments=segments,
+        segments_at=segments_at,
         degraded=np.zeros(n, np.uint8),
         cold=user_row < 0,
         log_rate=np.full(n, log_rate, np.float64),

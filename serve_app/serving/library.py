@@ -27,6 +27,7 @@ from serve_app.policy.document import PolicyDocument
 from serve_app.regions import region_index
 from serve_app.release.load import Release, load_release
 from serve_app.release.registry import release_folder
+from serve_app.segments.shelf import SegmentShelf
 from serve_app.serving.board import Kind
 from serve_app.serving.live import ItemsView
 from serve_app.serving.versions import VersionStore
@@ -97,6 +98,7 @@ class Edition:
     context: Context
 
     documents: Mapping[str, CampaignDocument]
+    segments: SegmentShelf
 
     @property
     def release(self) -> Release:
@@ -121,6 +123,7 @@ class Library:
         self._load_policy = load_policy
         self.releases: VersionStore[Held] = VersionStore("release", self._open)
         self.policies: VersionStore[PolicyDocument] = VersionStore("policy", self._read_policy)
+        self.segments = SegmentShelf(data)
         self._compiled: dict[tuple[str, str], CompiledPolicy] = {}
         self._changes: list[CatalogueChange] = []
         self._editions: dict[tuple[str, str], Edition] = {}
@@ -176,7 +179,7 @@ class Library:
         if held.ranking is not None:
             parts["identities"] = _identities(held.release, view)
         documents = {**held.campaigns, **self._campaigns}
-        return Edition(held, policy, view, Context((policy,), parts), documents)
+        return Edition(held, policy, view, Context((policy,), parts), documents, self.segments)
 
     def _open(self, version: str) -> Held:
         parts = tuple(dict.fromkeys(part for role in self._roles for part in _PARTS[role]))
