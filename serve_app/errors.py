@@ -60,7 +60,9 @@ class UnknownIdentifier(InvalidInput):
 
 
 class ContradictoryPolicy(InvalidInput):
-    """A policy document whose rules cannot all be obeyed."""
+    """A policy document whose rules cannot all be obeyed. `also`: the further contradictions of the same document."""
+
+    also: tuple[ContradictoryPolicy, ...] = ()
 
 
 class DamagedArtifact(HindcastError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictFloat, StringConstraints
+
+from serve_app.policy.instants import instant_us
 
 __all__ = [
     "Action",
@@ -24,7 +26,8 @@ __all__ = [
 
 
 class Strict(BaseModel):
-    """Immutable, closed (unknown keys are errors), and never lenient about types."""
+    """Immutable and closed: unknown keys are errors. Its children's numbers and flags are pydantic's strict ones: "3" is no
+    number, 1 is no flag, 3.0 is no count."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -36,14 +39,14 @@ Action = Literal["drop", "defer"]
 
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-]{0,63}$")]
 Salt = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Probability = Annotated[StrictFloat, Field(ge=0.0, le=1.0)]
 
-_TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?")
+_TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?", re.ASCII)
 
 
 def _check_time(value: Any) -> Any:
     if not isinstance(value, str) or not (_TIME.fullmatch(value) or value == "24:00"):
-        raise ValueError(f'{value!r} is not a time of day; write it in quotes as "HH:MM" or "HH:MM:SS"')
+        raise ValueError(f'{_shown(value)} is not a time of day; write it in quotes as "HH:MM" or "HH:MM:SS"')
     return value
 
 
@@ -54,15 +57,25 @@ def _check_percent(value: Any) -> Any:
 
 
 def _check_instant(value: Any) -> Any:
-    if not isinstance(value, str) or not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?(Z|[+-]\d\d:\d\d)", value):
-        raise ValueError(f"{value!r} is not an instant; write date, time and offset as 2026-01-31T09:00:00+09:00")
+    form = r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?(Z|[+-]\d\d:\d\d)"
+    if not isinstance(value, str) or not re.fullmatch(form, value, re.ASCII):
+        raise ValueError(f"{_shown(value)} is not an instant; write date, time and offset as 2026-01-31T09:00:00+09:00")
+    try:
+        instant_us(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{value!r} is no day and time of the calendar") from None
     return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 LocalTime = Annotated[str, BeforeValidator(_check_time)]
 """Local wall clock time, "HH:MM" or "HH:MM:SS"; "24:00" is the end of the day."""
 
-Percent = Annotated[float, Field(ge=0.0, le=100.0), BeforeValidator(_check_percent)]
+Percent = Annotated[StrictFloat, Field(ge=0.0, le=100.0), BeforeValidator(_check_percent)]
 """0 to 100, exact to 0.01."""
 
 Instant = Annotated[str, BeforeValidator(_check_instant)]

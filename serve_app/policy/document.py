@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, StrictFloat, StrictInt, ValidationError, model_validator
 
 from serve_app.errors import ContradictoryPolicy, InvalidInput
 from serve_app.policy.base import Strict
@@ -19,7 +20,7 @@ from serve_app.policy.rules import Cap, Deferral, KillSwitches, MessageClasses, 
 from serve_app.policy.segment_tree import Segment
 from serve_app.policy.trials import Cells, Experiment, Flips, Holdout
 
-__all__ = ["DEFAULT_POLICY", "PolicyDocument", "canonical_json", "load_policy", "parse_policy"]
+__all__ = ["DEFAULT_POLICY", "PolicyDocument", "canonical_json", "load_policy", "parse_policy", "review_policy"]
 
 DEFAULT_POLICY = Path(__file__).with_name("default.yaml")
 
@@ -50,13 +51,13 @@ class PolicyDocument(Strict):
     other_regions: RegionRule = RegionRule()
     """For users of an unlisted or unknown region."""
     kill_switches: KillSwitches = KillSwitches()
-    duplicate_window_hours: Annotated[float, Field(ge=0, le=24 * 366)] = 0
+    duplicate_window_hours: Annotated[StrictFloat, Field(ge=0, le=24 * 366)] = 0
     """The same campaign is not sent again to a user within this time, on any channel; 0: only the same request counts."""
-    threshold: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
+    threshold: Annotated[StrictFloat, Field(ge=-1e6, le=1e6)] = 0.0
     """A candidate whose value lies below is not sent."""
     order: Literal["priority_then_value", "value"] = "priority_then_value"
     """Which passing candidate goes first."""
-    max_sends_per_decision: Annotated[int, Field(ge=1, le=16)] = 1
+    max_sends_per_decision: Annotated[StrictInt, Field(ge=1, le=16)] = 1
     deferral: Deferral = Deferral()
     holdouts: tuple[Holdout, ...] = Field(default=(), max_length=64)
     experiments: tuple[Experiment, ...] = Field(default=(), max_length=8)
@@ -64,7 +65,7 @@ class PolicyDocument(Strict):
     flips: Flips = Flips()
     surfaces: Surfaces = Surfaces()
     segments: tuple[Segment, ...] = Field(default=(), max_length=64)
-    segment_staleness_hours: Annotated[float, Field(gt=0, le=24 * 366)] = 48
+    segment_staleness_hours: Annotated[StrictFloat, Field(gt=0, le=24 * 366)] = 48
     """Older segment membership is not trusted."""
 
     @model_validator(mode="after")
@@ -98,20 +99,14 @@ def canonical_json(document: PolicyDocument) -> bytes:
 
 
 def parse_policy(data: Any, *, positions: Positions | None = None, name: str = "policy") -> PolicyDocument:
-    """From plain data (as JSON or YAML gives it). Raises InvalidInput or ContradictoryPolicy naming line, field and fix."""
-    positions = positions or Positions({})
-    try:
-        return PolicyDocument.model_validate(data)
-    except ValidationError as error:
-        # A misspelt key is also a missing one: name the spelling.
-        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        path = tuple(part for part in first["loc"] if part not in _UNION_TAGS)
-        more = f"; {error.error_count() - 1} more after it" if error.error_count() > 1 else ""
-        message = f"{name}{positions.text(path)}: {_words(first)}{more}"
-        raise InvalidInput(message, field=_dotted(path), hint=_fix(first)) from None
-    except ContradictoryPolicy as error:
-        where = positions.text(tuple((error.field or "").split(".")))
-        raise ContradictoryPolicy(f"{name}{where}: {error.message}", field=error.field, hint=error.hint) from None
+    """From plain data (as JSON or YAML gives it). Raises InvalidInput or ContradictoryPolicy naming line, field and fix of
+    the first problem, and how many more there are."""
+    made, problems = _parsed(data, positions or Positions({}), name)
+    if made is None:
+        first = problems[0]
+        more = f"; {len(problems) - 1} more after it" if len(problems) > 1 else ""
+        raise type(first)(first.message + more, field=first.field, hint=first.hint) from None
+    return made
 
 
 def load_policy(path: str | Path) -> PolicyDocument:
@@ -121,7 +116,51 @@ def load_policy(path: str | Path) -> PolicyDocument:
     return parse_policy(data, positions=positions, name=path.name)
 
 
+def review_policy(path: str | Path) -> tuple[PolicyDocument | None, Positions, list[InvalidInput]]:
+    """Every problem of a file at once: (the document, lines of its keys, none), or (None, lines, problems by line).
+    Raises InvalidInput for a file that is no YAML or JSON at all."""
+    path = Path(path)
+    data, positions = read_document(path)
+    made, problems = _parsed(data, positions, path.name)
+    return made, positions, problems
+
+
+def _parsed(data: Any, positions: Positions, name: str) -> tuple[PolicyDocument | None, list[InvalidInput]]:
+    try:
+        return PolicyDocument.model_validate(data), []
+    except ValidationError as error:
+        # A misspelt key is also a missing one: name the spelling first.
+        found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        return None, [_malformed(one, positions, name) for one in _one_for_each_value(found)]
+    except ContradictoryPolicy as error:
+        return None, [_located(one, positions, name) for one in (error, *error.also)]
+
+
+def _one_for_each_value(errors: Sequence[Any]) -> list[Any]:
+    """A value that fits no member of a union fails once for each member; the first says it."""
+    kept: dict[tuple[Any, ...], Any] = {}
+    for one in errors:
+        kept.setdefault((_path(one), one["type"] in ("extra_forbidden", "missing")), one)
+    return list(kept.values())
+
+
+def _path(error: Any) -> tuple[int | str, ...]:
+    return tuple(part for part in error["loc"] if part not in _UNION_TAGS)
+
+
+def _malformed(error: Any, positions: Positions, name: str) -> InvalidInput:
+    path = _path(error)
+    return InvalidInput(f"{name}{positions.text(path)}: {_words(error)}", field=_dotted(path), hint=_fix(error))
+
+
+def _located(error: ContradictoryPolicy, positions: Positions, name: str) -> ContradictoryPolicy:
+    where = positions.text(tuple((error.field or "").split(".")))
+    return ContradictoryPolicy(f"{name}{where}: {error.message}", field=error.field, hint=error.hint)
+
+
+# pydantic names the member of a union, or the key of a mapping, that it tried.
 _UNION_TAGS = frozenset({"and", "or", "not", "attribute", "membership", "event_count", "last_event", "bucket", "segment"})
+_UNION_TAGS |= {"bool", "int", "float", "str", "tuple[str, ...]", "[key]", "tuple[nullable[str],...]"}
 
 
 def _dotted(path: tuple[int | str, ...]) -> str:
@@ -134,6 +173,7 @@ def _words(error: Any) -> str:
     if error["type"] == "missing":
         return "missing"
     text = str(error["msg"]).removeprefix("Value error, ")
+    text = text.replace("valid tuple", "valid list").replace("Tuple should", "the list should")
     return text[0].lower() + text[1:]
 
 
@@ -142,5 +182,7 @@ def _fix(error: Any) -> str | None:
         return "remove it or correct its spelling"
     if error["type"] == "missing":
         return "state it"
+    if error["type"] == "value_error":
+        return None  # our own words, which say what to do
     shown = repr(error.get("input"))
-    return f"got {shown[:60]}" if "Value error" not in str(error["msg"]) else None
+    return f"got {shown if len(shown) <= 60 else shown[:57] + '...'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from serve_app.policy.base import Action, ChannelName, ClassName, Identifier, LocalTime, Salt, Strict
 
@@ -27,19 +27,19 @@ KOREA_LABEL = "(광고)"
 class MessageClassRule(Strict):
     """What a class of messages is spared, and where its settings differ."""
 
-    bypass_caps: bool = False
+    bypass_caps: StrictBool = False
     """Never refused by a cap. Whether it consumes one is each cap's `counts`."""
-    bypass_min_gap: bool = False
-    bypass_quiet_hours: bool = False
-    bypass_opt_out: bool = False
+    bypass_min_gap: StrictBool = False
+    bypass_quiet_hours: StrictBool = False
+    bypass_opt_out: StrictBool = False
     """Reaches a channel the user opted out of (never one that cannot be reached)."""
-    bypass_threshold: bool = False
+    bypass_threshold: StrictBool = False
     """Needs neither scores nor value: sent whenever the other gates let it pass."""
-    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    priority: Annotated[StrictInt, Field(ge=-100, le=100)] = 0
     """Added to the campaign's own priority; higher goes first."""
-    threshold: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
+    threshold: Annotated[StrictFloat, Field(ge=-1e6, le=1e6)] | None = None
     """Replaces the policy's threshold for this class."""
-    head_weights: dict[Identifier, Annotated[float, Field(ge=-1e6, le=1e6)]] | None = None
+    head_weights: dict[Identifier, Annotated[StrictFloat, Field(ge=-1e6, le=1e6)]] | None = None
     """Replaces the notification surface's head weights for this class."""
 
 
@@ -56,7 +56,7 @@ class MessageClasses(Strict):
 class Window(Strict):
     """Either a rolling duration or a calendar period in the user's own zone (weeks start on Monday)."""
 
-    rolling_hours: Annotated[float, Field(gt=0, le=24 * 366)] | None = None
+    rolling_hours: Annotated[StrictFloat, Field(ge=1 / 3600, le=24 * 366)] | None = None
     calendar: Literal["day", "week", "month"] | None = None
 
     @model_validator(mode="after")
@@ -83,13 +83,13 @@ class Cap(Strict):
     scope: Literal["global", "channel", "category", "campaign"]
     only: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(default=(), max_length=64)
     """Channels, categories or campaign ids the cap is limited to; empty: each one of them."""
-    limit: Annotated[int, Field(ge=0, le=10_000)]
+    limit: Annotated[StrictInt, Field(ge=0, le=10_000)]
     window: Window
     counts: tuple[ClassName, ...] = ("informational", "advertising")
     """Classes whose grants use the cap up."""
     binds: tuple[ClassName, ...] = ("informational", "advertising")
     """Classes the cap may refuse."""
-    refund_failed_delivery: bool = True
+    refund_failed_delivery: StrictBool = True
     """A ledgered `delivery_failed` gives the use back."""
 
     @model_validator(mode="after")
@@ -106,11 +106,11 @@ class Cap(Strict):
 class MinGap(Strict):
     """The least time between two messages to one user."""
 
-    minutes: Annotated[float, Field(ge=0, le=60 * 24 * 31)] = 0
+    minutes: Annotated[StrictFloat, Field(ge=0, le=60 * 24 * 31)] = 0
     """0: no minimum."""
     counts: tuple[ClassName, ...] = ("informational", "advertising")
     binds: tuple[ClassName, ...] = ("informational", "advertising")
-    refund_failed_delivery: bool = True
+    refund_failed_delivery: StrictBool = True
 
 
 class QuietHours(Strict):
@@ -140,25 +140,31 @@ class RegionRule(Strict):
     of the consent every two years (paragraph 8). Have counsel confirm before relying on it.
     """
 
-    ad_consent_required: bool = True
-    consent_valid_days: Annotated[int, Field(ge=0, le=36_500)] = 730
+    ad_consent_required: StrictBool = True
+    consent_valid_days: Annotated[StrictInt, Field(ge=0, le=36_500)] = 730
     """Consent older than this is stale; 0: it never goes stale."""
-    existing_customer_exception: bool = False
+    existing_customer_exception: StrictBool = False
     """`customer_until` in the future stands in for advertising consent (never for night consent)."""
-    night_consent_required: bool = True
+    night_consent_required: StrictBool = True
     night_start: LocalTime = "21:00"
     night_end: LocalTime = "08:00"
     night_exempt_channels: tuple[ChannelName, ...] = ()
     night_action: Action = "drop"
     """What becomes of an advertisement at night without night consent: dropped, or deferred to the night's end."""
-    ad_label: Annotated[str, Field(max_length=32)] | None = KOREA_LABEL
+    ad_label: Annotated[str, Field(min_length=1, max_length=32)] | None = KOREA_LABEL
     """Exact text an advertisement begins with; null: none asked for."""
+
+    @model_validator(mode="after")
+    def _night_has_an_end(self) -> Self:
+        if self.night_start == self.night_end:
+            raise ValueError("night_start equals night_end; for the whole day write 00:00 to 24:00")
+        return self
 
 
 class KillSwitches(Strict):
     """What is switched off now, whatever else the policy says."""
 
-    all: bool = False
+    all: StrictBool = False
     channels: tuple[ChannelName, ...] = ()
     categories: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = ()
     campaigns: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = ()
@@ -167,7 +173,7 @@ class KillSwitches(Strict):
 class Deferral(Strict):
     """How deferred messages come back: spread by hash over a window after the quiet hours, a limited number of times."""
 
-    spread_minutes: Annotated[float, Field(ge=0, le=720)] = 30
-    max_attempts: Annotated[int, Field(ge=0, le=30)] = 3
+    spread_minutes: Annotated[StrictFloat, Field(ge=0, le=720)] = 30
+    max_attempts: Annotated[StrictInt, Field(ge=0, le=30)] = 3
     """Deferrals of one request; after that, what would be deferred is suppressed."""
     salt: Salt = "deferral"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from serve_app.policy.base import ClassName, Identifier, Instant, Percent, Probability, Salt, Strict
 
 __all__ = ["Arm", "Cell", "Cells", "Experiment", "Flips", "Holdout", "Override"]
 
-Override = bool | int | float | str | None
+Override = StrictBool | StrictInt | StrictFloat | str | None | tuple[str, ...]
 Overrides = dict[Annotated[str, Field(min_length=1, max_length=200)], Override]
 
 
@@ -24,7 +24,7 @@ class Holdout(Strict):
     percent: Percent
     salt: Salt
     classes: tuple[ClassName, ...] = ("informational", "advertising")
-    blocking: bool = False
+    blocking: StrictBool = False
     """When a withheld message would have been sent, nothing else is sent in its place."""
     starts_at: Instant | None = None
     ends_at: Instant | None = None
@@ -42,7 +42,7 @@ class Arm(Strict):
     id: Identifier
     percent: Percent
     overrides: Overrides = Field(default_factory=dict, max_length=64)
-    """Dotted path -> value, lists addressed by id: `caps.global-day.limit: 2`."""
+    """Dotted path -> value, parts of lists addressed by id: `caps.global-day.limit: 2`. A list of names is one value."""
 
 
 class Experiment(Strict):
@@ -66,7 +66,7 @@ class Cell(Strict):
     """One declared variant of caps, quiet hours or threshold, drawn with a known probability."""
 
     id: Identifier
-    probability: Annotated[float, Field(gt=0.0, le=1.0)]
+    probability: Annotated[StrictFloat, Field(gt=0.0, le=1.0)]
     overrides: Overrides = Field(default_factory=dict, max_length=64)
     """Empty: the policy as it stands."""
 
@@ -75,7 +75,7 @@ class Cells(Strict):
     """hash(user, epoch) draws one cell for each epoch; an epoch is at least as long as the longest window of the caps."""
 
     salt: Salt = "cells"
-    epoch_hours: Annotated[float, Field(gt=0, le=24 * 366)]
+    epoch_hours: Annotated[StrictFloat, Field(gt=0, le=24 * 366)]
     variants: tuple[Cell, ...] = Field(min_length=2, max_length=32)
 
     @model_validator(mode="after")

@@ -58,7 +58,7 @@ MALFORMED = [
      r"override gives flips.probability: Input should be less than or equal to 1"),
     ("name: a\nexperiments:\n  - {id: e, salt: s, " + ARMS % "threshold: 2" +
      "  - {id: f, salt: t, " + ARMS % "threshold: 3",
-     r"experiments.1.arms.1.overrides: .* line 4: 'threshold' is also overridden by experiment 'e' \(let one"),
+     r"experiments.1.arms.1.overrides.threshold: .* line 4: 'threshold' is also overridden by experiment 'e' \(let one"),
     ("name: a\ncaps:\n  - {id: c, scope: global, limit: 1, window: {rolling_hours: 48}}\ncells:\n  epoch_hours: 24\n"
      "  variants: [{id: a, probability: 0.5}, {id: b, probability: 0.5}]\n",
      r"cells.epoch_hours: .* line 5: an epoch of 24 h is shorter than the longest window, 48 h \(make epoch_hours at"),

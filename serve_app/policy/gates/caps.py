@@ -202,8 +202,9 @@ def _caps(
     longest, calendars = 0, False
     for r in range(len(at)):
         longest = max(longest, history[r + 1] - history[r])
-    for k in range(table.shape[1]):
-        calendars = calendars or table[0, k, CAP_PERIOD] != ROLLING
+    for v in range(len(table)):
+        for k in range(table.shape[1]):
+            calendars = calendars or table[v, k, CAP_PERIOD] != ROLLING
     days = np.empty(len(times) if calendars else 0, np.int64)
     if calendars:
         _local_days(history, zone, times, first, starts, offsets, days)
@@ -247,20 +248,26 @@ def _scoped(batch: Batch, policy: CompiledPolicy) -> tuple[U64, Bool]:
 
 
 @kernel
-def _membership(message_class: I8, members: Bool, table: I64, out: npt.NDArray[np.uint32]) -> None:
-    for c in range(len(message_class)):
-        bits = 0
-        for k in range(table.shape[1]):
-            counts = message_class[c] >= 0 and (table[0, k, CAP_COUNTS] >> message_class[c]) & 1 == 1
-            if counts and members[k, c]:
-                bits |= 1 << k
-        out[c] = bits
+def _membership(
+    offsets: I64, variant: I16, message_class: I8, members: Bool, table: I64, out: npt.NDArray[np.uint32]
+) -> None:
+    for r in range(len(variant)):
+        for c in range(offsets[r], offsets[r + 1]):
+            bits = 0
+            for k in range(table.shape[1]):
+                counts = message_class[c] >= 0 and (table[variant[r], k, CAP_COUNTS] >> message_class[c]) & 1 == 1
+                if counts and members[k, c]:
+                    bits |= 1 << k
+            out[c] = bits
 
 
 def cap_membership(batch: Batch, policy: CompiledPolicy) -> npt.NDArray[np.uint32]:
     """u32[m]: bits of the policy's caps that a grant of each candidate would use up."""
     out = np.empty(batch.candidates.rows, np.uint32)
-    _membership(column(batch.candidates, "message_class"), _scoped(batch, policy)[1], policy.settings.caps, out)
+    _membership(
+        batch.offsets, column(batch.requests, "variant"), column(batch.candidates, "message_class"),
+        _scoped(batch, policy)[1], policy.settings.caps, out,
+    )  # fmt: skip
     return out
 
 
