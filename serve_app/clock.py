@@ -5,12 +5,21 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-__all__ = ["micros_of", "monotonic_s", "now_us", "text_of"]
+__all__ = ["micros_of", "monotonic_s", "now_us", "set_clock_skew", "text_of"]
+
+_skew_us = 0
 
 
 def now_us() -> int:
     """Microseconds since 1970-01-01 UTC."""
-    return time.time_ns() // 1000
+    return time.time_ns() // 1000 + _skew_us
+
+
+def set_clock_skew(skew_us: int) -> None:
+    """Let this process's clock run ahead (or behind) by so much. For tests of clocks that disagree: a server calls it only
+    where `Settings.testing` asks for it, which `Settings.checked` allows on expendable data folders alone."""
+    global _skew_us
+    _skew_us = skew_us
 
 
 def monotonic_s() -> float:

@@ -41,7 +41,7 @@ T = TypeVar("T")
 _LEDGER_TIMEOUT_S = 30.0
 
 
-def _begin() -> None:
+def _begin(settings: Settings) -> None:
     """What every replica does first."""
     # Where scikit-learn is installed (it is for development), XGBoost would import it, SciPy's statistics and more: two
     # seconds a replica for wrappers that nothing here uses.
@@ -53,13 +53,28 @@ def _begin() -> None:
 
     keep_replica_ports_on_loopback()
     install(RayMeters())
+    if settings.testing.clock_skew_ms:
+        _skew_clock(settings.testing.clock_skew_ms)
+
+
+def _skew_clock(skews_ms: Sequence[int]) -> None:
+    """A test asked for clocks that disagree: each replica of a deployment takes the entry of its rank."""
+    import logging
+
+    from serve_app.clock import set_clock_skew
+
+    rank = serve.get_replica_context().rank.rank
+    skew_ms = skews_ms[rank % len(skews_ms)]
+    set_clock_skew(skew_ms * 1000)
+    logging.getLogger("hindcast.serving").warning("TEST: this replica's clock is %+d ms off", skew_ms)
 
 
 class LedgerReplica:
     """The one process that owns the ledger and the promotion board."""
 
     def __init__(self, settings: Settings) -> None:
-        _begin()
+        _begin(settings)
+        from serve_app.clock import now_us
         from serve_app.errors import NotReady
         from serve_app.ledger.opening import open_ledger
         from serve_app.policies import read_current_policy
@@ -77,7 +92,8 @@ class LedgerReplica:
             redis_url=settings.ledger.redis_url,
             durability=settings.ledger.durability,
         )
-        self._owner = StateOwner(ledger, Board(release, policy), threads=settings.deployments.ledger.threads)
+        board = Board(release, policy, epoch=now_us())
+        self._owner = StateOwner(ledger, board, threads=settings.deployments.ledger.threads)
 
     async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """See StateOwner."""
@@ -146,7 +162,7 @@ class _StageProcess:
     """What every stage's replica has: a library for its role, kept as the board orders."""
 
     def __init__(self, settings: Settings, part: str, owner: DeploymentHandle) -> None:
-        _begin()
+        _begin(settings)
         from serve_app.policies import read_policy
         from serve_app.serving.follower import Follower
         from serve_app.serving.library import Library, Role
@@ -304,7 +320,7 @@ class _Ingress:
         owner: DeploymentHandle,
         stages: tuple[DeploymentHandle, DeploymentHandle, DeploymentHandle] | None = None,
     ) -> None:
-        _begin()
+        _begin(settings)
         from serve_app.ingress.server import IngressServer
         from serve_app.policies import read_policy
         from serve_app.serving.assemble import local_stages

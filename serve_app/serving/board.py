@@ -54,8 +54,10 @@ class Report:
 class Board:
     """The orders and the latest report of every replica. Used from one event loop."""
 
-    def __init__(self, release: str, policy: str, *, clock: Callable[[], float] = monotonic_s) -> None:
-        self._orders = Orders(1, {"release": (release,), "policy": (policy,)}, {"release": release, "policy": policy})
+    def __init__(self, release: str, policy: str, *, epoch: int = 1, clock: Callable[[], float] = monotonic_s) -> None:
+        """epoch: number of the first orders. A board that takes over from one that died begins beyond its numbers (with the
+        time, say), so that no follower takes other orders for those it has carried out."""
+        self._orders = Orders(epoch, {"release": (release,), "policy": (policy,)}, {"release": release, "policy": policy})
         self._reports: dict[str, tuple[float, Report]] = {}
         self._news = asyncio.Condition()
         self._clock = clock

