@@ -71,9 +71,10 @@ class SegmentShelf:
         try:
             self._current = load_current(self._data)
         except HindcastError as error:
-            count("hindcast_segment_sets_refused")
+            count("hindcast_segment_sets", outcome="refused")
             _LOG.error("a new segment membership set is not used: %s", error)
             return False
+        count("hindcast_segment_sets", outcome="loaded")
         return True
 
     @property

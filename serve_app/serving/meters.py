@@ -20,6 +20,7 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "hindcast_ledger_outcomes": ("Rows of decisions by what the ledger said", ("status",)),
     "hindcast_events": ("Events by what became of them", ("outcome",)),
     "hindcast_feature_values": ("Feature values read, by status", ("status",)),
+    "hindcast_segment_sets": ("Segment membership sets by what became of them", ("outcome",)),
 }
 """Counters: name -> (meaning, tags)."""
 
