@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ray.util.metrics import Counter, Histogram
+from ray.util.metrics import Counter, Gauge, Histogram
 
-from serve_app.serving.meters import COUNTERS, TIMERS
+from serve_app.serving.meters import COUNTERS, GAUGES, TIMERS
 
 __all__ = ["RayMeters"]
 
@@ -19,6 +19,7 @@ class RayMeters:
     def __init__(self) -> None:
         self._counters = {name: Counter(name, text, tags) for name, (text, tags) in COUNTERS.items()}
         self._timers = {name: Histogram(name, text, _MS, tags) for name, (text, tags) in TIMERS.items()}
+        self._gauges = {name: Gauge(name, text, tags) for name, (text, tags) in GAUGES.items()}
 
     def add(self, name: str, amount: float, tags: Mapping[str, str]) -> None:
         """See Sink."""
@@ -28,3 +29,7 @@ class RayMeters:
     def observe(self, name: str, value: float, tags: Mapping[str, str]) -> None:
         """See Sink."""
         self._timers[name].observe(value, dict(tags))
+
+    def set(self, name: str, value: float, tags: Mapping[str, str]) -> None:
+        """See Sink."""
+        self._gauges[name].set(value, dict(tags))

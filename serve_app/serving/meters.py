@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
-__all__ = ["COUNTERS", "TIMERS", "Sink", "count", "install", "observe", "timed"]
+__all__ = ["COUNTERS", "GAUGES", "TIMERS", "Sink", "count", "gauge", "install", "observe", "timed"]
 
 COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "hindcast_requests": ("HTTP calls answered", ("path", "status")),
@@ -19,6 +19,9 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "hindcast_decisions": ("Send decisions by outcome", ("action", "reason")),
     "hindcast_ledger_outcomes": ("Rows of decisions by what the ledger said", ("status",)),
     "hindcast_events": ("Events by what became of them", ("outcome",)),
+    "hindcast_deferrals": ("Deferrals whose time had come, by what became of them", ("outcome",)),
+    "hindcast_outbox": ("Outbox rows taken, by what became of them", ("outcome",)),
+    "hindcast_unledgered": ("Transactional messages sent while the ledger was down", ()),
     "hindcast_feature_values": ("Feature values read, by status", ("status",)),
     "hindcast_segment_sets": ("Segment membership sets by what became of them", ("outcome",)),
 }
@@ -27,9 +30,17 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 TIMERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "hindcast_request_ms": ("Time from the first byte of a call to its answer, ms", ("path",)),
     "hindcast_stage_ms": ("Time one batch spends in a stage, ms", ("stage",)),
+    "hindcast_sweep_lag_ms": ("Time from a deferral's end to the decision that answers it, ms", ()),
+    "hindcast_delivery_ms": ("Time one attempt to hand a message over takes, ms", ()),
     "hindcast_batch_requests": ("Requests in one micro-batch", ("stage",)),
 }
 """Distributions: name -> (meaning, tags)."""
+
+GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "hindcast_queue_rows": ("Deferrals and outbox rows that wait, are due, are ready, are dead", ("queue",)),
+    "hindcast_sweep_lag_s": ("How long the earliest open deferral has been due, s", ()),
+}
+"""Present values: name -> (meaning, tags)."""
 
 
 class Sink(Protocol):
@@ -40,6 +51,9 @@ class Sink(Protocol):
 
     def observe(self, name: str, value: float, tags: Mapping[str, str]) -> None:
         """Put a value into a distribution."""
+
+    def set(self, name: str, value: float, tags: Mapping[str, str]) -> None:
+        """Say what a gauge stands at."""
 
 
 _sinks: list[Sink] = []
@@ -60,6 +74,12 @@ def observe(name: str, value: float, **tags: str) -> None:
     """Put a value into a distribution."""
     for sink in _sinks:
         sink.observe(name, value, tags)
+
+
+def gauge(name: str, value: float, **tags: str) -> None:
+    """Say what a gauge stands at."""
+    for sink in _sinks:
+        sink.set(name, value, tags)
 
 
 @contextmanager
