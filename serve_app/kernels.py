@@ -4,59 +4,91 @@ Kernels run in strict IEEE order (no `fastmath`), release the GIL, and are cache
 how many rows share a call.
 
 numba's cache looks at the file a kernel stands in, not at the files of what it calls or of the constants it uses. A stale
-cache would silently serve an old rule, so the cache's folder is named by a digest of all source files that kernels rest on.
+cache would silently serve an old rule, so a file's cache stands in a folder named by a digest of all that its kernels rest
+on. A change compiles what follows from it and nothing else.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
 import numba
 import xxhash
 
-__all__ = ["kernel", "source_digest"]
+from serve_app.kernel_sources import digest_of_kernels, rests_on
+
+__all__ = ["cache_folder", "kernel"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Shells around the kernels: nothing in them is compiled, so editing them need not compile anything anew.
-_SHELLS = {"ingress", "serving", "running", "release", "log"}
+_PACKAGES = Path(__file__).resolve().parent.parent
+_KEPT_S = 14 * 86_400  # unused caches of earlier sources
 
 
-def source_digest(roots: list[Path]) -> str:
-    """Digest of every source file below the packages `roots`, shells left out."""
-    state = xxhash.xxh3_64()
-    for root in roots:
-        for path in sorted(root.rglob("*.py")):
-            inside = path.relative_to(root)
-            if inside.parts[0] not in _SHELLS:
-                state.update(f"{root.name}/{inside}".encode())
-                state.update(path.read_bytes())
-    return state.hexdigest()
-
-
-def _cache_folder() -> Path:
-    """Per user and per source; in the temporary folder where the home folder cannot be written."""
-    package = Path(__file__).parent
-    beside = package.parent / "simulators"
-    name = f"kernels-{source_digest([package, *([beside] if beside.is_dir() else [])])}"
+@cache
+def _cache_root() -> Path:
+    """Per user; in the temporary folder where the home folder cannot be written."""
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(given)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hindcast"
     try:
         home.mkdir(parents=True, exist_ok=True)
         writable = os.access(home, os.W_OK)
     except OSError:
         writable = False
-    return (home if writable else Path(tempfile.gettempdir()) / f"hindcast-{os.getuid()}") / name
+    return (home if writable else Path(tempfile.gettempdir()) / f"hindcast-{os.getuid()}") / "kernels"
 
 
-if "NUMBA_CACHE_DIR" not in os.environ:
-    numba.config.CACHE_DIR = str(_cache_folder())
+@cache
+def cache_folder(module: str) -> Path:
+    """Where the kernels of an imported module are cached. Folders of its earlier sources go after two weeks without use."""
+    path = Path(cast("str", sys.modules[module].__file__)).resolve()
+    folder = _cache_root() / f"{module}-{_digest(module, path)}"
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.parent.glob(f"{module}-*"):
+            if old.stat().st_mtime < time.time() - _KEPT_S:
+                shutil.rmtree(old, ignore_errors=True)
+    os.utime(folder)
+    return folder
+
+
+def _digest(module: str, path: Path) -> str:
+    """The digest of a module's kernels; as noted at the last start where no file has changed since (following names through
+    forty modules takes half a second)."""
+    root = _PACKAGES if path.is_relative_to(_PACKAGES) else path.parent
+    note = _cache_root() / "sources" / f"{module}-{xxhash.xxh3_64_hexdigest(str(path).encode())}.json"
+    try:
+        digest, files = json.loads(note.read_bytes())
+        if all(_stamp(Path(file)) == stamp for file, stamp in files.items()):
+            return cast("str", digest)
+    except (OSError, ValueError, TypeError):  # no note, or one that cannot be read: work it out
+        pass
+    files = {str(file): _stamp(file) for file in sorted(rests_on(path, root))}
+    digest = digest_of_kernels(path, root)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    aside = note.with_name(f"{note.name}.{os.getpid()}")
+    aside.write_text(json.dumps([digest, files]))
+    aside.replace(note)
+    return digest
+
+
+def _stamp(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_mtime_ns, found.st_size]
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile `function` at first use; arguments are numpy arrays and scalars only."""
+    numba.config.CACHE_DIR = str(cache_folder(function.__module__))  # read by numba when the function is decorated
     return cast("Callable[P, R]", numba.njit(cache=True, nogil=True, fastmath=False)(function))
