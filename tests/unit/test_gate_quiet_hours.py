@@ -40,10 +40,13 @@ def test_an_end_the_clock_skips_is_the_moment_of_the_jump() -> None:
     assert out.requests["until"][0] == at("2026-03-08T03:00:00", NEW_YORK)
 
 
-def test_an_end_that_comes_twice_is_the_second_one() -> None:
-    rule = NIGHT | {"end": "01:30"}
-    out = decide([rule], at("2026-11-01T00:30:00", NEW_YORK), zone=NEW_YORK)
-    assert out.requests["until"][0] == at("2026-11-01T01:30:00", NEW_YORK, fold=1)
+def test_an_end_that_comes_twice_is_the_first_one_still_to_come() -> None:
+    rule, (first, second) = NIGHT | {"end": "01:30"}, (at("2026-11-01T01:30:00", NEW_YORK, fold=f) for f in (0, 1))
+    for now, until in ((at("2026-11-01T00:30:00", NEW_YORK), first), (at("2026-11-01T01:10:00", NEW_YORK, 1), second)):
+        out = decide([rule], now, zone=NEW_YORK)
+        assert out.requests["until"][0] == until
+        assert decide([rule], until, zone=NEW_YORK).requests["action"][0] == Action.send
+        assert decide([rule], until - 1, zone=NEW_YORK).requests["action"][0] == Action.defer
 
 
 def test_a_rule_that_drops_goes_before_one_that_defers() -> None:

@@ -192,6 +192,67 @@ def _one_cap(
 
 
 @kernel
+def _opens(
+    cap: I64, t: int, zone: int, key: np.uint64, rows: int, last: int, entry_keys: U64, times: I64, holdouts: U64,
+    shadow: np.uint64, days: I64, local_days: npt.NDArray[np.int32], kinds: I8, flags: U8, first: I64, starts: I64,
+    offsets: I64, scratch: I64,
+) -> int:  # fmt: skip
+    """`t` if one cap has room for candidates of `key` then, else when it next has; 0: never. Entries are rows .. last."""
+    by, found, inside = cap[CAP_PERIOD], 0, 0
+    period = 0 if by == ROLLING else period_of(day_at(t, zone, first, starts, offsets), by)
+    for e in range(rows, last):
+        if (holdouts[e] != 0 and holdouts[e] != shadow) or flags[e] & _UNCOUNTED or kinds[e] < 0 or entry_keys[e] != key:
+            continue
+        if (cap[CAP_COUNTS] >> kinds[e]) & 1 == 0 or (cap[CAP_REFUND] and flags[e] & _REFUNDED):
+            continue
+        if by != ROLLING:
+            scratch[3, found], scratch[4, found] = period_of(days[e], by), period_of(local_days[e], by)
+            inside += 1 if scratch[3, found] == period or scratch[4, found] == period else 0
+            found += 1
+        elif times[e] > t - cap[CAP_WINDOW]:
+            scratch[3, found] = times[e]
+            found, inside = found + 1, inside + 1
+    if inside < cap[CAP_LIMIT]:
+        return t
+    if by == ROLLING:
+        return _next_rolling(scratch[3], found, cap[CAP_LIMIT], cap[CAP_WINDOW])
+    return _next_calendar(scratch[3], scratch[4], found, cap[CAP_LIMIT], by, period, zone, first, starts, offsets)
+
+
+@kernel
+def _until_all_open(
+    request_offsets: I64, at: I64, zone: I16, variant: I16, message_class: I8, keys: U64, members: Bool, table: I64,
+    classes: I64, history: I64, shadow: U64, times: I64, entry_keys: U64, holdouts: U64, days: I64,
+    local_days: npt.NDArray[np.int32], kinds: I8, flags: U8, first: I64, starts: I64, offsets: I64, scratch: I64,
+    outcome: I8, next_free: I64,
+) -> None:  # fmt: skip
+    """A calendar cap that has room today may be full on a later day, by entries of a faster clock or of a zone ahead. Where
+    there are such, move next_free on until all caps have room at once."""
+    for r in range(len(at)):
+        today, ahead = day_at(at[r], zone[r], first, starts, offsets), False
+        for e in range(history[r], history[r + 1]):
+            ahead = ahead or days[e] > today or local_days[e] > today
+        if not ahead:
+            continue
+        for c in range(request_offsets[r], request_offsets[r + 1]):
+            kind, t, moves = message_class[c], next_free[c], True
+            while outcome[c] != 0 and t != 0 and moves:
+                moves = False
+                for k in range(table.shape[1]):
+                    cap = table[variant[r], k]
+                    bound = kind < 0 or ((cap[CAP_BINDS] >> kind) & 1 == 1 and classes[variant[r], kind, BYPASS_CAPS] == 0)
+                    if t == 0 or not (bound and members[k, c]):
+                        continue
+                    scope = cap[CAP_SCOPE]
+                    opens = _opens(
+                        cap, t, zone[r], keys[scope, c], history[r], history[r + 1], entry_keys[scope], times, holdouts,
+                        shadow[r], days, local_days, kinds, flags, first, starts, offsets, scratch,
+                    )  # fmt: skip
+                    moves, t = moves or opens != t, opens
+            next_free[c] = t
+
+
+@kernel
 def _caps(
     request_offsets: I64, at: I64, zone: I16, variant: I16, message_class: I8, keys: U64, members: Bool, table: I64,
     classes: I64, history: I64, shadow: U64, times: I64, entry_keys: U64, holdouts: U64,
@@ -215,6 +276,11 @@ def _caps(
             k, request_offsets, at, zone, variant, message_class, keys[scope], members[k], table, classes, history, shadow,
             times, entry_keys[scope], holdouts, days, local_days, kinds, flags, first, starts, offsets, scratch,
             outcome, reason, used, limit, next_free,
+        )  # fmt: skip
+    if calendars:
+        _until_all_open(
+            request_offsets, at, zone, variant, message_class, keys, members, table, classes, history, shadow, times,
+            entry_keys, holdouts, days, local_days, kinds, flags, first, starts, offsets, scratch, outcome, next_free,
         )  # fmt: skip
 
 

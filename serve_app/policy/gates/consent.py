@@ -45,13 +45,16 @@ def in_hours(second: int, start: int, end: int) -> bool:
 
 @kernel
 def next_time_of_day(ts: int, second: int, zone: int, first: I64, starts: I64, offsets: I64) -> int:
-    """Scalar, inside kernels: UTC of the next instant after `ts` at which the local clock shows `second`."""
+    """Scalar, inside kernels: UTC of the next instant after `ts` at which the local clock shows `second`: of a time that
+    comes twice the first one that is still to come, of a time the clock skips the moment of the jump."""
     local = ts + offset_at(ts, zone, first, starts, offsets)
-    day = local // DAY
-    result = utc_at(day * DAY + second * SECOND, zone, True, first, starts, offsets)
-    if result <= ts:
-        result = utc_at((day + 1) * DAY + second * SECOND, zone, True, first, starts, offsets)
-    return result
+    today = local // DAY
+    for day in range(today, today + 3):  # two ahead: a zone may skip a whole day
+        for later in (False, True):
+            result = utc_at(day * DAY + second * SECOND, zone, later, first, starts, offsets)
+            if result > ts:
+                return result
+    return ts + DAY
 
 
 @kernel
@@ -86,7 +89,14 @@ def _consent(
                 if in_hours(second, rule[NIGHT_START], rule[NIGHT_END]):
                     used[c], limit[c] = float(second), float(rule[NIGHT_START])
                     outcome[c], reason[c] = rule[NIGHT_OUTCOME], (_STALE if has_night else _NIGHT)
-                    next_free[c] = next_time_of_day(now, rule[NIGHT_END], zone[r], first, starts, zone_offsets)
+                    free = next_time_of_day(now, rule[NIGHT_END], zone[r], first, starts, zone_offsets)
+                    # Waiting for the morning helps if advertising is allowed then, and if there is a morning.
+                    allowed = rule[AD_CONSENT] == 0 or (has and (valid == 0 or free - given[r] < valid))
+                    allowed = allowed or (rule[EXCEPTION] == 1 and customer[r] > free)
+                    local = free + offset_at(free, zone[r], first, starts, zone_offsets)
+                    then = (local - local // DAY * DAY) // SECOND
+                    if allowed and not in_hours(then, rule[NIGHT_START], rule[NIGHT_END]):
+                        next_free[c] = free
             if rule[LABEL] == 1 and not labelled[c]:
                 # Waiting does not mend a missing label.
                 outcome[c], next_free[c] = _SUPPRESS, 0

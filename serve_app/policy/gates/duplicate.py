@@ -32,30 +32,34 @@ def _duplicate(
     for r in range(len(at)):
         window = scalars[variant[r], DUPLICATE_WINDOW]
         for c in range(offsets[r], offsets[r + 1]):
-            seen, free = 0, 0
+            seen, free, for_good = 0, 0, False
             for e in range(history[r], history[r + 1]):
                 if holdouts[e] != 0 and holdouts[e] != shadow[r]:
                     continue
                 same = campaign[c] != 0 and campaigns[e] == campaign[c]
                 if flags[e] & THIS_DECISION:
                     seen += 1 if same else 0
+                    for_good = for_good or same
                 elif requests[e] == request_id[r]:
                     seen += 1
+                    for_good = True
                 elif same and times[e] > at[r] - window and not flags[e] & _REFUNDED and window > 0:
                     seen += 1
                     free = max(free, times[e] + window)
             for b in range(offsets[r], c):
                 if campaign[b] == campaign[c] and item[b] == item[c] and channel[b] == channel[c]:
                     seen += 1
+                    for_good = True
             outcome[c] = _SUPPRESS if seen else 0
             reason[c] = _REASON if seen else 0
-            used[c], limit[c], next_free[c] = float(seen), 0.0, free
+            used[c], limit[c], next_free[c] = float(seen), 0.0, 0 if for_good else free
 
 
 def duplicate(
     batch: Batch, histories: HistoryView, policy: CompiledPolicy, context: Context, out: GateResult | None = None
 ) -> GateResult:
-    """used: how often it was said; limit: 0. next_free_at: end of the campaign's duplicate window."""
+    """used: how often it was said; limit: 0. next_free_at: end of the campaign's duplicate window; 0 for what this
+    request said itself."""
     del context
     out = out or GateResult.empty(batch.candidates.rows)
     requests, rows = batch.requests, batch.candidates

@@ -18,7 +18,7 @@ from serve_app.vocabulary import GateOutcome, Reason
 __all__ = ["quiet_hours"]
 
 _SUPPRESS, _REASON = int(GateOutcome.suppress), int(Reason.quiet_hours)
-_MOST_CHAINED = 16
+_NEVER_AFTER = 3 * DAY  # a chain of rules that runs longer has no end: every day is the same but for a clock change
 I64 = npt.NDArray[np.int64]
 I16 = npt.NDArray[np.int16]
 I8 = npt.NDArray[np.int8]
@@ -59,11 +59,10 @@ def _quiet_hours(
             local = at[r] + offset_at(at[r], zone[r], first, starts, zone_offsets)
             used[c], limit[c] = (local - local // DAY * DAY) / 1e6, float(rules[rule, QUIET_START])
             outcome[c], reason[c] = rules[rule, QUIET_OUTCOME], _REASON
-            until, chained = at[r], 0
-            while rule >= 0 and chained < _MOST_CHAINED:
+            until = at[r]
+            while rule >= 0 and until - at[r] < _NEVER_AFTER:
                 until = next_time_of_day(until, rules[rule, QUIET_END], zone[r], first, starts, zone_offsets)
                 rule = _rule_at(until, zone[r], by, kind, rules, first, starts, zone_offsets)
-                chained += 1
             next_free[c] = until if rule < 0 else 0
 
 

@@ -121,7 +121,7 @@ def _verdicts(
     for r in range(len(root)):
         spread, most = scalars[variant[r], SPREAD], scalars[variant[r], MAX_ATTEMPTS]
         # Spread by user as well as request: an audience's requests may share a root.
-        late = np.int64(unit_interval(absorb(absorb(salt, root[r]), user[r])) * spread)
+        late = unit_interval(absorb(absorb(salt, root[r]), user[r]))
         for c in range(offsets[r], offsets[r + 1]):
             g = 0
             while g < gates and outcome[g, c] == 0:
@@ -132,15 +132,16 @@ def _verdicts(
                 continue
             reason[c], action[c] = reasons[g, c], _SUPPRESSED
             if outcome[g, c] == _DEFER and next_free[g, c] > at[r] and attempt[r] < most:
-                end = earliest_expiry(expiry[r], own_expiry[c])
-                back = next_free[g, c] + late
-                if end == 0 or back < end:
-                    action[c], until[c] = _DEFERRED, back
+                end, free = earliest_expiry(expiry[r], own_expiry[c]), next_free[g, c]
+                if end == 0 or free < end:
+                    width = spread if end == 0 else min(spread, end - free)
+                    action[c], until[c] = _DEFERRED, free + np.int64(late * width)
 
 
 def verdicts(batch: Batch, words: Words, policy: CompiledPolicy) -> Verdicts:
-    """First failing gate of each candidate. A deferral that would end after the expiry, or after the last attempt allowed,
-    is a suppression; the others end at the gate's next free time plus the policy's spread."""
+    """First failing gate of each candidate. A deferral whose gate opens after the expiry, or after the last attempt allowed,
+    is a suppression; the others end after the gate's next free time, spread over the policy's window as far as the expiry
+    leaves it."""
     m = batch.candidates.rows
     out = Verdicts(
         np.empty(m, np.bool_), np.empty(m, np.int8), np.empty(m, np.int8), np.empty(m, np.int8), np.empty(m, np.int64)
