@@ -1,0 +1,252 @@
+"""What estimators read: one row per logged decision (or slot), as columns; checked once, before any estimator sees it.
+
+A row whose probabilities cannot be used is never guessed at. With `on_bad="exclude"` it is left out and counted by its
+fault, and verdicts look at the share left out; with `on_bad="error"` the first fault raises `InvalidInput`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.errors import InvalidInput
+
+__all__ = ["FAULTS", "Rows", "checked_rows"]
+
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+U64 = npt.NDArray[np.uint64]
+Bool = npt.NDArray[np.bool_]
+
+# In the order in which a row is charged with one; their counts are a column of that order.
+FAULTS = (
+    "propensity_missing",
+    "propensity_zero",
+    "propensity_above_one",
+    "target_missing",
+    "target_out_of_range",
+    "reward_missing",
+    "outcome_model_missing",
+    "duplicated",
+)
+_ROUNDING = 1e-9  # a sum of probabilities may exceed 1 by rounding
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n checked rows of P target policies and M metrics; rows of one user are adjacent and all here.
+
+    user u64[n]. propensity f64[n] in (0, 1]: logged probability of what was logged (a choice or none), given prefix and
+    history. target f64[n, P] in [0, 1]: the same event's probability under each target policy, on the logged history.
+    reward f64[n, M].
+    send f64[n] 0 / 1: the row's reward is not structurally zero (something was sent, shown). target_send f64[n, P]: known
+    probability under each target that it would not be; the logged policy's own realisation is `send`.
+    unsupported f64[n, P]: target mass on choices that the logging policy could not make.
+    scale f64[n]: 1 / log_rate, 1 where every row is logged. q_logged f64[n, M], q_target f64[n, P, M]: the outcome model's
+    reward of the logged choice, and its mean over the target's choices. groups: i32[n] codes by grouping, -1: in none.
+    extra: further columns some estimators name. excluded i64[len(FAULTS)]: rows left out, by fault.
+    """
+
+    user: U64
+    propensity: F64
+    target: F64
+    reward: F64
+    send: F64
+    target_send: F64
+    unsupported: F64
+    scale: F64
+    q_logged: F64 | None = None
+    q_target: F64 | None = None
+    groups: Mapping[str, I32] = field(default_factory=dict)
+    extra: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    excluded: I64 = field(default_factory=lambda: np.zeros(len(FAULTS), np.int64))
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @cached_property
+    def weight(self) -> F64:
+        """f64[n, 1 + P]: importance weights of the logged policy (1) and of each target, times `scale`."""
+        out = np.empty((len(self), 1 + self.target.shape[1]))
+        out[:, 0] = self.scale
+        np.divide(self.target, self.propensity[:, None], out=out[:, 1:])
+        if (self.scale != 1.0).any():
+            out[:, 1:] *= self.scale[:, None]
+        return out
+
+    @cached_property
+    def plain(self) -> F64:
+        """f64[n, 2 + P + M]: one, send, each target's probability of a send, rewards: right factors of weighted sums."""
+        ones = np.ones((len(self), 1))
+        return np.concatenate([ones, self.send[:, None], self.target_send, self.reward], axis=1)
+
+    def need_model(self) -> tuple[F64, F64]:
+        """(q_logged, q_target), or InvalidInput."""
+        if self.q_logged is None or self.q_target is None:
+            raise InvalidInput("the outcome model's predictions are absent", field="q_logged, q_target",
+                               hint="fit simulators.estimators.outcome_model first, or leave this estimator out")  # fmt: skip
+        return self.q_logged, self.q_target
+
+    def need(self, name: str) -> npt.NDArray[Any]:
+        """An extra column, or InvalidInput that names it."""
+        if name not in self.extra:
+            raise InvalidInput("this estimator needs the column", field=name, hint="pass it in `extra`")
+        return self.extra[name]
+
+
+def checked_rows(
+    user: npt.ArrayLike,
+    propensity: npt.ArrayLike,
+    target: npt.ArrayLike,
+    reward: npt.ArrayLike,
+    *,
+    send: npt.ArrayLike | None = None,
+    target_send: npt.ArrayLike | None = None,
+    unsupported: npt.ArrayLike | None = None,
+    log_rate: npt.ArrayLike | None = None,
+    q_logged: npt.ArrayLike | None = None,
+    q_target: npt.ArrayLike | None = None,
+    groups: Mapping[str, npt.ArrayLike] | None = None,
+    extra: Mapping[str, npt.ArrayLike] | None = None,
+    row_id: npt.ArrayLike | None = None,
+    on_bad: Literal["exclude", "error"] = "exclude",
+) -> Rows:
+    """Rows from columns; shapes as in `Rows`, a last axis of length 1 may be left out.
+
+    row_id u64[n]: identity of a row within its user; later rows of the same identity are `duplicated`. Without `send`, any
+    row may earn the reward. InvalidInput: lengths differ, a user's rows are not adjacent, `target_send` without `send` or
+    the reverse, or (with on_bad="error") any fault.
+    """
+    users = np.ascontiguousarray(user, np.uint64)
+    n = len(users)
+    _adjacent(users)
+    p = _column("propensity", propensity, n)
+    pi, y = _matrix("target", target, n), _matrix("reward", reward, n)
+    if (send is None) != (target_send is None):
+        raise InvalidInput("`send` and `target_send` describe the same event", field="target_send", hint="pass both or none")
+    sent = np.ones(n) if send is None else _column("send", send, n)
+    pi_send = np.ones_like(pi) if target_send is None else _matrix("target_send", target_send, n, pi.shape[1])
+    lost = np.zeros_like(pi) if unsupported is None else _matrix("unsupported", unsupported, n, pi.shape[1])
+    rate = np.ones(n) if log_rate is None else _column("log_rate", log_rate, n)
+    if n and not ((rate > 0) & (rate <= 1)).all():
+        raise InvalidInput("must lie in (0, 1]", field="log_rate", hint="rows outside the sample do not belong here")
+    q, q_pi = _model(q_logged, q_target, n, pi.shape[1], y.shape[1])
+    fault = _faults(p, pi, pi_send, lost, y, q, q_pi)
+    if row_id is not None:
+        again = _repeated(users, np.ascontiguousarray(row_id, np.uint64))
+        fault[(fault < 0) & again] = FAULTS.index("duplicated")
+    counts = np.bincount(fault[fault >= 0], minlength=len(FAULTS)).astype(np.int64)
+    if counts.any() and on_bad == "error":
+        row = int(np.flatnonzero(fault >= 0)[0])
+        raise InvalidInput(
+            f"row {row} of user {users[row]:#018x} cannot be used: {FAULTS[fault[row]]}",
+            field="rows", hint="mend the log, or exclude such rows and count them",
+        )  # fmt: skip
+    every = Rows(
+        users, p, pi, y, sent, pi_send, lost, 1.0 / rate, q, q_pi,
+        {name: _codes(name, code, n) for name, code in (groups or {}).items()},
+        {name: _any_column(name, values, n) for name, values in (extra or {}).items()}, counts,
+    )  # fmt: skip
+    return _kept(every, fault < 0) if counts.any() else every
+
+
+def _adjacent(users: U64) -> None:
+    starts = np.flatnonzero(users[1:] != users[:-1]) + 1
+    heads = users[np.concatenate([[0], starts])] if len(users) else users
+    if not (heads[1:] > heads[:-1]).all() and len(np.unique(heads)) != len(heads):
+        raise InvalidInput("rows of one user are not adjacent", field="user", hint="sort by (user, order) first")
+
+
+def _column(name: str, values: npt.ArrayLike, n: int) -> F64:
+    out = np.ascontiguousarray(values, np.float64)
+    if out.shape != (n,):
+        raise InvalidInput(f"has shape {out.shape}, expected ({n},)", field=name)
+    return out
+
+
+def _any_column(name: str, values: npt.ArrayLike, n: int) -> npt.NDArray[Any]:
+    out = np.ascontiguousarray(values)
+    if out.ndim < 1 or len(out) != n:
+        raise InvalidInput(f"has shape {out.shape}, expected {n} rows", field=name)
+    return out
+
+
+def _codes(name: str, values: npt.ArrayLike, n: int) -> I32:
+    out = np.ascontiguousarray(values, np.int32)
+    if out.shape != (n,):
+        raise InvalidInput(f"has shape {out.shape}, expected ({n},)", field=f"groups[{name}]")
+    return out
+
+
+def _matrix(name: str, values: npt.ArrayLike, n: int, width: int | None = None) -> F64:
+    out = np.ascontiguousarray(values, np.float64)
+    out = out[:, None] if out.ndim == 1 else out
+    if out.ndim != 2 or len(out) != n or (width is not None and out.shape[1] != width):
+        raise InvalidInput(f"has shape {out.shape}, expected ({n}, {width or 'any'})", field=name)
+    return out
+
+
+def _model(
+    q_logged: npt.ArrayLike | None, q_target: npt.ArrayLike | None, n: int, policies: int, metrics: int
+) -> tuple[F64 | None, F64 | None]:
+    if q_logged is None or q_target is None:
+        return None, None
+    q = _matrix("q_logged", q_logged, n, metrics)
+    q_pi = np.ascontiguousarray(q_target, np.float64)
+    if q_pi.size == n * policies * metrics:
+        q_pi = q_pi.reshape(n, policies, metrics)
+    if q_pi.shape != (n, policies, metrics):
+        raise InvalidInput(f"has shape {q_pi.shape}, expected {(n, policies, metrics)}", field="q_target")
+    return q, q_pi
+
+
+def _faults(p: F64, pi: F64, pi_send: F64, lost: F64, y: F64, q: F64 | None, q_pi: F64 | None) -> npt.NDArray[np.int8]:
+    """i8[n]: index of each row's first fault, -1: none."""
+    fault = np.full(len(p), -1, np.int8)
+    probabilities = (pi, pi_send, lost)
+    missing = np.zeros(len(p), np.bool_)
+    outside = np.zeros(len(p), np.bool_)
+    for matrix in probabilities:
+        for column in range(matrix.shape[1]):
+            missing |= np.isnan(matrix[:, column])
+            outside |= ~((matrix[:, column] >= -_ROUNDING) & (matrix[:, column] <= 1.0 + _ROUNDING))
+    tests = [
+        np.isnan(p), p <= 0, p > 1.0 + _ROUNDING, missing, outside, _not_finite(y),
+        np.zeros(len(p), np.bool_) if q is None or q_pi is None else _not_finite(q) | _not_finite(q_pi.reshape(len(p), -1)),
+    ]  # fmt: skip
+    for code in range(len(tests) - 1, -1, -1):
+        fault[tests[code]] = code
+    return fault
+
+
+def _not_finite(matrix: F64) -> Bool:
+    out = np.zeros(len(matrix), np.bool_)
+    for column in range(matrix.shape[1]):
+        out |= ~np.isfinite(matrix[:, column])
+    return out
+
+
+def _repeated(users: U64, row_id: U64) -> Bool:
+    if len(row_id) != len(users):
+        raise InvalidInput(f"has {len(row_id)} rows, expected {len(users)}", field="row_id")
+    order = np.lexsort((np.arange(len(users)), row_id, users))
+    same = (users[order][1:] == users[order][:-1]) & (row_id[order][1:] == row_id[order][:-1])
+    out = np.zeros(len(users), np.bool_)
+    out[order[1:][same]] = True
+    return out
+
+
+def _kept(rows: Rows, keep: Bool) -> Rows:
+    return Rows(
+        rows.user[keep], rows.propensity[keep], rows.target[keep], rows.reward[keep], rows.send[keep],
+        rows.target_send[keep], rows.unsupported[keep], rows.scale[keep],
+        None if rows.q_logged is None else rows.q_logged[keep], None if rows.q_target is None else rows.q_target[keep],
+        {name: code[keep] for name, code in rows.groups.items()},
+        {name: values[keep] for name, values in rows.extra.items()}, rows.excluded,
+    )  # fmt: skip
