@@ -15,7 +15,16 @@ import xxhash
 
 from serve_app.errors import InvalidInput
 
-__all__ = ["BUCKETS", "bucket_of", "decision_id_text", "hash_id", "hash_ids", "parse_decision_id"]
+__all__ = [
+    "BUCKETS",
+    "bucket_of",
+    "decision_id_text",
+    "decision_id_texts",
+    "hash_id",
+    "hash_ids",
+    "hex_texts",
+    "parse_decision_id",
+]
 
 BUCKETS = 4096
 _BUCKET_SHIFT = np.uint64(52)
@@ -41,6 +50,33 @@ def bucket_of(users: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint16]:
 def decision_id_text(user: int, request_id: int, slot: int) -> str:
     """The public id of a decision. It embeds the user's hash, hence the bucket, so that a look-up needs no index."""
     return f"d{user:016x}{request_id:016x}{slot:04x}"
+
+
+_HEX = np.array([f"{byte:02x}" for byte in range(256)], "S2")
+
+
+def _hex(values: npt.NDArray[np.generic], big: str) -> npt.NDArray[np.bytes_]:
+    """[n, 2 * itemsize] single characters."""
+    raw = np.ascontiguousarray(values.astype(big)).view(np.uint8).reshape(len(values), -1)
+    return _HEX[raw].view("S1")
+
+
+def hex_texts(values: npt.NDArray[np.uint64]) -> list[str]:
+    """16 hex digits of each u64."""
+    texts: list[str] = _hex(values, ">u8").view("S16")[:, 0].astype("U16").tolist()
+    return texts
+
+
+def decision_id_texts(
+    users: npt.NDArray[np.uint64], request_ids: npt.NDArray[np.uint64], slots: npt.ArrayLike = 0
+) -> list[str]:
+    """`decision_id_text` of each row; slots below 65,536."""
+    out = np.empty((len(users), 37), "S1")
+    out[:, 0] = b"d"
+    out[:, 1:17], out[:, 17:33] = _hex(users, ">u8"), _hex(request_ids, ">u8")
+    out[:, 33:] = _hex(np.broadcast_to(np.asarray(slots), (len(users),)), ">u2")
+    texts: list[str] = out.view("S37")[:, 0].astype("U37").tolist()
+    return texts
 
 
 def parse_decision_id(text: str) -> tuple[int, int, int]:

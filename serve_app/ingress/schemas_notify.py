@@ -10,6 +10,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from serve_app.ingress.schemas import Channel, FeatureValue, Id, Rehearsal, StageName, Strict
 
 __all__ = [
+    "MAX_CANDIDATES",
+    "MAX_ROWS",
+    "MAX_SENDS",
+    "MAX_TEXT",
     "CandidateAsked",
     "DecideAnswer",
     "DecideBatchAnswer",
@@ -25,6 +29,9 @@ __all__ = [
 
 ActionName = Literal["none", "send", "suppress", "defer"]
 
+MAX_ROWS, MAX_CANDIDATES, MAX_SENDS, MAX_TEXT = 10_000, 200, 10, 200
+"""Bounds of a batch, of a decision, and of every id and key in it (characters)."""
+
 
 class CandidateAsked(Strict):
     """A message that could be sent."""
@@ -39,11 +46,14 @@ class DecideRow(Strict):
 
     user: Id
     candidates: list[CandidateAsked] | None = Field(
-        None, max_length=200, description="messages to choose from; absent: every campaign that is live"
+        None, max_length=MAX_CANDIDATES, description="messages to choose from; absent: every campaign that is live"
     )
-    max_sends: int = Field(1, ge=1, le=10, description="how many of them may be sent")
+    max_sends: int = Field(1, ge=1, le=MAX_SENDS, description="how many of them may be sent")
     idempotency_key: str | None = Field(
-        None, min_length=1, max_length=200, description="the same key gives the same decision, however often it is retried"
+        None,
+        min_length=1,
+        max_length=MAX_TEXT,
+        description="the same key gives the same decision, however often it is retried",
     )
     expires_at: AwareDatetime | None = Field(None, description="not to be sent, nor deferred, beyond this time")
 
@@ -63,7 +73,7 @@ class DecideBatchRequest(Rehearsal):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"rows": [{"user": "17850"}, {"user": "13047"}]}]})
 
-    rows: list[DecideRow] = Field(min_length=1, max_length=10_000)
+    rows: list[DecideRow] = Field(min_length=1, max_length=MAX_ROWS)
 
 
 class Send(BaseModel):

@@ -9,7 +9,7 @@ import numpy as np
 from serve_app.clock import text_of
 from serve_app.ids import decision_id_text
 from serve_app.ingress.answers import degraded_names, finite
-from serve_app.ingress.decisions import gate_words
+from serve_app.ingress.decision_explained import gate_words
 from serve_app.ledger.record import unpack_record
 from serve_app.serving.library import Edition
 from serve_app.vocabulary import Action, Channel, Delivery, Reason

@@ -8,8 +8,9 @@ import numpy as np
 
 from serve_app.clock import now_us
 from serve_app.errors import HindcastError
+from serve_app.ingress.asked import AskedRows
 from serve_app.ingress.asks import Ask, Known
-from serve_app.ingress.decisions import DecisionAsk, prepare_decisions
+from serve_app.ingress.decisions import Asking, prepare_decisions
 from serve_app.ingress.recommend import LiveCall, Recommender
 from serve_app.ingress.schemas_notify import DecideRow
 from serve_app.serving.deciding import DecideCall
@@ -60,6 +61,8 @@ async def _list(
 
 async def _decide(pins: Pins, edition: Edition, stages: Stages) -> None:
     now = now_us()
-    prepared = prepare_decisions([DecisionAsk(DecideRow(user="\0nobody"), 1, now, now, "warm-up")], edition)
+    rows = AskedRows.of_models([DecideRow(user="\0nobody")])
+    asking = Asking(rows, np.ones(1, np.uint64), np.array([now]), np.array([now]), ["warm-up"])
+    prepared = prepare_decisions(asking, edition)
     if prepared.batch is not None:
-        await stages.decide(DecideCall(prepared.batch, pins, [b""], [b""], commit=False, explain=False))
+        await stages.decide(DecideCall(prepared.batch, pins, None, None, commit=False, explain=False))

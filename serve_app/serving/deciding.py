@@ -32,13 +32,13 @@ _MATRICES = ("features", "feature_status")
 
 @dataclass(slots=True)
 class DecideCall:
-    """One batch to decide, with its candidates. keys, digests: 16 bytes or b"" per row. commit: False in a dry run.
-    explain: give every column back."""
+    """One batch to decide, with its candidates. keys, digests: 16 bytes or b"" per row; None: no row has one. commit: False
+    in a dry run. explain: give every column back."""
 
     batch: Batch
     pins: Pins
-    keys: Sequence[bytes]
-    digests: Sequence[bytes]
+    keys: Sequence[bytes] | None
+    digests: Sequence[bytes] | None
     commit: bool
     explain: bool
 
@@ -124,7 +124,7 @@ class DecideFlow:
                 edition,
                 commit_version=np.where(committed, decided.versions, -1),
                 granted=decided.granted,
-                idempotency_keys=list(call.keys),
+                idempotency_keys=call.keys,
             )
         if not call.explain:
             decided.batch = _without_matrices(decided.batch)
