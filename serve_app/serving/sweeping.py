@@ -12,15 +12,15 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 from serve_app.clock import monotonic_s, now_us
 from serve_app.decide import DecideStatus
 from serve_app.errors import DamagedArtifact, InvalidInput
-from serve_app.ledger.protocol import Deferral, Ledger
+from serve_app.ledger.protocol import Deferral
 from serve_app.serving.again import Due, asked_again, read_due
 from serve_app.serving.deciding import DecideCall, Decided
+from serve_app.serving.editions import EditionNow, OwnerCall
 from serve_app.serving.ledger_client import translated
 from serve_app.serving.library import Edition, Pins
 from serve_app.serving.meters import count, gauge, observe
@@ -33,9 +33,6 @@ _LOG = logging.getLogger("hindcast.serving")
 _SECOND = 1_000_000
 _ASIDE_S, _ASIDE_MOST_S = 5, 3600
 _OPEN = (DecideStatus.ledger_unavailable, DecideStatus.outcome_unknown, DecideStatus.contended)
-
-EditionNow = Callable[[], AbstractAsyncContextManager[Edition]]
-"""The edition in force, with every catalogue change answered before now, held while the context is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +55,11 @@ class Swept:
 
 
 class Sweeper:
-    """See the module. Runs on one event loop; ledger calls and array work go to `pool`."""
+    """See the module. Runs on one event loop; `call` reaches the ledger, array work goes to `pool`."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        call: OwnerCall,
         edition: EditionNow,
         decide: Callable[[DecideCall], Awaitable[Decided]],
         pool: Executor,
@@ -70,7 +67,7 @@ class Sweeper:
         *,
         clock: Callable[[], int] = now_us,
     ) -> None:
-        self._ledger, self._edition, self._decide, self._pool = ledger, edition, decide, pool
+        self._call, self._edition, self._decide, self._pool = call, edition, decide, pool
         self._settings, self._clock = settings, clock
         self._aside: dict[tuple[int, int], tuple[int, int]] = {}
 
@@ -95,7 +92,7 @@ class Sweeper:
     async def sweep(self) -> Swept:
         """Decide one batch of due deferrals. Raises what the ledger or the stages raised."""
         now, most = self._clock(), self._settings.batch
-        found = await in_pool(self._pool, lambda: self._ledger.due_deferrals(now, most + len(self._aside)))
+        found = await self._call("due_deferrals", now, most + len(self._aside))
         self._forget_aside(found, now)
         ready = [one for one in found if (one.user, one.request_id) not in self._aside or self._again_at(one) <= now][:most]
         gauge("hindcast_sweep_lag_s", max((now - found[0].until) / 1e6, 0.0) if found else 0.0)
@@ -136,7 +133,6 @@ class Sweeper:
     async def _told(self, due: Sequence[Due], made: Decided, now: int, swept: Swept) -> None:
         decided = made.decided
         action, reason = decided.batch.requests["action"], decided.batch.requests["reason"]
-        answered: list[Deferral] = []
         for row, one in enumerate(due):
             status = DecideStatus(int(decided.status[row]))
             observe("hindcast_sweep_lag_ms", max(now - one.deferral.until, 0) / 1e3)
@@ -144,15 +140,12 @@ class Sweeper:
                 swept.outcomes["open"] += 1
             elif status is DecideStatus.duplicate:
                 swept.outcomes["answered already"] += 1
-                answered.append(one.deferral)
+                await self._call("drop_deferral", one.deferral.user, one.deferral.request_id)
             elif status is DecideStatus.key_reused:
                 self._set_aside(one.deferral, now, "failed", "its key answered another deferral", swept)
             else:
                 expired = reason[row] == Reason.expired and action[row] == Action.suppress
                 swept.outcomes["expired" if expired else Action(int(action[row])).name] += 1
-        if answered:
-            drop = self._ledger.drop_deferral
-            await in_pool(self._pool, lambda: [drop(one.user, one.request_id) for one in answered])
 
     def _again_at(self, one: Deferral) -> int:
         return self._aside[one.user, one.request_id][0]

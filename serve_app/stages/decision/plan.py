@@ -78,8 +78,9 @@ def _holdout_keys(batch: Batch, chosen: I64, owner: I64, policies: Sequence[Comp
     return keys
 
 
-def outbox_payloads(batch: Batch) -> list[bytes]:
-    """JSON for the delivery worker, one per request (its sends in slot order); b"" where a caller delivers."""
+def outbox_payloads(batch: Batch, item_hashes: U64 | None = None) -> list[bytes]:
+    """JSON for the delivery worker, one per request (its sends in slot order); b"" where a caller delivers. Ids are hashes,
+    expires_at (0: never) is the sooner of the request's and the candidate's."""
     rows = batch.candidates
     if "delivery" not in rows:
         return []
@@ -90,16 +91,23 @@ def outbox_payloads(batch: Batch) -> list[bytes]:
     sends: dict[int, list[dict[str, object]]] = {}
     for c, r in sorted(zip(queued.tolist(), owner.tolist(), strict=True), key=lambda pair: int(rows["slot"][pair[0]])):
         user, request = int(batch.requests["user"][r]), int(batch.requests["request_id"][r])
-        slot = int(rows["slot"][c])
+        slot, item = int(rows["slot"][c]), int(rows["item"][c]) if "item" in rows else -1
         send = {
             "decision_id": decision_id_text(user, request, slot),
             "campaign": f"{int(rows['campaign'][c]):016x}",
             "channel": Channel(int(rows["channel"][c])).name,
             "message_class": MessageClass(int(rows["message_class"][c])).name,
-            "expires_at": int(rows["expires_at"][c]),
+            "expires_at": _sooner(int(rows["expires_at"][c]), int(batch.requests["expires_at"][r])),
+            "item": None if item_hashes is None or item < 0 else f"{int(item_hashes[item]):016x}",
         }
         sends.setdefault(r, []).append(send)
-    return [orjson.dumps({"sends": sends[r]}) if r in sends else b"" for r in range(len(batch))]
+    at = batch.requests["decided_at"].tolist()
+    return [orjson.dumps({"at": at[r], "sends": sends[r]}) if r in sends else b"" for r in range(len(batch))]
+
+
+def _sooner(one: int, other: int) -> int:
+    """The earlier of two times of which 0 means never."""
+    return min(one, other) if one and other else one or other
 
 
 def commit_plan(
@@ -124,7 +132,7 @@ def commit_plan(
         request_ids=requests["request_id"],
         keys=list(keys or []),
         digests=list(digests or []),
-        outbox=outbox_payloads(batch),
+        outbox=outbox_payloads(batch, item_hashes),
         deferred_until=np.where(requests["action"] == Action.defer, requests["until"], 0),
         settles=settled_deferrals(batch),
     )
