@@ -22,9 +22,7 @@ from hindcast.importers.shop import default_widgets, hash_column, local_to_utc, 
 from hindcast.importers.staging import Imported
 from serve_app.catalogue import Catalogue, table_of
 from serve_app.ids import hash_ids
-from serve_app.log.rows import fill
-from serve_app.policy.zones import zone_index
-from serve_app.regions import region_index
+from serve_app.log.filling import constant, fill
 from serve_app.vocabulary import Action, Channel, Delivery, EventType, MessageClass, Origin, Reason, Surface
 
 __all__ = ["load"]
@@ -236,8 +234,8 @@ def _sends(frames: Frames) -> dict[str, pa.RecordBatch]:
         "decided_at": ts,
         "surface": np.full(n, Surface.notification, np.int8),
         "origin": np.full(n, Origin.audience, np.int8),
-        "zone": np.full(n, zone_index(_ZONE), np.int16),
-        "region": np.full(n, region_index(_REGION), np.int16),
+        "zone": constant(_ZONE, n),
+        "region": constant(_REGION, n),
         "reachable": np.full(n, 1 << Channel.email, np.uint16),
         "slots": np.ones(n, np.int32),
         "full": np.ones(n, np.bool_),

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve_app.ledger.protocol import Ledger, UserState
+from serve_app.log.places import region_indices, zone_indices
 from serve_app.log.reader import read_log
 from serve_app.vocabulary import Surface
 
@@ -30,7 +31,9 @@ def last_states(data: Path) -> tuple[np.ndarray[tuple[int], np.dtype[np.uint64]]
     users = table["user"].to_numpy()
     order = np.lexsort((table["order"].to_numpy(), table["decided_at"].to_numpy(), users))
     newest = order[np.flatnonzero(np.r_[users[order][1:] != users[order][:-1], True])] if len(order) else order
-    parts = [table[name].to_numpy()[newest].astype(kind) for name, kind in zip(_COLUMNS, _TYPES, strict=True)]
+    places = {"zone": zone_indices(table["zone"]), "region": region_indices(table["region"])}
+    columns = [places[name] if name in places else table[name].to_numpy() for name in _COLUMNS]
+    parts = [column[newest].astype(kind) for column, kind in zip(columns, _TYPES, strict=True)]
     return users[newest].astype(np.uint64), UserState(*parts)
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import xxhash
 
 from serve_app.errors import DamagedArtifact, InvalidInput
+from serve_app.log.migrations import READABLE, brought_up, schema_as_of
 from serve_app.log.schema import SCHEMA_VERSION, TABLES
 
 __all__ = ["HEADER_BYTES", "Scan", "decode_payload", "encode_frame", "scan_frames"]
@@ -38,7 +39,13 @@ def _plain(dtype: pa.DataType) -> pa.DataType:
 
 
 # Record batches are written without their schema (it is the table's); dictionaries would need messages of their own.
-_WIRE = {name: pa.schema([pa.field(f.name, _plain(f.type), f.nullable) for f in s]) for name, s in TABLES.items()}
+_WIRE = {
+    version: {
+        name: pa.schema([pa.field(one.name, _plain(one.type), one.nullable) for one in schema_as_of(name, version)])
+        for name in TABLES
+    }
+    for version in READABLE
+}
 
 
 def encode_frame(rows: Mapping[str, pa.RecordBatch], *, key: int, offset: int) -> bytes:
@@ -59,7 +66,7 @@ def encode_frame(rows: Mapping[str, pa.RecordBatch], *, key: int, offset: int) -
 
 def _to_wire(name: str, batch: pa.RecordBatch) -> pa.RecordBatch:
     arrays = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in batch.columns]
-    return pa.RecordBatch.from_arrays(arrays, schema=_WIRE[name])
+    return pa.RecordBatch.from_arrays(arrays, schema=_WIRE[SCHEMA_VERSION][name])
 
 
 def _head_check(length: int, frame_key: int) -> int:
@@ -119,9 +126,9 @@ def _next_magic(buffer: memoryview, at: int) -> int:
 def decode_payload(payload: memoryview, tables: Collection[str] | None = None) -> dict[str, pa.RecordBatch]:
     """Rows of a good frame, by table (only `tables` where given). DamagedArtifact: of another schema version."""
     version, count = _COUNTS.unpack_from(payload, 0)
-    if version != SCHEMA_VERSION:
+    if version not in READABLE:
         raise DamagedArtifact(
-            f"journal frames have schema version {version}, this code reads {SCHEMA_VERSION}",
+            f"journal frames have schema version {version}, this code reads {READABLE[0]} to {SCHEMA_VERSION}",
             field="journal.schema_version",
             hint="compact with the version of hindcast that wrote them",
         )
@@ -134,15 +141,19 @@ def decode_payload(payload: memoryview, tables: Collection[str] | None = None) -
         if tables is None or name in tables:
             # Copied: Arrow wants its buffers aligned, and the file's map must not outlive the call.
             message = pa.py_buffer(bytes(payload[at : at + length]))
-            out[name] = _from_wire(name, pa.ipc.read_record_batch(message, _WIRE[name]))
+            out[name] = _from_wire(name, pa.ipc.read_record_batch(message, _WIRE[version][name]), version)
         at += length
     return out
 
 
-def _from_wire(name: str, batch: pa.RecordBatch) -> pa.RecordBatch:
-    schema = pa.schema([one.remove_metadata() for one in TABLES[name]])
+def _from_wire(name: str, batch: pa.RecordBatch, version: int) -> pa.RecordBatch:
+    then = schema_as_of(name, version)
     arrays = [
         array.dictionary_encode() if pa.types.is_dictionary(spec.type) else array
-        for array, spec in zip(batch.columns, schema, strict=True)
+        for array, spec in zip(batch.columns, then, strict=True)
     ]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+    rows = pa.RecordBatch.from_arrays(arrays, schema=then)
+    if version == SCHEMA_VERSION:
+        return rows
+    newer = brought_up(name, pa.Table.from_batches([rows]), version, TABLES[name].names).combine_chunks().to_batches()
+    return newer[0] if newer else pa.RecordBatch.from_pylist([], schema=schema_as_of(name, SCHEMA_VERSION))

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.ids import BUCKETS
 from serve_app.log.journal import read_journal
+from serve_app.log.migrations import READABLE, brought_up, schema_as_of
 from serve_app.log.schema import PER_USER, SCHEMA_VERSION, SORT_KEYS, TABLES
 from serve_app.log.snapshot import LogFile, load_snapshot, log_folder
 from serve_app.log.writer import DAY_US, day_text, sort_rows
@@ -135,23 +136,32 @@ def _bare(table: str, columns: Sequence[str]) -> pa.Schema:
 
 
 def _read_parts(paths: Sequence[str], table: str, columns: Sequence[str]) -> list[pa.Table]:
-    schema = _bare(table, columns)
     if len(paths) < 2:
-        return [_read_part(path, schema) for path in paths]
+        return [_read_part(path, table, columns) for path in paths]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda path: _read_part(path, schema), paths))
+        return list(pool.map(lambda path: _read_part(path, table, columns), paths))
 
 
-def _read_part(path: str, schema: pa.Schema) -> pa.Table:
+def _with_helpers(known: list[str], wanted: Sequence[str]) -> list[str]:
+    """Columns to read: also what a column that the file lacks is made from."""
+    return [*known, "as_of"] if "taken_at" in wanted and "taken_at" not in known and "as_of" not in known else known
+
+
+def _read_part(path: str, table: str, columns: Sequence[str]) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
-            version = (file.schema_arrow.metadata or {}).get(b"schema_version", b"none").decode()
-            if version != str(SCHEMA_VERSION):
+            text = (file.schema_arrow.metadata or {}).get(b"schema_version", b"none").decode()
+            version = int(text) if text.isdecimal() else -1
+            if version not in READABLE:
                 raise DamagedArtifact(
-                    f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}",
+                    f"{path} has schema version {text}, this code reads {READABLE[0]} to {SCHEMA_VERSION}",
                     field="log.schema_version",
                     hint="use the version of hindcast that wrote it, or import or generate the log again",
                 )
-            return file.read(columns=schema.names, use_threads=False).replace_schema_metadata(None).cast(schema)
+            then = schema_as_of(table, version)
+            known = [name for name in columns if name in then.names]
+            rows = file.read(columns=_with_helpers(known, columns), use_threads=False).replace_schema_metadata(None)
+            rows = rows.cast(pa.schema([then.field(name) for name in rows.column_names]))
+            return brought_up(table, rows, version, list(columns))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedArtifact(f"{path} is not readable: {error}", field="log", hint="restore or rebuild the log") from error

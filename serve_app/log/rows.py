@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from serve_app.batch import Batch, Columns, Ragged
-from serve_app.errors import InvalidInput
-from serve_app.ids import bucket_of, hash_id
-from serve_app.log.schema import SCHEMA_VERSION, TABLES
+from serve_app.ids import hash_id
+from serve_app.log.filling import SENTINELS, assignments, constant, fill, named
+from serve_app.log.schema import TABLES
 from serve_app.noise import hash_key, salt_of, uniform
+from serve_app.policy.zones import zone_name
+from serve_app.regions import region_name
 from serve_app.vocabulary import Action, Reason, Surface
 
 __all__ = ["EntityHashes", "assignments", "fill", "logged_in_full", "rows_from_batch"]
@@ -31,14 +32,6 @@ Array = npt.NDArray[Any]
 
 _EMPTY: U64 = np.empty(0, np.uint64)
 _SAMPLE = salt_of("log sample")
-_SHARED_ROWS = 8192
-# Sentinels that differ from zero, by column name (the same in every table).
-_SENTINELS: dict[str, float] = {
-    **dict.fromkeys(("order", "env_seq", "cell", "region", "context_hour", "availability_seq", "read_version"), -1),
-    **dict.fromkeys(("channel", "message_class", "delivery", "segment", "holdout", "chosen_idx", "commit_version"), -1),
-    **dict.fromkeys(("p_cell", "log_rate"), 1.0),
-    **dict.fromkeys(("retrieval_score", "value", "p_choice", "p_slot", "p_action", "p_none"), np.nan),
-}
 _CHOSEN_COPIES = ("item", "widget", "review", "campaign", "category", "channel", "message_class")
 
 
@@ -55,14 +48,6 @@ class EntityHashes:
 def logged_in_full(request_ids: U64, log_rate: npt.NDArray[np.float64]) -> Bools:
     """bool[n]: whole requests drawn by a hash of the request id, so that every writer and reader agrees."""
     return uniform(hash_key(_SAMPLE, request_ids)) < log_rate
-
-
-def assignments(ids: U64, arms: npt.NDArray[np.int16], p: npt.NDArray[np.float64]) -> pa.ListArray:
-    """The `arms` or `holdouts` column: ids u64[k], arms i16[n, k], p f64[n, k] or f64[k] -> list<struct>[n]."""
-    rows, width = arms.shape
-    flat = [np.tile(ids, rows), arms.reshape(-1), np.broadcast_to(p, (rows, width)).reshape(-1)]
-    values = pa.StructArray.from_arrays([pa.array(one) for one in flat], ["id", "arm", "p"])
-    return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * width), values)
 
 
 def rows_from_batch(
@@ -97,10 +82,10 @@ def rows_from_batch(
     requests = {
         **common,
         **_request_columns(req, hashes),
-        "release": _constant(release, n),
+        "release": constant(release, n),
         "policy_revision": _revisions(policy_revision, req, n),
-        "code_version": _constant(code_version, n),
-        "fingerprint": _constant(fingerprint, n),
+        "code_version": constant(code_version, n),
+        "fingerprint": constant(fingerprint, n),
         "salt": np.full(n, salt, np.uint64),
         "decided_at": req["decided_at"],
         "full": full,
@@ -108,7 +93,7 @@ def rows_from_batch(
         "candidate_count": counts.astype(np.int32),
         "arms": arms,
         "holdouts": holdouts,
-        **{f"{one}_names": _constant(_names(batch, f"{one}s"), n) for one in ("head", "feature", "gate")},
+        **{f"{one}_names": constant(_names(batch, f"{one}s"), n) for one in ("head", "feature", "gate")},
     }
     kept = np.flatnonzero(full[owner] | chosen)
     candidates = _candidate_columns(batch, kept, owner, common, hashes)
@@ -121,79 +106,9 @@ def rows_from_batch(
     }
 
 
-def fill(table: str, rows: int, columns: Mapping[str, Any]) -> pa.RecordBatch:
-    """`rows` rows of log table `table`: given columns (numpy, Ragged, Arrow; None counts as absent) cast to the schema,
-    schema_version and user_bucket added, absent columns set to their sentinel (null in `events`).
-
-    Raises InvalidInput for a column the table does not have, or of another length."""
-    schema = TABLES[table]
-    unknown = sorted(set(columns) - set(schema.names))
-    if unknown:
-        raise InvalidInput(f"the log has no column {', '.join(unknown)}", field=table)
-    arrays = []
-    for spec in schema:
-        given = columns.get(spec.name)
-        if spec.name == "schema_version":
-            given = np.full(rows, SCHEMA_VERSION, np.int16)
-        elif spec.name == "user_bucket":
-            given = bucket_of(np.asarray(columns["user"], np.uint64))
-        array = _absent(spec, rows) if given is None else _to_arrow(given, spec)
-        if len(array) != rows:
-            raise InvalidInput(f"{len(array)} values for {rows} rows", field=f"{table}.{spec.name}")
-        arrays.append(array)
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _absent(spec: pa.Field, rows: int) -> pa.Array:
-    """`rows` sentinels; small batches share one array a column."""
-    if rows <= _SHARED_ROWS:
-        return _shared_sentinels(spec.name, spec.type, spec.nullable).slice(0, rows)
-    return _sentinels(spec, rows)
-
-
-@cache
-def _shared_sentinels(name: str, dtype: pa.DataType, nullable: bool) -> pa.Array:
-    return _sentinels(pa.field(name, dtype, nullable), _SHARED_ROWS)
-
-
-def _sentinels(spec: pa.Field, rows: int) -> pa.Array:
-    if spec.nullable:
-        return pa.nulls(rows, spec.type)
-    if pa.types.is_list(spec.type):
-        return pa.ListArray.from_arrays(pa.array(np.zeros(rows + 1, np.int32)), pa.array([], spec.type.value_type))
-    if pa.types.is_dictionary(spec.type):
-        return _constant("", rows)
-    if pa.types.is_string(spec.type) or pa.types.is_binary(spec.type):
-        return pa.array([""] * rows, spec.type) if rows else pa.array([], spec.type)
-    return pa.array(np.full(rows, _SENTINELS.get(spec.name, 0), spec.type.to_pandas_dtype()), spec.type)
-
-
-def _to_arrow(values: Any, spec: pa.Field) -> pa.Array:
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if isinstance(values, pa.Array):
-        return values if values.type == spec.type else values.cast(spec.type)
-    if isinstance(values, Ragged):
-        return _list(values.values, values.offsets, spec)
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        rows, width = values.shape
-        return _list(np.ascontiguousarray(values).reshape(-1), np.arange(rows + 1, dtype=np.int64) * width, spec)
-    return pa.array(values, spec.type)
-
-
-def _list(values: Array, offsets: I64, spec: pa.Field) -> pa.ListArray:
-    if offsets[-1] > np.iinfo(np.int32).max:
-        raise InvalidInput(f"{offsets[-1]} list values in one batch", field=spec.name, hint="log in smaller batches")
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values, spec.type.value_type))
-
-
-def _constant(text: str, rows: int) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([text]))
-
-
 def _revisions(revision: str | Sequence[str], req: Columns, rows: int) -> pa.DictionaryArray:
     if isinstance(revision, str):
-        return _constant(revision, rows)
+        return constant(revision, rows)
     return pa.DictionaryArray.from_arrays(pa.array(_flat(req, "policy", rows, 0).astype(np.int32)), pa.array(list(revision)))
 
 
@@ -225,12 +140,15 @@ def _request_columns(req: Columns, hashes: EntityHashes) -> dict[str, Any]:
     """Request columns of the batch that the log has too, row indices turned into hashes."""
     out: dict[str, Any] = {}
     names = set(TABLES["requests"].names) & set(req)
-    for name in names - {"arms", "log_rate", "recents", "bought", "excluded", "anchor", "categories"}:
+    for name in names - {"arms", "log_rate", "recents", "bought", "excluded", "anchor", "categories", "zone", "region"}:
         out[name] = req[name]
     for name in {"recents", "bought", "excluded"} & set(req):
         out[name] = Ragged(_rows_to_hashes(req[name].values, hashes.items), req[name].offsets)
     if "categories" in req:
         out["categories"] = Ragged(_rows_to_hashes(req["categories"].values, hashes.categories), req["categories"].offsets)
+    for name, name_of in (("zone", zone_name), ("region", region_name)):
+        if name in req:
+            out[name] = named(req[name], name_of)
     if "arms" in req:
         out["arm_bits"] = req["arms"]
     if "anchor" in req:
@@ -323,7 +241,7 @@ def _chosen_copies(cand: Columns, cand_at: I64, hashes: EntityHashes) -> dict[st
     copies = dict(picked) | _entity_columns(picked, hashes)
     for name in (*_CHOSEN_COPIES, "counts"):
         if name in copies:
-            out[name] = np.full(len(cand_at), _SENTINELS.get(name, 0), copies[name].dtype)
+            out[name] = np.full(len(cand_at), SENTINELS.get(name, 0), copies[name].dtype)
             out[name][known] = copies[name]
     return out
 

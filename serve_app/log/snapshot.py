@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from serve_app.errors import DamagedArtifact, NotReady
+from serve_app.log.migrations import READABLE
 from serve_app.log.schema import SCHEMA_VERSION
 
 __all__ = ["LogFile", "Snapshot", "commit", "journal_folder", "load_snapshot", "log_folder", "writer_lock"]
@@ -65,14 +66,14 @@ def load_snapshot(data: str | os.PathLike[str]) -> Snapshot:
     try:
         body = json.loads(text)
         version = body.pop("schema_version")
-        if version == SCHEMA_VERSION:
+        if version in READABLE:
             return Snapshot(**{**body, "files": [LogFile(**one) for one in body["files"]]})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedArtifact(
             f"{path} is not a log snapshot: {error}", field="log", hint="restore it from a backup"
         ) from error
     raise DamagedArtifact(
-        f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}",
+        f"{path} has schema version {version}, this code reads {READABLE[0]} to {SCHEMA_VERSION}",
         field="log.schema_version",
         hint="use the version of hindcast that wrote it, or import or generate the log again",
     )

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from serve_app.batch import Batch
 from serve_app.errors import HindcastError
+from serve_app.log.assigned import assigned_columns
 from serve_app.log.fingerprint import code_version, fingerprint
 from serve_app.log.journal import Journal
 from serve_app.log.rows import EntityHashes, rows_from_batch
@@ -44,8 +45,9 @@ class JournalHost:
             policy_revision=edition.policy.revision,
             release=edition.release.version,
             fingerprint=fingerprint(),
-            salt=0,
+            salt=int(edition.policy.rules.flip_salt),
             code_version=code_version(),
+            **assigned_columns(batch.requests, edition.context.policies),
             **ledgered,
         )
         return self.write(rows)

@@ -9,14 +9,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from serve_app.batch import Batch
-from serve_app.ids import hash_ids
 from serve_app.ledger.protocol import HISTORY_DTYPE, Histories, LedgerView
+from serve_app.log.assigned import assigned_columns
 from serve_app.log.compaction import deduplicate
 from serve_app.log.fingerprint import fingerprint
-from serve_app.log.rows import assignments, fill, rows_from_batch
+from serve_app.log.rows import fill, rows_from_batch
 from serve_app.log.schema import TABLES
 from serve_app.log.writer import DAY_US, LogWriter
-from serve_app.noise import hash_key, uniform
 from serve_app.policy.compile import CompiledPolicy
 from simulators.world.driver import Day
 from simulators.world.environment import Environment
@@ -66,6 +65,8 @@ class Recorder:
                 "user": view.users,
                 "ts": np.full(len(view.users), as_of),
                 "as_of": np.full(len(view.users), as_of),
+                "taken_at": np.full(len(view.users), as_of),
+                "known_since": view.known_since,
                 "version": view.versions,
                 "sends": _history(view.histories, factual=True),
                 "shadow_sends": _history(view.histories, factual=False),
@@ -110,7 +111,7 @@ class Recorder:
             code_version=self._code_version,
             commit_version=versions,
             granted=granted,
-            holdouts=None if versions is None else _held_out(self._policy, batch.requests["user"]),
+            **assigned_columns(batch.requests, (self._policy,)),
         )
 
     def _lists(self, parts: list[dict[str, pa.RecordBatch]]) -> None:
@@ -169,15 +170,6 @@ def _in_log_order(decided: list[Decided]) -> tuple[Batch, I64, Bools]:
     order = np.lexsort(keys)
     versions = np.concatenate([one.versions for one in decided])[order]
     return whole.take(order), versions, np.concatenate([one.granted_rows for one in decided])[order]
-
-
-def _held_out(policy: CompiledPolicy, users: npt.NDArray[np.uint64]) -> pa.ListArray:
-    """The holdout assignments of each user (see `serve_app.policy.holdouts.is_held`), with their probabilities."""
-    own = policy.holdouts
-    held = np.empty((len(users), len(own)), np.int16)
-    for column, (salt, share) in enumerate(zip(own.salts, own.share, strict=True)):
-        held[:, column] = uniform(hash_key(salt, users)) < share
-    return assignments(hash_ids(own.ids), held, np.where(held == 1, own.share, 1 - own.share))
 
 
 def _history(histories: Histories, *, factual: bool) -> pa.ListArray:

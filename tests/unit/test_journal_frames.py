@@ -19,6 +19,7 @@ from serve_app.log import frames
 from serve_app.log.frames import decode_payload, encode_frame, scan_frames
 from serve_app.log.journal import Journal, journal_files, read_journal
 from serve_app.log.rows import fill
+from serve_app.log.schema import SCHEMA_VERSION
 
 KEY = 0x0123456789ABCDEF
 
@@ -108,6 +109,7 @@ def test_a_frame_holds_several_tables_and_dictionaries_survive() -> None:
 
 def test_frames_of_another_schema_version_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "SCHEMA_VERSION", 99)
+    monkeypatch.setitem(frames._WIRE, 99, frames._WIRE[SCHEMA_VERSION])
     frame = encode_frame({"events": events([1])}, key=KEY, offset=0)
     monkeypatch.undo()
     with pytest.raises(DamagedArtifact, match="99"):
@@ -172,6 +174,7 @@ def test_what_append_returned_from_survives_kill_9(tmp_path: Path) -> None:
 import os, signal
 from tests.unit.test_journal_frames import events
 from serve_app.log.journal import Journal
+from serve_app.log.schema import SCHEMA_VERSION
 journal = Journal({str(tmp_path)!r}, "w")
 for one in range(50):
     journal.append({{"events": events([one])}})

@@ -298,6 +298,6 @@ def test_a_damaged_file_and_another_schema_version_are_clear_errors(tmp_path: Pa
         read_log(tmp_path, "requests")
     path.write_bytes(whole)
     manifest = tmp_path / "log" / "snapshot.json"
-    manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(DamagedArtifact, match="schema version 2"):
+    manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 9'))
+    with pytest.raises(DamagedArtifact, match="schema version 9"):
         read_log(tmp_path, "requests")
