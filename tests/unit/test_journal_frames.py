@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -58,6 +59,21 @@ GROUPS = st.lists(st.lists(st.integers(0, 2**13), min_size=1, max_size=5), min_s
 @settings(max_examples=50, deadline=None)
 def test_what_was_written_is_read_back(groups: list[list[int]]) -> None:
     assert _ids_in(_file_of(groups)[0]) == groups
+
+
+def test_a_large_frame_is_packed_and_read_back() -> None:
+    ids = list(range(5_000))
+    packed, end = _file_of([ids])
+    raw = len(events(ids).serialize())
+    assert end[0] < raw / 2
+    assert _ids_in(packed) == [ids]
+
+
+def test_a_packed_frame_that_does_not_unpack_is_called_damaged() -> None:
+    payload = struct.pack("<HHI", 0xFFFF, 0, 100) + b"no such thing"
+    with pytest.raises(DamagedArtifact, match="cannot be unpacked"):
+        decode_payload(memoryview(payload))
+
 
 
 @given(groups=GROUPS, data=st.data())
