@@ -11,9 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
-__all__ = ["bitmap_of", "bits_at", "plane_of"]
+from serve_app.kernels import kernel
+
+__all__ = ["bitmap_of", "bits_of", "plane_of"]
 
 Bools = npt.NDArray[np.bool_]
+I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
 
@@ -33,7 +36,26 @@ def plane_of(bitmap: BitMap, rows: int) -> U64:
     return np.packbits(members, bitorder="little").view(np.uint64)
 
 
-def bits_at(plane: U64, rows: npt.NDArray[np.int64]) -> U64:
-    """u64[n], 0 or 1: whether each of `rows` (i64[n], inside the plane) is a member."""
-    bits: U64 = (plane[rows >> 6] >> (rows & 63).astype(np.uint64)) & np.uint64(1)
+@kernel
+def _bits(users: U64, planes: U64, chosen: I64, asked: U64, bits: U64) -> None:
+    for i in range(len(asked)):
+        low, high = 0, len(users)
+        while low < high:
+            middle = (low + high) // 2
+            if users[middle] < asked[i]:
+                low = middle + 1
+            else:
+                high = middle
+        bits[i] = 0
+        if low < len(users) and users[low] == asked[i]:
+            for place in range(len(chosen)):
+                word = planes[chosen[place], low >> 6]
+                bits[i] |= (word >> np.uint64(low & 63) & np.uint64(1)) << np.uint64(place)
+
+
+def bits_of(users: U64, planes: U64, chosen: I64, asked: U64) -> U64:
+    """u64[n]: bit i says whether the asked user (u64[n]) is a member of plane chosen[i] (of planes u64[S, words]); 0 for one
+    that `users` (sorted) lacks."""
+    bits = np.empty(len(asked), np.uint64)
+    _bits(users, planes, chosen, asked, bits)
     return bits

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from serve_app.errors import HindcastError
 from serve_app.policy.document import PolicyDocument
 from serve_app.policy.segment_tree import segment_digests
-from serve_app.segments.bitmaps import bits_at
+from serve_app.segments.bitmaps import bits_of
 from serve_app.segments.store import Membership, load_current, segments_folder
 from serve_app.serving.meters import count
 
@@ -118,14 +118,7 @@ def member_bits(current: Membership | None, digests: tuple[str, ...], users: U64
     know every segment of the policy knows none, and candidates limited to a segment end as `segment_stale`.
     """
     n = len(users)
-    bits = np.zeros(n, np.uint64)
-    if current is None or any(one not in current.planes for one in digests):
-        return bits, np.zeros(n, np.int64)
-    computed_at = np.full(n, current.computed_at, np.int64)
-    if len(current.users) == 0:
-        return bits, computed_at
-    row = np.minimum(np.searchsorted(current.users, users), len(current.users) - 1)
-    for place, digest in enumerate(digests):
-        bits |= bits_at(current.planes[digest], row) << np.uint64(place)
-    bits[current.users[row] != users] = 0
-    return bits, computed_at
+    if current is None or any(one not in current.digests for one in digests):
+        return np.zeros(n, np.uint64), np.zeros(n, np.int64)
+    chosen = np.array([current.digests[one] for one in digests], np.int64)
+    return bits_of(current.users, current.planes, chosen, users), np.full(n, current.computed_at, np.int64)

@@ -23,7 +23,15 @@ from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.release.manifest import fsync_folder, write_text_atomically
 from serve_app.segments.bitmaps import plane_of
 
-__all__ = ["Membership", "SetManifest", "load_current", "publish_set", "read_pointer", "segments_folder"]
+__all__ = [
+    "Membership",
+    "SetManifest",
+    "load_current",
+    "publish_set",
+    "read_pointer",
+    "read_set_manifest",
+    "segments_folder",
+]
 
 U64 = npt.NDArray[np.uint64]
 _KEPT = 2  # sets: a replica that is still reading the one before must find its files
@@ -73,12 +81,14 @@ class Pointer(_Closed):
 
 @dataclass(frozen=True)
 class Membership:
-    """A loaded set. users u64[n] sorted, memory-mapped; planes by digest, see serve_app.segments.bitmaps."""
+    """A loaded set. users u64[n] sorted, memory-mapped; planes u64[S, words], see serve_app.segments.bitmaps; digests: which
+    plane is whose."""
 
     name: str
     manifest: SetManifest
     users: U64
-    planes: Mapping[str, U64]
+    planes: U64
+    digests: Mapping[str, int]
 
     @property
     def computed_at(self) -> int:
@@ -177,6 +187,12 @@ def read_pointer(data: Path) -> Pointer | None:
         raise DamagedArtifact(message, field=str(path), hint=_REFRESH) from None
 
 
+def read_set_manifest(data: Path) -> SetManifest | None:
+    """The manifest of the set in force; None where there is none."""
+    pointer = read_pointer(data)
+    return None if pointer is None else _manifest(segments_folder(data) / "sets" / pointer.set, pointer)
+
+
 def load_current(data: Path) -> Membership | None:
     """The set in force, verified; None where there is none. Raises DamagedArtifact naming what is not as written."""
     pointer = read_pointer(data)
@@ -185,14 +201,15 @@ def load_current(data: Path) -> Membership | None:
     folder = segments_folder(data) / "sets" / pointer.set
     manifest = _manifest(folder, pointer)
     users = _verified(folder / "users.npy", manifest.users)
-    planes = {}
-    for one in manifest.segments:
+    planes = np.zeros((len(manifest.segments), (manifest.population + 63) // 64), np.uint64)
+    for place, one in enumerate(manifest.segments):
         path = _verified(folder / f"{one.digest}.roaring", one.file)
         bitmap = BitMap.deserialize(path.read_bytes())
         if len(bitmap) != one.members or (one.members and bitmap.max() >= manifest.population):
             raise DamagedArtifact("does not fit the set's population", field=str(path), hint=_REFRESH)
-        planes[one.digest] = plane_of(bitmap, manifest.population)
-    return Membership(pointer.set, manifest, _users(users, manifest.population), planes)
+        planes[place] = plane_of(bitmap, manifest.population)
+    digests = {one.digest: place for place, one in enumerate(manifest.segments)}
+    return Membership(pointer.set, manifest, _users(users, manifest.population), planes, digests)
 
 
 def _users(path: Path, population: int) -> U64:
