@@ -82,6 +82,11 @@ class Ragged:
         flat, offsets = _gather_index(self.offsets, np.asarray(rows, np.int64))
         return Ragged(self.values[flat], offsets)
 
+    def slice(self, begin: int, end: int) -> Ragged:
+        """The lists of rows begin..end, as views."""
+        first, last = int(self.offsets[begin]), int(self.offsets[end])
+        return Ragged(self.values[first:last], self.offsets[begin : end + 1] - first)
+
 
 class Columns(Mapping[str, Any]):
     """Named columns of one length. Setting one checks name, dtype and length against its `ColumnSpec`."""
@@ -136,6 +141,13 @@ class Columns(Mapping[str, Any]):
             out._data[name] = values.take(rows) if isinstance(values, Ragged) else values[rows]
         return out
 
+    def slice(self, begin: int, end: int) -> Columns:
+        """Rows begin..end, as views."""
+        out = Columns(end - begin, self._specs)
+        for name, values in self._data.items():
+            out._data[name] = values.slice(begin, end) if isinstance(values, Ragged) else values[begin:end]
+        return out
+
     def __reduce__(self) -> tuple[object, ...]:
         kind = "request" if self._specs is REQUEST_COLUMNS else "candidate"
         return (_columns_from_wire, (kind, self._rows, self._data))
@@ -185,6 +197,12 @@ class Batch:
         rows = np.asarray(rows, np.int64)
         flat, offsets = _gather_index(self.offsets, rows)
         return Batch(self.requests.take(rows), self.candidates.take(flat), offsets, self.meta)
+
+    def slice(self, begin: int, end: int) -> Batch:
+        """Requests begin..end with their candidates, as views."""
+        first, last = int(self.offsets[begin]), int(self.offsets[end])
+        offsets = self.offsets[begin : end + 1] - first
+        return Batch(self.requests.slice(begin, end), self.candidates.slice(first, last), offsets, self.meta)
 
     def select(self, keep: npt.NDArray[np.bool_]) -> Batch:
         """All requests, with only the candidates where `keep` (bool[m])."""

@@ -1,0 +1,88 @@
+"""A policy's course over one partition: wave after wave, each user's next request, histories in memory.
+
+A wave holds the k-th request of every user that has one, so that the serving core decides it as one batch. The longest user
+sets the number of waves; their sizes fall quickly, and the total work is the number of requests.
+
+`follow_log` decides exactly what was logged, each request under the policy its `policy` column names: with its own grants in
+the histories it is the parity run, with the logged grants it gives a policy's probabilities on the logged histories.
+`follow_policy` is the realised track: what another policy would have done, its deferrals decided again when they end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.batch import Batch, lengths_to_offsets
+from serve_app.ledger.protocol import Histories, LedgerSettings
+from serve_app.policy.compile import CompiledPolicy
+from serve_app.stages.decision import Decision
+from serve_app.stages.decision.plan import history_entries
+from serve_app.stages.stage import Context
+from simulators.replay.agenda import Agenda
+from simulators.replay.histories import Failures, UserHistories
+from simulators.replay.opportunities import Opportunities
+
+__all__ = ["Course", "follow_log", "follow_policy", "in_waves"]
+
+I64 = npt.NDArray[np.int64]
+Consume = Callable[[I64, Batch], None]
+"""consume(rows, decided): a wave's places among the opportunities, and the batch as the Decision stage left it."""
+
+
+class Course:
+    """Policies over a partition's users, whose histories it keeps."""
+
+    def __init__(
+        self, asked: Opportunities, policies: Sequence[CompiledPolicy], start: Histories | None, failures: Failures
+    ) -> None:
+        self._policies, self._failures, self._items = tuple(policies), failures, asked.item_hashes
+        keep = max(LedgerSettings().history_horizon_us, *(one.longest_window_us for one in policies))
+        self._histories = UserHistories(asked.users, start, keep)
+        self._stage = Decision()
+
+    def decide(self, wave: Batch, rows: I64) -> Batch:
+        """Decide requests of distinct users, `rows` of the partition, on their histories as they stand."""
+        self._histories.refund(rows, wave.requests["decided_at"], self._failures)
+        parts = {"histories": self._histories.read(rows), "item_hashes": self._items}
+        return self._stage.run(wave, Context(policies=self._policies, parts=parts))
+
+    def remember(self, decided: Batch, rows: I64) -> None:
+        """Take the sends and ghosts of a decided (or logged) wave into the histories."""
+        self._histories.add(rows, decided.requests["decided_at"], *history_entries(decided, self._policies))
+
+
+def in_waves(users: I64) -> tuple[I64, I64]:
+    """(order, bounds): rows sorted by how many earlier rows their user has, and where each wave begins and ends in it.
+    `users` come sorted."""
+    starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]])) if len(users) else np.empty(0, np.int64)
+    counts = np.diff(np.append(starts, len(users)))
+    rank = np.arange(len(users)) - np.repeat(starts, counts)
+    order = np.argsort(rank, kind="stable")
+    return order, lengths_to_offsets(np.bincount(rank, minlength=0))
+
+
+def follow_log(asked: Opportunities, course: Course, consume: Consume, *, own_history: bool = True) -> None:
+    """Decide every logged request. own_history False: histories take the logged grants instead of the decided ones."""
+    order, bounds = in_waves(asked.owner)
+    waves, rows = asked.batch.take(order), asked.owner[order]
+    logged = None if own_history else asked.as_logged().take(order)
+    for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        decided = course.decide(waves.slice(begin, end), rows[begin:end])
+        course.remember(decided if logged is None else logged.slice(begin, end), rows[begin:end])
+        consume(order[begin:end], decided)
+
+
+def follow_policy(asked: Opportunities, course: Course, consume: Consume) -> int:
+    """What the course's policy 0 would have done: logged requests at their times, deferrals it makes at their ends (see
+    `Agenda`). Returns the number of re-decisions that carried their parent's scores because the log has none."""
+    agenda = Agenda(asked)
+    while len(users := agenda.busy()):
+        turn = agenda.next_of(users)
+        decided = course.decide(turn.batch, users)
+        course.remember(decided, users)
+        agenda.settle(turn, decided)
+        consume(turn.rows, decided)
+    return agenda.carried

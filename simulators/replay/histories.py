@@ -1,0 +1,87 @@
+"""What users were sent, in memory: histories grown wave by wave, and the deliveries known to have failed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.kernels import kernel
+from serve_app.ledger.arena import Arena
+from serve_app.ledger.protocol import HISTORY_DTYPE, Histories, HistoryFlag
+
+__all__ = ["Failures", "UserHistories"]
+
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+
+_REFUNDED = np.uint8(HistoryFlag.refunded)
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Deliveries known to have failed, by user and time. first, end i64[u]: each user's part, `first` moving on as they are
+    applied; at i64, request u64, slot i16 of each."""
+
+    first: I64
+    end: I64
+    at: I64
+    request: U64
+    slot: npt.NDArray[np.int16]
+
+    @classmethod
+    def of(cls, users: U64, user: U64, at: I64, request: U64, slot: npt.NDArray[np.int16]) -> Failures:
+        """`users`: the partition's, sorted; the rest: one value a failure, in any order."""
+        order = np.lexsort((at, user))
+        ordered = user[order]
+        first, end = np.searchsorted(ordered, users, "left"), np.searchsorted(ordered, users, "right")
+        return cls(first.astype(np.int64), end.astype(np.int64), at[order], request[order], slot[order])
+
+
+@kernel
+def _refund(
+    rows: I64, now: I64, first: I64, end: I64, at: I64, request: U64, slot: npt.NDArray[np.int16], start: I64, length: I64,
+    requests: U64, slots: npt.NDArray[np.int16], holdouts: U64, flags: npt.NDArray[np.uint8],
+) -> None:  # fmt: skip
+    for i in range(len(rows)):
+        row = rows[i]
+        while first[row] < end[row] and at[first[row]] <= now[i]:
+            f = first[row]
+            for e in range(start[row], start[row] + length[row]):
+                if requests[e] == request[f] and slots[e] == slot[f] and holdouts[e] == 0:
+                    flags[e] |= _REFUNDED
+            first[row] += 1
+
+
+class UserHistories:
+    """Histories of a partition's users (u64, sorted), grown wave by wave."""
+
+    def __init__(self, users: U64, start: Histories | None, keep_us: int) -> None:
+        self._users, self._keep_us = users, keep_us
+        self._arena = Arena(HISTORY_DTYPE)
+        self._arena.grow_rows(len(users))
+        if start is not None:
+            self._arena.replace(np.arange(len(users)), start.entries, start.offsets)
+
+    def rows(self, users: U64) -> I64:
+        """Rows of users, all of which must be known."""
+        return np.searchsorted(self._users, users)
+
+    def read(self, rows: I64) -> Histories:
+        """Histories of distinct rows."""
+        return Histories(*self._arena.gather(rows))
+
+    def refund(self, rows: I64, at: I64, failures: Failures) -> None:
+        """Flag the sends that failed by `at` (i64 per row) of distinct rows. Times of a row only rise from call to call."""
+        records = self._arena.records
+        _refund(
+            rows, at, failures.first, failures.end, failures.at, failures.request, failures.slot, self._arena.start,
+            self._arena.length, records["request_id"], records["slot"], records["holdout"], records["flags"],
+        )  # fmt: skip
+
+    def add(self, rows: I64, at: I64, entries: npt.NDArray[np.void], offsets: I64) -> None:
+        """Append, and drop what no window reaches any more."""
+        grown = np.flatnonzero(np.diff(offsets))
+        self._arena.append(rows, entries, offsets)
+        self._arena.trim(rows[grown], at[grown] - self._keep_us, len(self._arena.records), np.zeros(len(grown), np.int64))

@@ -1,0 +1,218 @@
+"""What was asked, and what was known when: the notification requests of one bucket group of the log as a batch.
+
+Rows stand in replay order: by user, and within a user by the ledger version each decision read; of the decisions that read
+the same version, those that wrote come last, since the others did not see what they wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from serve_app.batch import Batch, Columns, lengths_to_offsets
+from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
+from serve_app.errors import DamagedArtifact
+from serve_app.kernels import kernel
+from serve_app.log.places import region_indices, zone_indices
+from serve_app.vocabulary import Origin, Surface
+
+__all__ = ["Opportunities", "opportunities_of"]
+
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+Array = npt.NDArray[Any]
+
+_REQUESTS = (
+    "request_id", "root_id", "parent_request_id", "attempt", "surface", "origin", "trigger_event_id", "decided_at",
+    "env_seq", "user", "consent_ad_at", "consent_night_at", "customer_until", "reachable", "opted_out",
+    "segments", "segments_at", "width", "slots", "degraded", "expires_at", "log_rate",
+)  # fmt: skip
+_CANDIDATES = (
+    "campaign", "channel", "message_class", "category", "priority", "delivery", "labelled", "campaign_killed", "segment",
+    "cost", "margin", "expires_at", "heads",
+)  # fmt: skip
+_OUTCOMES = (
+    "value", "gate_outcome", "gate_reason", "used", "limit", "next_free_at", "reason", "action", "until", "p_choice",
+    "p_shadow", "ghost", "ghost_first", "holdout", "slot",
+)  # fmt: skip
+_DECIDED = ("action", "reason", "until", "p_none", "forced", "explored", "read_version", "commit_version", "granted")
+
+
+@dataclass(frozen=True)
+class Opportunities:
+    """batch: requests with candidates and logged heads; its `policy` column indexes `revisions`. item_hashes: u64 by item
+    row of the batch. logged, logged_candidates: what was decided, aligned with requests and candidates; the outcome of a
+    request is that of its first decision row. releases: by request, index into release_names."""
+
+    batch: Batch
+    revisions: tuple[str, ...]
+    item_hashes: U64
+    logged: Mapping[str, Array]
+    logged_candidates: Mapping[str, Array]
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def take(self, rows: I64) -> Opportunities:
+        """Some of the requests (rising places)."""
+        chosen = np.zeros(len(self), np.bool_)
+        chosen[rows] = True
+        flat = np.flatnonzero(chosen[self.batch.owner])
+        return Opportunities(
+            self.batch.take(rows),
+            self.revisions,
+            self.item_hashes,
+            {name: values[rows] for name, values in self.logged.items()},
+            {name: values[flat] for name, values in self.logged_candidates.items()},
+        )
+
+    @cached_property
+    def users(self) -> U64:
+        """u64[u]: the users, ascending."""
+        return np.unique(self.batch.requests["user"])
+
+    @cached_property
+    def owner(self) -> I64:
+        """i64[n]: each request's user, as a row of `users`."""
+        return np.searchsorted(self.users, self.batch.requests["user"])
+
+    def children(self) -> I64:
+        """i64[n]: the row that decided each deferred request again; -1: none."""
+        requests = self.batch.requests
+        out = np.full(len(self), -1, np.int64)
+        again = np.flatnonzero(requests["origin"] == Origin.deferral)
+        keys = np.rec.fromarrays([requests["user"], requests["request_id"]])
+        order = np.argsort(keys, kind="stable")
+        wanted = np.rec.fromarrays([requests["user"][again], requests["parent_request_id"][again]], dtype=keys.dtype)
+        place = np.minimum(np.searchsorted(keys[order], wanted), max(len(order) - 1, 0))
+        found = keys[order[place]] == wanted if len(again) else np.empty(0, np.bool_)
+        out[order[place[found]]] = again[found]
+        return out
+
+    def as_logged(self) -> Batch:
+        """The batch with the logged outcome in it: what the ledger was told."""
+        names = ("slot", "ghost", "holdout", "action", "reason", "p_choice")
+        columns = dict(self.batch.candidates) | {name: self.logged_candidates[name] for name in names}
+        columns["slot"] = np.where(self.logged["granted"][self.batch.owner], columns["slot"], -1).astype(np.int32)
+        candidates = Columns(self.batch.candidates.rows, CANDIDATE_COLUMNS, columns)
+        return Batch(self.batch.requests, candidates, self.batch.offsets, self.batch.meta)
+
+
+@kernel
+def _match(users: U64, ids: U64, row_users: U64, row_ids: U64, first: I64, count: I64) -> int:
+    """first[i], count[i]: the run of rows that belong to request i. Both sides stand in the same order. Returns the first
+    row that belongs to none; len(row_ids) when there is none."""
+    place = 0
+    for i in range(len(ids)):
+        first[i] = place
+        while place < len(row_ids) and row_ids[place] == ids[i] and row_users[place] == users[i]:
+            place += 1
+        count[i] = place - first[i]
+    return place
+
+
+def opportunities_of(requests: pa.Table, candidates: pa.Table, decisions: pa.Table) -> Opportunities:
+    """From the three tables of one bucket group, each in the log's order. Raises DamagedArtifact where a candidate or
+    decision belongs to no request, or a request has lost candidates."""
+    users, ids = _flat(requests, "user"), _flat(requests, "request_id")
+    candidate_first, candidate_count = _runs(users, ids, candidates, "candidates")
+    decision_first, decision_count = _runs(users, ids, decisions, "decisions")
+    mine = np.flatnonzero((_flat(requests, "surface") == Surface.notification) & (decision_count > 0))
+    written = _flat(decisions, "commit_version")[decision_first[mine]] >= 0
+    keys = (ids[mine], _flat(requests, "decided_at")[mine], written, _flat(requests, "order")[mine], users[mine])
+    mine = mine[np.lexsort(keys)]
+    lost = candidate_count[mine] != _flat(requests, "candidate_count")[mine]
+    if lost.any():
+        bad = int(ids[mine[np.flatnonzero(lost)[0]]])
+        raise DamagedArtifact(f"request {bad:016x} has lost candidates", field="log.candidates", hint="rebuild the log")
+    offsets = lengths_to_offsets(candidate_count[mine])
+    rows = np.arange(offsets[-1]) + np.repeat(candidate_first[mine] - offsets[:-1], candidate_count[mine])
+    batch, revisions, items = _batch(requests, candidates, mine, rows, offsets)
+    chosen = decision_first[mine]
+    return Opportunities(
+        batch,
+        revisions,
+        items,
+        {name: _flat(decisions, name)[chosen] for name in _DECIDED},
+        {name: _values(candidates, name, rows) for name in _OUTCOMES},
+    )
+
+
+def _runs(users: U64, ids: U64, rows: pa.Table, name: str) -> tuple[I64, I64]:
+    first, count = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64)
+    own, requests = _flat(rows, "user"), _flat(rows, "request_id")
+    reached = _match(users, ids, own, requests, first, count)
+    if reached < len(rows):
+        message = f"request {int(requests[reached]):016x} of the {name} is not among the requests, or out of order"
+        raise DamagedArtifact(message, field=f"log.{name}", hint="run `hindcast log check`")
+    return first, count
+
+
+def _batch(
+    requests: pa.Table, candidates: pa.Table, mine: I64, rows: I64, offsets: I64
+) -> tuple[Batch, tuple[str, ...], U64]:
+    columns = Columns(len(mine), REQUEST_COLUMNS)
+    for name in _REQUESTS:
+        columns[name] = _flat(requests, name)[mine].astype(REQUEST_COLUMNS[name].dtype, copy=False)
+    columns["zone"] = zone_indices(requests["zone"])[mine]
+    columns["region"] = region_indices(requests["region"])[mine]
+    revisions, columns["policy"] = _coded(requests, "policy_revision", mine)
+    of_candidates = Columns(len(rows), CANDIDATE_COLUMNS)
+    for name in _CANDIDATES:
+        of_candidates[name] = _values(candidates, name, rows).astype(CANDIDATE_COLUMNS[name].dtype, copy=False)
+    items, inverse = np.unique(_flat(candidates, "item")[rows], return_inverse=True)
+    known = items != 0
+    of_candidates["item"] = np.where(known[inverse], inverse, -1).astype(np.int32)
+    heads = _one_text(requests, "head_names", mine)
+    meta = {"heads": tuple(heads.split(",")) if heads else ()}
+    return Batch(columns, of_candidates, offsets, meta), revisions, items
+
+
+def _flat(rows: pa.Table, name: str) -> Array:
+    return rows[name].combine_chunks().to_numpy(zero_copy_only=False)
+
+
+def _values(rows: pa.Table, name: str, chosen: I64) -> Array:
+    """Flat values, or the [n, width] matrix of a column whose lists have one length."""
+    column = rows[name]
+    if not pa.types.is_list(column.type):
+        return _flat(rows, name)[chosen]
+    lists = _as_list(column)
+    picked = lists.take(pa.array(chosen))
+    if not len(chosen):
+        return np.empty((0, 0), picked.type.value_type.to_pandas_dtype())
+    lengths = np.unique(np.diff(picked.offsets.to_numpy()))
+    if len(lengths) != 1:
+        message = f"lists of {lengths.min()} and of {lengths.max()} values beside each other"
+        raise DamagedArtifact(message, field=f"log.candidates.{name}", hint="replay the days before and after apart")
+    return picked.flatten().to_numpy(zero_copy_only=False).reshape(len(chosen), int(lengths[0]))
+
+
+def _as_list(column: pa.ChunkedArray) -> pa.ListArray:
+    return column.combine_chunks()
+
+
+def _coded(rows: pa.Table, name: str, chosen: I64) -> tuple[tuple[str, ...], npt.NDArray[np.int16]]:
+    column = rows[name].combine_chunks()
+    column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    texts, codes = column.dictionary.to_pylist(), column.indices.to_numpy(zero_copy_only=False)[chosen]
+    used, inverse = np.unique(codes, return_inverse=True)
+    return tuple(texts[code] for code in used.tolist()), inverse.astype(np.int16)
+
+
+def _one_text(rows: pa.Table, name: str, chosen: I64) -> str:
+    texts, _ = _coded(rows, name, chosen)
+    named: Sequence[str] = [text for text in texts if text]
+    if len(named) > 1:
+        raise DamagedArtifact(
+            f"scores of {' and of '.join(named)} beside each other",
+            field=f"log.requests.{name}",
+            hint="replay the days before and after apart",
+        )
+    return named[0] if named else ""

@@ -1,0 +1,98 @@
+"""One bucket group of the log, read: opportunities, deliveries that failed, histories at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serve_app.batch import lengths_to_offsets
+from serve_app.ledger.protocol import HISTORY_DTYPE, Histories
+from serve_app.log.reader import BucketGroup, read_files
+from serve_app.vocabulary import EventType
+from simulators.replay.histories import Failures
+from simulators.replay.opportunities import Opportunities, opportunities_of
+
+__all__ = ["TABLES_READ", "Partition", "read_partition"]
+
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+
+TABLES_READ = ("requests", "candidates", "decisions", "events", "ledger_snapshot")
+_FAILURE_COLUMNS = ("user", "ts", "decision_request_id", "slot", "type")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """asked: every notification request from the snapshot on. start: histories of `asked.users` at the snapshot;
+    known_since i64[u]: each is complete for later times."""
+
+    asked: Opportunities
+    start: Histories
+    known_since: I64
+    _failed: pa.Table
+
+    def failures(self) -> Failures:
+        """Failed deliveries, none applied yet."""
+        columns = (self._failed[name].to_numpy() for name in _FAILURE_COLUMNS[:4])
+        user, at, request, slot = columns
+        return Failures.of(self.asked.users, user, at, request, slot.astype(np.int16))
+
+
+def read_partition(group: BucketGroup, *, start_at: int | None = None) -> Partition:
+    """Read one group of `serve_app.log.reader.bucket_groups`. start_at: microseconds UTC; histories come from each user's
+    newest ledger snapshot at or before it (None: the oldest snapshot of all), and requests before that snapshot are left
+    out."""
+    tables = {name: read_files(group.files.get(name, ()), name) for name in TABLES_READ[:3]}
+    asked = opportunities_of(tables["requests"], tables["candidates"], tables["decisions"])
+    snapshots = read_files(group.files.get("ledger_snapshot", ()), "ledger_snapshot")
+    start, known_since, since = _start(snapshots, asked, start_at)
+    later = asked.batch.requests["decided_at"] > since[asked.owner]
+    if not later.all():
+        asked = asked.take(np.flatnonzero(later))
+        start, known_since, _ = _start(snapshots, asked, start_at)
+    events = read_files(group.files.get("events", ()), "events", columns=_FAILURE_COLUMNS)
+    failed = pc.and_(pc.equal(events["type"], int(EventType.delivery_failed)), pc.is_valid(events["decision_request_id"]))
+    return Partition(asked, start, known_since, _filled(events.filter(failed)))
+
+
+def _filled(events: pa.Table) -> pa.Table:
+    slot = events.schema.get_field_index("slot")
+    return events.set_column(slot, "slot", pc.fill_null(events["slot"], 0)).combine_chunks()
+
+
+def _start(snapshots: pa.Table, asked: Opportunities, start_at: int | None) -> tuple[Histories, I64, I64]:
+    """(histories, known_since, as_of) of each user of `asked`."""
+    users, as_of = snapshots["user"].to_numpy(), snapshots["as_of"].to_numpy()
+    wanted = as_of <= start_at if start_at is not None else as_of == (as_of.min() if len(as_of) else 0)
+    rows = np.flatnonzero(wanted & np.isin(users, asked.users))
+    rows = rows[np.lexsort((as_of[rows], users[rows]))]
+    newest = np.concatenate([users[rows][1:] != users[rows][:-1], [True]]) if len(rows) else np.empty(0, np.bool_)
+    rows = rows[newest]
+    place = np.searchsorted(asked.users, users[rows])
+    lowest = np.iinfo(np.int64).min
+    known_since, since = np.full(len(asked.users), lowest), np.full(len(asked.users), lowest)
+    known_since[place], since[place] = snapshots["known_since"].to_numpy()[rows], as_of[rows]
+    picked = snapshots.take(pa.array(rows))
+    return _histories([picked["sends"], picked["shadow_sends"]], place, len(asked.users)), known_since, since
+
+
+def _histories(lists: Sequence[pa.ChunkedArray], place: I64, users: int) -> Histories:
+    """Entries of several list columns of the same users, in order of time within a user."""
+    parts, owners = [], []
+    for column in lists:
+        array = column.combine_chunks()
+        array = array if isinstance(array, pa.ListArray) else pa.concat_arrays(column.chunks)
+        values, counts = array.flatten(), np.diff(array.offsets.to_numpy())
+        entries = np.zeros(len(values), HISTORY_DTYPE)
+        for name in HISTORY_DTYPE.names or ():
+            entries[name] = values.field(name).to_numpy(zero_copy_only=False)
+        parts.append(entries)
+        owners.append(np.repeat(place, counts))
+    entries, owner = np.concatenate(parts), np.concatenate(owners)
+    order = np.lexsort((entries["at"], owner))
+    return Histories(entries[order], lengths_to_offsets(np.bincount(owner, minlength=users)))
