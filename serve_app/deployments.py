@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from ray import serve
+from ray.exceptions import RayTaskError
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.settings import Settings
@@ -306,7 +308,17 @@ class _RemoteStages:
         return await self._rank.remote(call)
 
     async def decide(self, call: DecideCall) -> Decided:
-        return await self._decide.remote(call)
+        from serve_app.ingress.batcher import overloaded
+        from serve_app.serving.lost import own_error, undecided
+
+        try:
+            return await self._decide.remote(call)
+        except BackPressureError:
+            raise overloaded("too many decisions are waiting already") from None
+        except RayTaskError as error:  # raised by our code over there
+            raise own_error(error) or error from error
+        except Exception as error:  # the process is gone, or the way to it
+            raise undecided(error, committing=call.commit) from error
 
 
 class _Ingress:

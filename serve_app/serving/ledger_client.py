@@ -30,6 +30,7 @@ from serve_app.ledger.protocol import (
     UserRecord,
     UserState,
 )
+from serve_app.serving.lost import own_error
 
 __all__ = ["LedgerCall", "LedgerClient", "translated"]
 
@@ -44,11 +45,9 @@ _WRITES = frozenset({"commit", "refund", "put_user", "put_users", "delete_user",
 
 def translated(error: BaseException, method: str) -> HindcastError:
     """An error of a remote call as one of ours: the owner's own words where it had any."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if type(cause).__module__ == HindcastError.__module__ and isinstance(cause, HindcastError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
+    own = own_error(error)
+    if own is not None:
+        return own
     said = f"the ledger's owner did not answer {method}: {type(error).__name__}"
     if method in _WRITES:
         return OutcomeUnknown(said, field="ledger", hint="retry with the same idempotency key")

@@ -10,9 +10,11 @@ import orjson
 import pytest
 
 from serve_app import clock
-from serve_app.errors import InvalidInput
+from serve_app.errors import HindcastError, InvalidInput, LedgerUnavailable, NotReady, OutcomeUnknown
+from serve_app.ingress.problems import problem_of
 from serve_app.running.switches import _loopback_haproxy, _proxy_documents
 from serve_app.serving.board import Board, Report
+from serve_app.serving.lost import own_error, undecided
 from serve_app.settings import EXPENDABLE, load_settings
 
 SKEW = {"clock_skew_ms": [0, 2_000]}
@@ -85,3 +87,23 @@ async def test_a_board_that_takes_over_is_heard_by_followers_of_the_one_before()
     orders = await new.poll(report("p1"), seen, wait_s=0.0)
     assert orders.epoch != seen
     assert orders.current["policy"] == "p2"
+
+
+@pytest.mark.parametrize(("committing", "kind"), [(True, OutcomeUnknown), (False, LedgerUnavailable)])
+def test_a_decision_whose_process_died_is_an_unknown_outcome_unless_it_was_a_dry_run(
+    committing: bool, kind: type[HindcastError]
+) -> None:
+    told = undecided(ConnectionError("gone"), committing=committing)
+    assert type(told) is kind
+    assert problem_of(told).problem.status == 503
+
+
+def test_what_a_replica_says_in_our_words_is_passed_on() -> None:
+    try:
+        try:
+            raise NotReady("not yet")
+        except NotReady as inner:
+            raise RuntimeError("wrapped by the way here") from inner
+    except RuntimeError as error:
+        assert str(own_error(error)) == "not yet"
+    assert own_error(RuntimeError("of somebody else")) is None
