@@ -279,7 +279,8 @@ def _as_read(batch: Batch, view: LedgerView, policies: Sequence[Any]) -> Batch:
     }
     degraded = own["degraded"] if "degraded" in own else np.zeros(len(batch), np.uint8)
     if policies and len(batch) and view.known_since.max() > NEVER_KNOWN:
-        longest = max(policy.longest_window_us for policy in policies)
+        windows = np.array([policy.longest_window_us for policy in policies], np.int64)
+        longest = windows[np.clip(own["policy"], 0, len(windows) - 1)] if "policy" in own else windows[0]
         short = (view.known_since > NEVER_KNOWN) & (own["decided_at"] - longest < view.known_since)
         degraded = np.where(short, degraded | np.uint8(StageBit.decision), degraded)
     columns["degraded"] = degraded

@@ -79,7 +79,7 @@ class LedgerReplica:
         from serve_app.clock import now_us
         from serve_app.errors import NotReady
         from serve_app.ledger.opening import open_ledger
-        from serve_app.policies import read_current_policy
+        from serve_app.policies import read_current_policy, read_policy
         from serve_app.release.registry import read_current
         from serve_app.serving.board import Board
         from serve_app.serving.owner import StateOwner
@@ -95,7 +95,13 @@ class LedgerReplica:
             durability=settings.ledger.durability,
         )
         board = Board(release, policy, epoch=now_us())
-        self._owner = StateOwner(ledger, board, threads=settings.deployments.ledger.threads)
+        self._owner = StateOwner(
+            ledger,
+            board,
+            threads=settings.deployments.ledger.threads,
+            window_us=lambda revision: read_policy(data, revision).longest_window_us,
+        )
+        self._owner.keep_histories()
 
     async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """See StateOwner."""

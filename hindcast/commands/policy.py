@@ -38,13 +38,29 @@ def _document(data: Path, name: str) -> PolicyDocument:
 
 
 @group.command("check")
-def check_command(file: Annotated[Path, typer.Argument(help="YAML or JSON.")]) -> None:
-    """Check FILE: bounds, unknown keys, contradictions. Errors name line, field and fix."""
-    from serve_app.policy.document import load_policy
+def check_command(
+    file: Annotated[Path, typer.Argument(help="YAML or JSON.")],
+    strict: Annotated[bool, typer.Option("--strict", help="Remarks count: exit code 1 if there are any.")] = False,
+) -> None:
+    """Check FILE: bounds, unknown keys, contradictions, each with line, field and fix; and remark on rules that can never
+    bite. Exit code 0: good; 1: good but for remarks, with --strict; 2: refused."""
+    from serve_app.policy.compile import compile_policy
+    from serve_app.policy.document import review_policy
+    from serve_app.policy.remarks import remarks
 
-    document = load_policy(file)
-    typer.echo(f"{file.name}: good; revision {document.revision}, {_size(document)}")
+    document, positions, problems = review_policy(file)
+    if document is None:
+        for problem in problems:
+            typer.echo(f"hindcast: {problem}", err=True)
+        raise typer.Exit(2)
+    variants = len(compile_policy(document, heads={}).variants)
+    typer.echo(f"{file.name}: good; revision {document.revision}, {_size(document)}, {variants} variants")
     typer.echo(f"looks back at most {document.longest_window_hours:g} h")
+    found = remarks(document)
+    for one in found:
+        typer.echo(f"remark: {file.name}{positions.text(tuple(one.field.split('.')))}: {one}")
+    if found and strict:
+        raise typer.Exit(1)
 
 
 def _size(document: PolicyDocument) -> str:
@@ -113,12 +129,25 @@ def promote_command(
     from serve_app.serving.flip import find_policy_flip
 
     document = _document(data, policy)
-    before, _ = read_current_policy(data)
+    before, history = read_current_policy(data)
     done = promote_policy(data, store_policy(data, document), now=_now(), flip=find_policy_flip(data))
     typer.echo(f"current policy: {done.revision}" + (f" (was {done.replaced})" if done.replaced else ""))
     if before is not None:
         for line in policy_diff(read_policy(data, before), document):
             typer.echo(f"  {line}")
+    _say_what_is_not_kept(data, document, {one.revision for one in history})
+
+
+def _say_what_is_not_kept(data: Path, document: PolicyDocument, earlier: set[str]) -> None:
+    """A policy that looks back further than any before it cannot know what was dropped under them."""
+    from serve_app.policies import list_policies, read_policy
+    from serve_app.policy.remarks import KEPT_HOURS, history_remark
+
+    readable = [one.revision for one in list_policies(data) if one.revision in earlier and one.problem is None]
+    kept = max([KEPT_HOURS, *(read_policy(data, revision).longest_window_hours for revision in readable)])
+    remark = history_remark(document, kept)
+    if remark is not None:
+        typer.echo(f"remark: {remark}")
 
 
 @group.command("rollback")

@@ -111,7 +111,7 @@ def compile_policy(
         trials=compile_trials(document),
         holdouts=compile_holdouts(document),
         segment_ids=tuple(one.id for one in document.segments),
-        longest_window_us=max(round(one.longest_window_hours * 3_600e6) for one in variants),
+        longest_window_us=max(round(one.own_window_hours * 3_600e6) for one in variants),
     )
 
 

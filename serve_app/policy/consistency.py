@@ -118,7 +118,7 @@ class _Trials:
         self.owner: dict[tuple[str, ...], str] = {}
         # (trial, field, overrides, roots) of every arm and cell that stands alone.
         self.sound: list[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = []
-        self.longest = document.longest_window_hours
+        self.longest = document.own_window_hours
 
     def contradictions(self) -> Iterator[ContradictoryPolicy]:
         """All of them."""
@@ -161,7 +161,7 @@ class _Trials:
         except ContradictoryPolicy as error:
             yield error
             return
-        self.longest = max(self.longest, changed.longest_window_hours)
+        self.longest = max(self.longest, changed.own_window_hours)
         self.sound.append((trial, field, overrides, roots))
 
     def _epoch(self, epoch: float) -> Iterator[ContradictoryPolicy]:

@@ -15,6 +15,7 @@ from serve_app.errors import ContradictoryPolicy, InvalidInput
 from serve_app.policy.base import Strict
 from serve_app.policy.consistency import check_consistency
 from serve_app.policy.lists import Surfaces
+from serve_app.policy.overrides import EXPERIMENT_ROOTS, apply_overrides
 from serve_app.policy.reader import Positions, read_document
 from serve_app.policy.rules import Cap, Deferral, KillSwitches, MessageClasses, MinGap, QuietHours, RegionRule
 from serve_app.policy.segment_tree import Segment
@@ -85,11 +86,29 @@ class PolicyDocument(Strict):
         return next(iter(labels), None)
 
     @property
-    def longest_window_hours(self) -> float:
-        """How far back history must reach for every rule of the document, cells and arms included."""
+    def own_window_hours(self) -> float:
+        """How far back the rules look as they stand here, whatever arms and cells change."""
         own = [cap.window.longest_hours for cap in self.caps]
         own += [self.min_gap.minutes / 60, self.duplicate_window_hours]
         return max(own)
+
+    @cached_property
+    def longest_window_hours(self) -> float:
+        """How far back history must reach for every rule of the document, in every arm and cell. Each setting has one
+        owner among the trials, so the longest window of all combinations is that of one arm or cell."""
+        arms = [arm.overrides for one in self.experiments for arm in one.arms]
+        cells = [cell.overrides for cell in self.cells.variants] if self.cells else []
+        changed = [one for one in (*arms, *cells) if any(path.startswith(_WITH_WINDOWS) for path in one)]
+        variants = [apply_overrides(self, one, field="experiments", roots=EXPERIMENT_ROOTS) for one in changed]
+        return max(one.own_window_hours for one in (self, *variants))
+
+    @property
+    def longest_window_us(self) -> int:
+        """`longest_window_hours` in microseconds."""
+        return round(self.longest_window_hours * 3_600e6)
+
+
+_WITH_WINDOWS = ("caps.", "min_gap.", "duplicate_window_hours")
 
 
 def canonical_json(document: PolicyDocument) -> bytes:

@@ -35,6 +35,7 @@ __all__ = ["LiveAnswer", "Optings", "StateOwner"]
 U64 = npt.NDArray[np.uint64]
 _LOCKS = 256
 _GAP = 10_000
+_SLACK_US = 86_400_000_000
 
 _CALLABLE = frozenset(
     {
@@ -68,8 +69,18 @@ class Optings:
 class StateOwner:
     """See the module. Methods are coroutines on the owner's event loop."""
 
-    def __init__(self, ledger: Ledger, board: Board, *, threads: int = 4, clock: Callable[[], int] = now_us) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        board: Board,
+        *,
+        threads: int = 4,
+        clock: Callable[[], int] = now_us,
+        window_us: Callable[[str], int] | None = None,
+    ) -> None:
+        """window_us: how far back a policy revision looks. Histories are kept as long from before it is in force."""
         self._ledger = ledger
+        self._window_us = window_us
         self.board = board
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ledger")
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
@@ -98,6 +109,8 @@ class StateOwner:
     async def prepare(self, kind: Kind, version: str) -> None:
         """First phase of a promotion."""
         await self.board.prepare(kind, version)
+        if kind == "policy":
+            await self._run(self._keep_for, version)
 
     async def commit_version(self, kind: Kind, version: str) -> None:
         """Second phase of a promotion."""
@@ -115,6 +128,16 @@ class StateOwner:
     async def _run(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, lambda: function(*arguments, **keywords))
+
+    def keep_histories(self) -> None:
+        """Keep histories as long as the policies in force look back."""
+        for revision in self.board.orders.wanted["policy"]:
+            self._keep_for(revision)
+
+    def _keep_for(self, revision: str) -> None:
+        if self._window_us is not None:
+            # A day more: clocks that disagree, and calendar days of other zones.
+            self._ledger.set_history_horizon(self._window_us(revision) + _SLACK_US)
 
     def _live(self, users: U64, after_seq: int) -> LiveAnswer:
         head = self._ledger.catalogue_head()
