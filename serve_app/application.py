@@ -7,6 +7,7 @@
                     -> Ranking  -> Features
                     -> Decision -> Ranking
             every replica -> Ledger (state, live changes, promotions)
+    Worker -> Decision (chain), or all stages in itself (fused): deferrals and the outbox
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from serve_app.deployments import (
     LedgerReplica,
     RankingReplica,
     RetrievalReplica,
+    WorkerReplica,
 )
 from serve_app.settings import DeploymentSettings, Settings
 
@@ -36,13 +38,15 @@ def build_application(settings: Settings, *, admin_token: str = "", metrics_url:
     own = settings.deployments
     ledger = _deployment(LedgerReplica, "Ledger", own.ledger).bind(settings)
     ingress = _deployment(IngressReplica, "Ingress", own.ingress)
+    worker = _deployment(WorkerReplica, "Worker", own.worker)
     if settings.topology == "fused":
-        return ingress.bind(settings, admin_token, metrics_url, ledger)
+        return ingress.bind(settings, admin_token, metrics_url, ledger, None, worker.bind(settings, ledger))
     retrieval = _deployment(RetrievalReplica, "Retrieval", own.retrieval).bind(settings, ledger)
     features = _deployment(FeaturesReplica, "Features", own.features).bind(settings, ledger)
     ranking = _deployment(RankingReplica, "Ranking", own.ranking).bind(settings, ledger, features)
     decision = _deployment(DecisionReplica, "Decision", own.decision).bind(settings, ledger, ranking)
-    return ingress.bind(settings, admin_token, metrics_url, ledger, (retrieval, ranking, decision))
+    stages = (retrieval, ranking, decision)
+    return ingress.bind(settings, admin_token, metrics_url, ledger, stages, worker.bind(settings, ledger, decision))
 
 
 def _deployment(replica: type, name: str, own: DeploymentSettings) -> Any:

@@ -37,7 +37,15 @@ if TYPE_CHECKING:
     from serve_app.serving.owner import LiveAnswer, Optings
     from serve_app.serving.stages import Stages
 
-__all__ = ["DecisionReplica", "FeaturesReplica", "IngressReplica", "LedgerReplica", "RankingReplica", "RetrievalReplica"]
+__all__ = [
+    "DecisionReplica",
+    "FeaturesReplica",
+    "IngressReplica",
+    "LedgerReplica",
+    "RankingReplica",
+    "RetrievalReplica",
+    "WorkerReplica",
+]
 
 T = TypeVar("T")
 _LEDGER_TIMEOUT_S = 30.0
@@ -169,11 +177,12 @@ class _OwnerHandle:
 class _StageProcess:
     """What every stage's replica has: a library for its role, kept as the board orders."""
 
-    def __init__(self, settings: Settings, part: str, owner: DeploymentHandle) -> None:
+    def __init__(self, settings: Settings, part: str, owner: DeploymentHandle, *, whole: bool = False) -> None:
+        """whole: every stage runs here (`topology: fused`)."""
         _begin(settings)
         from serve_app.policies import read_policy
         from serve_app.serving.follower import Follower
-        from serve_app.serving.library import Library, Role
+        from serve_app.serving.library import ALL_ROLES, Library, Role
 
         role = Role(part)
         self.settings = settings
@@ -181,9 +190,11 @@ class _StageProcess:
         self.name = f"{role}-{secrets.token_hex(4)}"
         threads = getattr(settings.deployments, role.value).threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix=role.value)
-        self.library = Library(settings.data, {role}, lambda revision: read_policy(settings.data, revision))
+        roles = ALL_ROLES if whole else {role}
+        self.library = Library(settings.data, roles, lambda revision: read_policy(settings.data, revision))
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
-        self._follower = Follower(self.name, role.value, self.library.stores, self.owner.poll, self._loading, admits=False)
+        admits = role is Role.worker  # it pins what it decides, as an ingress does
+        self._follower = Follower(self.name, role.value, self.library.stores, self.owner.poll, self._loading, admits=admits)
 
     async def start(self) -> None:
         """Hold what the board wants, and every catalogue change so far."""
@@ -301,6 +312,32 @@ class DecisionReplica:
         return await self._flow(call)
 
 
+class WorkerReplica:
+    """What nobody waits for: deferrals decided anew, queued messages handed over. Without a Decision deployment
+    (`topology: fused`) it decides by itself."""
+
+    async def __init__(self, settings: Settings, owner: DeploymentHandle, decision: DeploymentHandle | None = None) -> None:  # type: ignore[misc]
+        self._process = _StageProcess(settings, "worker", owner, whole=decision is None)
+        from serve_app.serving.assemble import local_stages
+        from serve_app.serving.backroom import Backroom
+
+        process, journal = self._process, self._process.journal()
+        if decision is not None:
+            run = decision.run
+
+            async def decide(call: DecideCall) -> Decided:
+                return await run.remote(call)
+        else:
+            decide = local_stages(settings, process.library, _ledger_of(process.owner))(journal, process.pool).decide
+        self._backroom = Backroom(settings, process.library, process.owner, journal, process.pool, decide)
+        await process.start()
+        self._backroom.start()
+
+    def check_health(self) -> None:
+        """Called by Serve."""
+        self._backroom.check_health()
+
+
 class _RemoteStages:
     """The stages behind their deployment handles."""
 
@@ -337,7 +374,9 @@ class _Ingress:
         metrics_url: str | None,
         owner: DeploymentHandle,
         stages: tuple[DeploymentHandle, DeploymentHandle, DeploymentHandle] | None = None,
+        worker: DeploymentHandle | None = None,
     ) -> None:
+        del worker  # nobody calls it; bound here, it belongs to the application
         _begin(settings)
         from serve_app.ingress.server import IngressServer
         from serve_app.policies import read_policy

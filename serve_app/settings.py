@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serve_app.errors import InvalidInput
@@ -19,12 +19,14 @@ from serve_app.errors import InvalidInput
 __all__ = [
     "BatchingSettings",
     "BudgetSettings",
+    "DeferralSettings",
     "DeploymentSettings",
     "DeploymentsSettings",
     "HttpSettings",
     "JournalSettings",
     "LedgerSettings",
     "LimitSettings",
+    "OutboxSettings",
     "SecuritySettings",
     "ServingSettings",
     "Settings",
@@ -158,6 +160,8 @@ class DeploymentsSettings(_Group):
     """Notification gates and choice."""
     ledger: DeploymentSettings = DeploymentSettings(max_ongoing=2_000, max_queued=10_000, threads=4)
     """Owner of the ledger file, the live changes and promotions; always one replica."""
+    worker: DeploymentSettings = DeploymentSettings()
+    """Deferrals decided anew, queued messages handed over. One replica is enough; several do no harm."""
 
 
 class JournalSettings(_Group):
@@ -182,6 +186,46 @@ class LedgerSettings(_Group):
     """`disk`: a grant survives power loss. `process`: it survives the death of the writer only."""
     max_attempts: int = Field(32, ge=1, le=1000)
     """Times a decision is made anew after losing its compare-and-set, before it answers 503."""
+
+
+class DeferralSettings(_Group):
+    """How deferred decisions come back when their time has come."""
+
+    enabled: bool = True
+    """Whether the worker decides them; otherwise they wait in the ledger."""
+    batch: int = Field(500, ge=1, le=10_000)
+    """Deferrals decided together."""
+    per_s: float = Field(2_000, gt=0, le=1_000_000)
+    """Deferrals decided in a second at most, so that a night's end leaves room for requests."""
+    poll_ms: Milliseconds = 1_000
+    """Time between two looks at the ledger when nothing was due."""
+
+
+class OutboxSettings(_Group):
+    """How messages of campaigns with `delivery: outbox`, and of deferrals, are handed over."""
+
+    webhook_url: HttpUrl | None = None
+    """Where the worker POSTs each message. None: nobody sends by itself; own senders claim with POST /v1/outbox/claim."""
+    webhook_timeout_ms: Milliseconds = 5_000
+    """Time for one message."""
+    concurrency: int = Field(16, ge=1, le=1_000)
+    """Messages under way at once."""
+    poll_ms: Milliseconds = 500
+    """Time between two looks at the ledger when the outbox was empty."""
+    secret_header: str = Field("Authorization", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9-]+$")
+    """Header that carries the secret."""
+    secret: SecretStr | None = None
+    """What the receiver knows the worker by, sent as it stands (for instance `Bearer ...`)."""
+    secret_file: Path | None = None
+    """File that holds the secret instead."""
+    max_attempts: int = Field(8, ge=1, le=100)
+    """Attempts before a message is dead: kept, counted, shown at GET /v1/outbox/dead."""
+    backoff_s: float = Field(5, gt=0, le=3_600)
+    """Rest after the first failure; doubled after each further one."""
+    backoff_most_s: float = Field(3_600, gt=0, le=86_400)
+    """Longest rest."""
+    max_age_h: float = Field(24, gt=0, le=24 * 31)
+    """A message is not handed over later than this after its grant, even where nothing else says when it expires."""
 
 
 class SecuritySettings(_Group):
@@ -231,6 +275,8 @@ class Settings(BaseSettings):
     deployments: DeploymentsSettings = DeploymentsSettings()
     journal: JournalSettings = JournalSettings()
     ledger: LedgerSettings = LedgerSettings()
+    deferrals: DeferralSettings = DeferralSettings()
+    outbox: OutboxSettings = OutboxSettings()
     security: SecuritySettings = SecuritySettings()
     serving: ServingSettings = ServingSettings()
     testing: TestingSettings = TestingSettings()
@@ -253,8 +299,21 @@ class Settings(BaseSettings):
                 )
         if self.deployments.ledger.max_replicas != 1:
             raise InvalidInput("one process owns the ledger", field="deployments.ledger.max_replicas", hint="set it to 1")
+        self._check_outbox()
         self._check_testing()
         return self
+
+    def _check_outbox(self) -> None:
+        own = self.outbox
+        if own.secret is not None and own.secret_file is not None:
+            raise InvalidInput("give either secret or secret_file", field="outbox.secret", hint="remove one of them")
+        if own.webhook_url is None:
+            if own.secret is not None or own.secret_file is not None:
+                raise InvalidInput("a secret without an address", field="outbox.webhook_url", hint="say where to send")
+        elif own.webhook_url.scheme == "http" and not HttpSettings(host=own.webhook_url.host or "").loopback:
+            raise InvalidInput(
+                "messages and the secret would cross the network in the clear", field="outbox.webhook_url", hint="use https"
+            )
 
     def _check_testing(self) -> None:
         if not self.testing.clock_skew_ms:

@@ -28,6 +28,7 @@ class Scope(StrEnum):
     read = "read"
     decide = "decide"
     events = "events"
+    outbox = "outbox"
     admin = "admin"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -135,7 +136,7 @@ class StateRoutes:
 
     async def _put_user(self, incoming: Incoming) -> Response:
         name, document = incoming.params["id"], incoming.body
-        changes = _user_changes(document, incoming.at_us)
+        changes = replace(_user_changes(document, incoming.at_us), user_id=name)
         record = await self._owner.change_user(hash_id(name), changes)
         rows = names_rows([name], [], incoming.at_us)
         await in_pool(self._pool, lambda: self._journal.write(rows))

@@ -20,13 +20,16 @@ from serve_app.ingress.problems import install_problem_handlers
 from serve_app.ingress.recommend import Recommender
 from serve_app.ingress.routes_notify import NotifyRoutes
 from serve_app.ingress.routes_operate import OperateRoutes
+from serve_app.ingress.routes_outbox import OutboxRoutes
 from serve_app.ingress.routes_recommend import RecommendRoutes
 from serve_app.ingress.routes_state import StateRoutes
 from serve_app.ingress.warming import warm_up
 from serve_app.ledger.protocol import UserChanges, UserRecord
 from serve_app.log.fingerprint import code_version
 from serve_app.log.journal import Journal
+from serve_app.serving.backroom import outbox_desk
 from serve_app.serving.board import Kind, Orders, Report
+from serve_app.serving.editions import editions
 from serve_app.serving.follower import Follower
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.ledger_client import translated
@@ -128,10 +131,12 @@ class IngressServer:
         lanes = batching.in_flight_chain if self.settings.topology == "chain" else batching.in_flight_fused
         self.recommend_routes = RecommendRoutes(self.recommender, self.library, self.settings, lanes)
         self.notify_routes = NotifyRoutes(self._owner, self.library, self.stages, self._pool, self.settings, lanes)
+        edition = editions(self.library, self._owner.live, self.settings.budgets.live_ms)
         parts: list[Any] = [
             self.recommend_routes,
             StateRoutes(self._owner, self.library, self.journal, self._pool, self.settings),
             self.notify_routes,
+            OutboxRoutes(outbox_desk(self.settings, self._owner.call, edition, self.journal, self._pool)),
             OperateRoutes(self._owner, self.library, self.settings, metrics_url),
         ]
         calls: list[Call] = [call for part in parts for call in part.calls()]

@@ -51,6 +51,7 @@ class Role(StrEnum):
     features = "features"
     ranking = "ranking"
     decision = "decision"
+    worker = "worker"
 
 
 ALL_ROLES = frozenset(Role)
@@ -63,6 +64,7 @@ _PARTS: dict[Role, tuple[str, ...]] = {
     Role.features: ("catalogue", "retrieval", "features", "models"),
     Role.ranking: ("catalogue", "retrieval", "features", "models"),
     Role.decision: ("catalogue", "retrieval"),
+    Role.worker: ("catalogue", "retrieval", "histories"),
 }
 
 

@@ -1,0 +1,134 @@
+"""Work that nobody waits for, put together: deferrals decided anew, queued messages handed over, queues measured."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+from serve_app.clock import now_us
+from serve_app.errors import HindcastError, InvalidInput
+from serve_app.serving.deciding import DecideCall, Decided
+from serve_app.serving.editions import EditionNow, OwnerCall, editions
+from serve_app.serving.journalling import JournalHost
+from serve_app.serving.ledger_client import translated
+from serve_app.serving.library import Library
+from serve_app.serving.meters import gauge
+from serve_app.serving.outbox import DeskSettings, OutboxDesk
+from serve_app.serving.sweeping import Sweeper, SweepSettings
+from serve_app.serving.webhook import WebhookSettings, WebhookWorker
+from serve_app.settings import OutboxSettings, Settings
+
+__all__ = ["Backroom", "outbox_desk"]
+
+_LOG = logging.getLogger("hindcast.serving")
+_MEASURE_S = 15.0
+_LIVE_MS = 5_000.0
+
+
+def outbox_desk(
+    settings: Settings, call: OwnerCall, edition: EditionNow, journal: JournalHost, pool: Executor
+) -> OutboxDesk:
+    """The desk as the settings want it, for the worker and for senders that pull."""
+    own = settings.outbox
+    booked = DeskSettings(own.max_attempts, own.backoff_s, own.backoff_most_s, own.max_age_h)
+    return OutboxDesk(call, edition, journal, pool, booked)
+
+
+class Backroom:
+    """The tasks of one worker process. `start` on its event loop; `stop` ends them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        library: Library,
+        owner: Any,
+        journal: JournalHost,
+        pool: Executor,
+        decide: Callable[[DecideCall], Awaitable[Decided]],
+        *,
+        clock: Callable[[], int] = now_us,
+    ) -> None:
+        """owner: has the coroutines `call` and `live` of serve_app.serving.owner.StateOwner."""
+        self._call, self._clock = _told(owner.call), clock
+        edition = editions(library, owner.live, max(settings.budgets.live_ms, _LIVE_MS))
+        own = settings.deferrals
+        sweep = SweepSettings(own.batch, own.per_s, own.poll_ms, settings.budgets.decide_batch_ms)
+        self.sweeper = Sweeper(self._call, edition, decide, pool, sweep, clock=clock) if own.enabled else None
+        self.desk = outbox_desk(settings, self._call, edition, journal, pool)
+        hook = webhook_settings(settings.outbox)
+        self.webhook = WebhookWorker(self.desk, hook) if hook is not None else None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin; from here on everything goes by itself."""
+        parts: list[Coroutine[Any, Any, None]] = [self._measure()]
+        parts += [part.run() for part in (self.sweeper, self.webhook) if part is not None]
+        self._tasks = [asyncio.get_running_loop().create_task(part) for part in parts]
+
+    async def stop(self) -> None:
+        """End; what is under way is left to the ledger's leases and keys."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def check_health(self) -> None:
+        """Raise where a part has ended, which none does by itself."""
+        for task in self._tasks:
+            if task.done():
+                error = None if task.cancelled() else task.exception()
+                raise HindcastError(f"a part of the worker ended: {error!r}")
+
+    async def measure(self) -> None:
+        """Say how long the queues are."""
+        depths = await self._call("queue_depths", self._clock())
+        for name in ("deferrals", "due", "outbox", "ready", "buried"):
+            gauge("hindcast_queue_rows", getattr(depths, name), queue=name)
+
+    async def _measure(self) -> None:
+        while True:
+            try:
+                await self.measure()
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a ledger that is away comes back
+                _LOG.warning("the queues could not be measured: %s", error)
+            await asyncio.sleep(_MEASURE_S)
+
+
+def webhook_settings(own: OutboxSettings) -> WebhookSettings | None:
+    """The worker's settings with the secret read; None without an address. InvalidInput for a file that cannot be read."""
+    if own.webhook_url is None:
+        return None
+    secret = own.secret.get_secret_value() if own.secret is not None else _secret_of(own.secret_file)
+    headers = ((own.secret_header, secret),) if secret else ()
+    return WebhookSettings(str(own.webhook_url), own.webhook_timeout_ms / 1000, own.concurrency, own.poll_ms, headers)
+
+
+def _secret_of(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"cannot be read: {error}", field="outbox.secret_file", hint="name a readable file") from None
+    if not secret or "\n" in secret:
+        raise InvalidInput("must hold one line", field="outbox.secret_file", hint="put the secret alone into the file")
+    return secret
+
+
+def _told(call: OwnerCall) -> OwnerCall:
+    """`call` with errors in our own words."""
+
+    async def ask(method: str, *arguments: Any, **keywords: Any) -> Any:
+        try:
+            return await call(method, *arguments, **keywords)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise translated(error, method) from error
+
+    return ask
