@@ -14,9 +14,10 @@ from serve_app.batch import Batch
 from serve_app.clock import text_of
 from serve_app.decide import DecideStatus
 from serve_app.errors import LedgerUnavailable, NotReady, OutcomeUnknown
-from serve_app.ids import decision_id_texts, hex_texts
+from serve_app.ids import decision_id_text, decision_id_texts, hex_texts
 from serve_app.ingress.answers import degraded_names, finite
 from serve_app.ingress.problems import ProblemError
+from serve_app.serving.again import child_of
 from serve_app.serving.deciding import Decided
 from serve_app.serving.library import Edition
 from serve_app.vocabulary import Action, Channel, Delivery, Reason
@@ -106,6 +107,9 @@ def answer_rows(made: Decided, users: Sequence[str], edition: Edition) -> list[A
         }
         for user, request_id, decision_id, does, why, until, own, degraded, p_none, explored in columns
     ]
+    for row in np.flatnonzero(action == Action.defer).tolist():
+        user, request_id = int(request["user"][row]), int(request["request_id"][row])
+        answers[row]["decided_again_as"] = decision_id_text(user, child_of(user, request_id), 0)
     for row in np.flatnonzero(made.decided.status == DecideStatus.duplicate).tolist():
         answers[row] = None
     for row, problem in problems_of(made).items():

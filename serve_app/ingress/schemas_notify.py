@@ -124,6 +124,9 @@ class RowAnswer(BaseModel):
     action: ActionName
     reason: str
     until: datetime | None = Field(None, description="a deferral's end")
+    decided_again_as: str | None = Field(
+        None, description="of a deferral: the decision that answers it, from `until` on, at GET /v1/decisions/{id}"
+    )
     sends: list[Send] = Field(default_factory=list)
     replayed: bool = Field(False, description="this idempotency key was decided before; this is that decision")
     degraded: list[StageName] = Field(default_factory=list, description="stages that fell back")
@@ -173,6 +176,8 @@ class StoredDecision(BaseModel):
     action: ActionName
     reason: str
     until: datetime | None
+    decided_again_as: str | None = Field(None, description="of a deferral: the decision that answers it, from `until` on")
+    answers_deferral: str | None = Field(None, description="the deferral that this decision answers")
     cell: int | None
     read_version: int | None
     degraded: list[StageName]

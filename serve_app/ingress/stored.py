@@ -11,8 +11,9 @@ from serve_app.ids import decision_id_text
 from serve_app.ingress.answers import degraded_names, finite
 from serve_app.ingress.decision_explained import gate_words
 from serve_app.ledger.record import unpack_record
+from serve_app.serving.again import child_of
 from serve_app.serving.library import Edition
-from serve_app.vocabulary import Action, Channel, Delivery, Reason
+from serve_app.vocabulary import Action, Channel, Delivery, Origin, Reason
 
 __all__ = ["stored_decision", "stored_row"]
 
@@ -20,7 +21,10 @@ __all__ = ["stored_decision", "stored_row"]
 def stored_row(record: bytes, user: str, edition: Edition) -> dict[str, Any]:
     """The answer that a repeated idempotency key gets: the first decision's."""
     full = stored_decision(record, edition)
-    kept = ("request_id", "decision_id", "action", "reason", "until", "sends", "degraded", "propensity_none", "explored")
+    kept = (
+        "request_id", "decision_id", "action", "reason", "until", "decided_again_as", "sends", "degraded",
+        "propensity_none", "explored",
+    )  # fmt: skip
     return {"user": user, **{name: full[name] for name in kept}, "replayed": True}
 
 
@@ -40,6 +44,7 @@ def stored_decision(record: bytes, edition: Edition) -> dict[str, Any]:
         "action": action.name,
         "reason": Reason.chosen.name if action is Action.send else Reason(int(request["reason"])).name,
         "until": text_of(request["until"]) if request.get("until") else None,
+        **_chain(request, action),
         "cell": request.get("cell"),
         "read_version": request.get("read_version"),
         "degraded": degraded_names(int(request.get("degraded", 0))),
@@ -47,6 +52,16 @@ def stored_decision(record: bytes, edition: Edition) -> dict[str, Any]:
         "explored": bool(request.get("explored", False)),
         "sends": _sends(request, candidates, names),
         "candidates": rows,
+    }
+
+
+def _chain(request: dict[str, Any], action: Action) -> dict[str, str | None]:
+    """Ids of the decision that answers this deferral, and of the deferral that this decision answers."""
+    user, request_id = int(request["user"]), int(request["request_id"])
+    parent = int(request.get("parent_request_id", 0)) if request.get("origin") == Origin.deferral else 0
+    return {
+        "decided_again_as": decision_id_text(user, child_of(user, request_id), 0) if action is Action.defer else None,
+        "answers_deferral": decision_id_text(user, parent, 0) if parent else None,
     }
 
 
