@@ -1,9 +1,9 @@
 """Cells: whole user-epochs weighted against the mixture of cells. The way caps, quiet hours and fatigue are estimated.
 
-In each epoch a user lives under one cell, a variant of the rules drawn with known probability. What is logged of an epoch
-is therefore a draw from the mixture ``sum over c of p_c * prod over t of mu_c(a_t | h_t)``, and the weight of the epoch is the
-target's probability of the whole sequence over the mixture's (the balance heuristic of multiple importance sampling:
-Veach and Guibas 1995; Agarwal et al. 2017, "Effective evaluation using logged bandit feedback from multiple loggers").
+In each epoch a user lives under one cell, a variant of the rules drawn with known probability. What is logged of an epoch is
+therefore a draw from the mixture ``sum over c of p_c * prod over t of mu_c(a_t | h_t)``, and the weight of the epoch is the
+target's probability of the whole sequence over the mixture's: the balance heuristic of multiple importance sampling (Veach
+and Guibas 1995; Agarwal et al. 2017, "Effective evaluation using logged bandit feedback from multiple loggers").
 If the target is one of the cells, no weight exceeds 1 / p_c, however long the epoch: per-decision weights fall as
 epsilon**k, these do not. Epochs of other cells count where what happened in them is what the target would have done.
 
@@ -40,7 +40,7 @@ def _of_epochs(
     first: I64, last: I64, propensity: F64, target: F64, by_cell: F64, cell_p: F64, reward: F64, send: F64, lost: F64,
     weight: F64, sums: F64, live: F64, unsupported: F64,
 ) -> None:  # fmt: skip
-    """One row an epoch: weight f64[e, 1 + P], sums f64[e, 2 + M] (one, sends, rewards), live f64[e], unsupported f64[e, P]."""
+    """One row an epoch: weight f64[e, 1 + P], sums f64[e, 2 + M] (one, sends, rewards), live f64[e], lost f64[e, P]."""
     policies, cells, metrics = target.shape[1], by_cell.shape[1], reward.shape[1]
     for e in range(len(first)):
         ratio_target, ratio_cell = np.ones(policies), np.ones(cells)
@@ -76,7 +76,8 @@ class Cells(Estimator):
     `Per.decision` is the mean of an epoch.
 
     Rows carry `extra` columns: epoch i64[n] (rows of an epoch adjacent within the user) and cell_probability f64[n, C]: each
-    cell's probability of what was logged, on the logged history. `propensity` is that of the cell in force.
+    cell's probability of what was logged, on the logged history. `propensity` is that of the cell in force. Optionally
+    cell_unsupported f64[n, P]: the target's mass on choices that no cell could make (none, where the target is a cell).
     """
 
     name = "cells"
@@ -124,10 +125,19 @@ class Cells(Estimator):
         live, lost = np.empty(count), np.empty((count, targets))
         _of_epochs(
             first, last, rows.propensity, rows.target, by_cell, np.array(self.cell_p), rows.reward, rows.send,
-            rows.unsupported, weight, sums, live, lost,
+            self._unsupported(rows), weight, sums, live, lost,
         )  # fmt: skip
         code = None if self.grouping is None else rows.groups[self.grouping.name][first]
         return Units(rows.user[first], weight, sums, code, weight, live, lost)
+
+    def _unsupported(self, rows: Rows) -> F64:
+        shape = rows.target.shape
+        if "cell_unsupported" not in rows.extra:
+            return np.zeros(shape)
+        given = np.ascontiguousarray(rows.extra["cell_unsupported"], np.float64).reshape(-1, shape[1])
+        if given.shape != shape or not ((given >= 0) & (given <= 1)).all():
+            raise InvalidInput(f"must be probabilities of shape {shape}", field="cell_unsupported")
+        return given
 
     def _linear(self, total: F64, users: float, policy: int, metric: int, per: Per) -> Linear:
         reward, weight = self._place[f"reward.{policy}.{metric}"], self._place[f"weight.{policy}"]

@@ -53,6 +53,7 @@ class DM(ValuePerRow):
     trust = Trust.model
 
     def notes(self, policy: str, metric: str) -> tuple[str, ...]:
+        del policy, metric
         return ("the interval leaves out the outcome model's own error",)
 
     def _values(self, rows: Rows) -> F64:

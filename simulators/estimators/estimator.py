@@ -40,9 +40,9 @@ Column = tuple[str, int, int, int]  # name, left factor, right factor, metric (-
 class Grouping:
     """A breakdown; codes stand in `Rows.groups[name]` and index `labels`.
 
-    of: `user` (a segment: "per user" means per user in it), `time` (a day: "per user" means per user of the log), or `choice`
-    (channel, category, campaign of what was logged: the target's own share of such choices is not known, so only ratios that
-    do without it are offered, and the mean weight need not be 1)."""
+    of: `user` (a segment: "per user" means per user in it), `time` (a day: per user of the whole log), or `choice` (channel,
+    category, campaign of what was logged: the target's own share of such choices is not known, so only ratios that do
+    without it are offered, and the mean weight need not be 1)."""
 
     name: str
     labels: tuple[str, ...]
@@ -75,7 +75,7 @@ class Estimator(ABC):
     def __init__(
         self, policies: Sequence[str], metrics: Sequence[str], *, grouping: Grouping | None = None, replicates: int = 0
     ) -> None:
-        """policies: target policies (without `logged`); metrics: names of the rewards' columns; replicates: of the bootstrap."""
+        """policies: targets (without `logged`); metrics: names of the rewards' columns; replicates: of the bootstrap."""
         if not policies or not metrics or LOGGED in policies:
             raise InvalidInput(
                 "name at least one policy and one metric; `logged` is always there", field="policies, metrics"
@@ -148,14 +148,12 @@ class Estimator(ABC):
             if self.grouping.name not in rows.groups:
                 raise InvalidInput("rows carry no codes of it", field=f"groups[{self.grouping.name}]")
             code = rows.groups[self.grouping.name]
-        self.sums.fold(units.user, units.left, units.right, code if self.grouping is not None else None)
+        self.sums.fold(units.user, units.left, units.right, code)
         if self.diagnostics is not None:
             weight, live, lost = units.weight, units.live, units.unsupported
             if weight is None or live is None or lost is None:
                 weight, live, lost = rows.weight, rows.send, rows.unsupported
-            self.diagnostics.update(
-                units.user, weight, live, lost, rows.excluded, code if self.grouping is not None else None
-            )
+            self.diagnostics.update(units.user, weight, live, lost, rows.excluded, code)
 
     def offers(self, per: Per) -> bool:
         """Can it answer per user, decision, send under its grouping?"""
@@ -204,7 +202,7 @@ class Estimator(ABC):
         group: int = 0,
         level: float = 0.95,
     ) -> tuple[float, Interval]:
-        """(value, user-clustered interval); `offers(per)` must hold. Of the paired difference policy - versus where `versus` is named."""
+        """(value, user-clustered interval), where `versus` is named of the paired difference. `offers(per)` must hold."""
         moments, users = self._moments(group)
         linear = self._at(moments.total, users, policy, metric, per)
         if versus is not None:

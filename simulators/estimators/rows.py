@@ -89,8 +89,10 @@ class Rows:
     def need_model(self) -> tuple[F64, F64]:
         """(q_logged, q_target), or InvalidInput."""
         if self.q_logged is None or self.q_target is None:
-            raise InvalidInput("the outcome model's predictions are absent", field="q_logged, q_target",
-                               hint="fit simulators.estimators.outcome_model first, or leave this estimator out")  # fmt: skip
+            raise InvalidInput(
+                "the outcome model's predictions are absent", field="q_logged, q_target",
+                hint="fit simulators.estimators.outcome_model first, or leave this estimator out",
+            )  # fmt: skip
         return self.q_logged, self.q_target
 
     def need(self, name: str) -> npt.NDArray[Any]:

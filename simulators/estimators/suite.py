@@ -87,9 +87,12 @@ class Suite:
         own = self._by_label[label].diagnostics
         return (self.diagnostics if own is None else own).of(self.policies.index(policy) - 1, group)
 
-    def control_is_clean(self, label: str, control: str, metric: str, settings: EstimateSettings) -> bool:
-        """(Over the first group, where there are groups of choices: the control is of the weights, not of a group.) The A/A control: the policy that logged, estimated as if it were a target, must agree with what happened (equal
-        but for rounding, or 0 within the paired interval)."""
+    def control_is_clean(self, label: str, control: str, metric: str, settings: EstimateSettings) -> bool | None:
+        """The A/A control: the policy that logged, estimated as if it were a target, must agree with what happened (equal
+        but for rounding, or 0 within the paired interval). A breakdown rests on its ungrouped estimator's; None without."""
+        label = self._by_label[label].name if self._by_label[label].grouping else label
+        if label not in self._by_label:
+            return None
         value, interval = self._by_label[label].interval(control, metric, versus=LOGGED, level=settings.level)
         logged = self._by_label[label].point(LOGGED, metric).value
         return bool(abs(value) <= _ROUNDING * max(abs(logged), _ROUNDING)) or interval.covers(0.0)

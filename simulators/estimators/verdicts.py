@@ -94,8 +94,11 @@ def judge(
     mean_weight_is_one: bool = True,
     flags: Sequence[str] = (),
 ) -> Verdict:
-    """The verdict on one target policy. clean: whether the A/A control was (None: not run; then at best weak). mean_weight_is_one:
-    whether it should be (not among rows picked by what was chosen). flags: further reasons for at best weak."""
+    """The verdict on one target policy.
+
+    clean: whether the A/A control was (None: not run; then at best weak). mean_weight_is_one: whether it should be
+    (it is not among rows picked by what was chosen). flags: further reasons for at best weak.
+    """
     refused, weak = _faults(found, settings)
     if mean_weight_is_one and found.rows > 0 and not abs(found.mean_weight_distance) <= settings.refuse_mean_weight_beyond:
         refused.append(
