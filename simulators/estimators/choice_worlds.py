@@ -68,6 +68,8 @@ CHOICE_WORLDS = (
     ChoiceWorld("many users, much exploration", 2500, 0.60, 0.20, 0.7, 8.0),
     ChoiceWorld("thin exploration", 800, 0.12, 0.05, 0.7, 6.0),
     ChoiceWorld("rare clicks", 2500, 0.60, 0.20, 0.7, 8.0, base=-3.0),
+    ChoiceWorld("some clustering", 1000, 0.75, 0.50, 1.2, 10.0, persistence=0.9),
+    ChoiceWorld("clusters", 1000, 0.75, 0.50, 1.6, 14.0, persistence=0.9),
     ChoiceWorld("strong clusters", 1000, 0.75, 0.60, 2.0, 24.0, persistence=0.95),
     ChoiceWorld("very strong clusters", 600, 0.75, 0.70, 2.5, 48.0, persistence=0.95),
 )

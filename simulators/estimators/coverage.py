@@ -1,9 +1,9 @@
 """The honesty benchmark: do the intervals cover the truth as often as they say?
 
 ``python -m simulators.estimators.coverage`` runs 2,000 small worlds from a fixed seed list, each with fresh users: a world
-of choices (IPS, SNIPS, DR against the value in closed form) and a world of frequency (cells, and per-decision IPS beside
-them, against the closed loop). It counts how often 95 % intervals hold the superpopulation's value: user-clustered ones among
-all worlds and among those not refused, and row-level ones, which pretend that rows are independent. Policies without overlap
+of choices (IPS, SNIPS, DR against the value in closed form) and a world of frequency (cells, and per-decision IPS beside it,
+against the closed loop). It counts how often 95 % intervals hold the true value: user-clustered ones among all
+worlds and among those not refused, and row-level ones, which pretend that rows are independent. Policies without overlap
 must be refused every time. Results go to a JSON file; ``--plot`` draws them.
 """
 
