@@ -1,9 +1,9 @@
 """Journal frames into Parquet user buckets, exactly once.
 
 One commit (`serve_app.log.snapshot`) holds the new files and the journal offsets they came from. Rows are merged into the
-small files of their day and bucket range, so that many compactions leave few files. Rows are deduplicated by their identity
-(events by event id, decisions by user, request and slot, ...), against each other and against what the log holds of the same
-days: of events the copy that was ingested first stays.
+small files of their day and bucket range, so that many compactions leave few files. Rows are deduplicated by their identity,
+against each other and against what the log holds: events by event id, of which the copy ingested first stays; decisions as
+`serve_app.log.once` says.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from serve_app.log.journal import JournalRead, journal_files, read_journal
+from serve_app.log.once import keep_once
 from serve_app.log.reader import read_files
 from serve_app.log.rows import fill
 from serve_app.log.snapshot import log_folder
 from serve_app.log.writer import DAY_US, DEFAULT_GROUPS, LogWriter, day_text, sort_rows
 
-__all__ = ["CompactionResult", "compact", "deduplicate", "watermark_rows"]
+__all__ = ["CompactionResult", "compact", "deduplicate", "merge_rows", "watermark_rows"]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -31,9 +32,6 @@ _MERGE_BELOW_ROWS = 2_000_000
 _PASS_BYTES = 256 << 20
 # The columns that say a row is the same row; a row may come twice when an append was retried.
 _IDENTITY = {
-    "requests": ("user", "request_id"),
-    "candidates": ("user", "request_id", "idx"),
-    "decisions": ("user", "request_id", "slot"),
     "events": ("user", "event_id"),
     "users": ("user",),
     "items": ("item",),
@@ -98,17 +96,19 @@ def _passes(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
 def _one_pass(writer: LogWriter, read: JournalRead, result: CompactionResult, clock: int, merge_below: int) -> None:
     written: dict[str, pa.Table] = {}
     duplicates: dict[str, int] = {}
-    for table, batches in read.rows.items():
-        rows = pa.Table.from_batches(batches).unify_dictionaries()
-        kept = deduplicate(writer, table, rows)
+    tables = {table: pa.Table.from_batches(batches).unify_dictionaries() for table, batches in read.rows.items()}
+    frames = {name: np.repeat(read.numbers[name], [len(one) for one in batches]) for name, batches in read.rows.items()}
+    once = keep_once(writer, tables, frames)
+    for table, rows in tables.items():
+        kept = once[table] if table in once else deduplicate(writer, table, rows)
         duplicates[table] = len(rows) - len(kept)
         written[table] = kept
-        _merge(writer, table, kept, merge_below)
+        merge_rows(writer, table, kept, merge_below)
         result.rows[table] = result.rows.get(table, 0) + len(kept)
         result.duplicates[table] = result.duplicates.get(table, 0) + duplicates[table]
     if written:
         marks = watermark_rows(written, clock, "journal", duplicates=duplicates, damaged=read.damaged + read.torn)
-        _merge(writer, "watermark", pa.Table.from_batches([marks]), merge_below)
+        merge_rows(writer, "watermark", pa.Table.from_batches([marks]), merge_below)
     writer.consume(read.offsets, set(read.finished) - set(writer.snapshot.retired))
     result.frames += read.frames
     result.damaged += read.damaged
@@ -183,19 +183,17 @@ def _first_of_each(rows: pa.Table, identity: tuple[str, ...]) -> Bools:
 
 def _known(writer: LogWriter, table: str, rows: pa.Table, identity: tuple[str, ...]) -> pa.Table:
     days = {day_text(one) for one in np.unique(rows["ts"].to_numpy() // DAY_US)} if table not in _OF_ANY_DAY else None
-    files = [one for one in writer.snapshot.files if one.table == table and (days is None or one.day in days)]
+    files = [one for one in writer.live() if one.table == table and (days is None or one.day in days)]
     root = log_folder(writer.data)
     return read_files([str(root / one.path) for one in files], table, columns=identity)
 
 
-def _merge(writer: LogWriter, table: str, rows: pa.Table, merge_below: int) -> None:
+def merge_rows(writer: LogWriter, table: str, rows: pa.Table, merge_below: int = _MERGE_BELOW_ROWS) -> None:
     """Write rows together with the small files of the same days and ranges, which they replace."""
     if len(rows) == 0:
         return
     wanted = _partitions(writer, table, rows)
-    small = [
-        one for one in writer.snapshot.files if (one.table, one.day, one.low, one.high) in wanted and one.rows < merge_below
-    ]
+    small = [one for one in writer.live() if (one.table, one.day, one.low, one.high) in wanted and one.rows < merge_below]
     if small:
         root = log_folder(writer.data)
         rows = pa.concat_tables([_plain(read_files([str(root / one.path) for one in small], table)), _plain(rows)])

@@ -139,11 +139,13 @@ class Journal:
 
 @dataclass(slots=True)
 class JournalRead:
-    """rows: record batches by table, in order of writing per writer. offsets: bytes of each file ("writer/name") that need
-    not be read again: up to its last good frame, or to its end where no writer lives. finished: files without a living
-    writer. damaged: stretches of bad bytes before a good frame; torn: bad tails of finished files."""
+    """rows: record batches by table, in order of writing per writer; numbers: the frame each of them stood in. offsets:
+    bytes of each file ("writer/name") that need not be read again: up to its last good frame, or to its end where no writer
+    lives. finished: files without a living writer. damaged: stretches of bad bytes before a good frame; torn: bad tails of
+    finished files."""
 
     rows: dict[str, list[pa.RecordBatch]] = field(default_factory=dict)
+    numbers: dict[str, list[int]] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
     finished: list[str] = field(default_factory=list)
     frames: int = 0
@@ -203,10 +205,11 @@ def _read_file(path: Path, name: str, consumed: Mapping[str, int], tables: Colle
         if size > start:
             with mmap.mmap(handle, size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as buffer:
                 scan = scan_frames(buffer, key=_key_of(path), start=start)
-                for low, high in scan.payloads:
+                for number, (low, high) in enumerate(scan.payloads, out.frames):
                     with buffer[low:high] as payload:
                         for table, batch in decode_payload(payload, tables).items():
                             out.rows.setdefault(table, []).append(batch)
+                            out.numbers.setdefault(table, []).append(number)
             out.offsets[name] = scan.end if alive else size
             out.frames += len(scan.payloads)
             out.damaged += scan.damaged

@@ -114,6 +114,10 @@ class LogWriter:
         """Files whose rows were written again: they leave the log with this commit."""
         self._dropped.update(one.path for one in files)
 
+    def live(self) -> list[LogFile]:
+        """The log's files as this commit will leave them, so far."""
+        return [one for one in (*self.snapshot.files, *self._written) if one.path not in self._dropped]
+
     def consume(self, offsets: dict[str, int], retired: Iterable[str]) -> None:
         """Journal bytes that the rows of this commit came from; `retired` journal files were read to their end."""
         self.snapshot.consumed.update(offsets)
@@ -155,7 +159,7 @@ class LogWriter:
         for folder in {(self._root / one.path).parent for one in self._written}:
             sync_folder(folder)
         trash = old.trash
-        old.files = [one for one in old.files if one.path not in self._dropped] + self._written
+        old.files = self.live()
         old.retired, old.trash = self._retired, sorted(self._dropped)
         old.sequence += 1
         commit(self.data, old)

@@ -5,18 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from serve_app.batch import Batch, Columns
 from serve_app.columns import REQUEST_COLUMNS
-from serve_app.ledger.protocol import Histories
+from serve_app.decide import DecidedBatch, DecideStatus, decide
+from serve_app.ledger.protocol import Histories, Ledger, UserState
+from serve_app.log.assigned import assigned_columns
+from serve_app.log.rows import EntityHashes, rows_from_batch
 from serve_app.policy.assign import assign
 from serve_app.policy.compile import CompiledPolicy
+from serve_app.policy.zones import zone_index
+from serve_app.regions import region_index
 from serve_app.stages.decision import Decision
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import Surface
 from tests.unit.decision_support import HEADS, at, batch_of, candidate, request
 
-__all__ = ["ITEM_HASHES", "USER", "asked", "context_of", "decide_one_batch", "user_of"]
+__all__ = [
+    "ITEM_HASHES",
+    "USER",
+    "asked",
+    "context_of",
+    "decide_on",
+    "decide_one_batch",
+    "journal_rows",
+    "reachable",
+    "user_of",
+]
 
 ITEM_HASHES = np.array([901, 902, 903], np.uint64)
 USER = 0x9E3779B97F4A7C15
@@ -73,3 +89,42 @@ def decide_one_batch(users: int, policies: Sequence[CompiledPolicy]) -> Batch:
 def context_of(policies: Sequence[CompiledPolicy], **parts: object) -> Context:
     """A context that knows the three items."""
     return Context(tuple(policies), {"item_hashes": ITEM_HASHES, **parts})
+
+
+def reachable(ledger: Ledger, users: Sequence[int]) -> None:
+    """Users the ledger has not met become reachable everywhere, in Seoul."""
+    hashes = np.unique(np.asarray(users, np.uint64))
+    new = hashes[ledger.read(hashes).versions == 0]
+    if len(new):
+        state = UserState.unknown(len(new))
+        state.reachable[:] = 63
+        state.zone[:], state.region[:] = zone_index("Asia/Seoul"), region_index("US")
+        ledger.put_users(new, state)
+
+
+def decide_on(ledger: Ledger, policy: CompiledPolicy, batch: Batch, keys: Sequence[bytes] | None = None) -> DecidedBatch:
+    """Decided and committed, for users who can be reached."""
+    reachable(ledger, batch.requests["user"].tolist())
+    digests = None if keys is None else [bytes(16) if key else b"" for key in keys]
+    context = context_of([policy])
+    return decide(ledger, Decision(), batch, context, keys=keys, digests=digests, item_hashes=ITEM_HASHES)
+
+
+def journal_rows(
+    decided: DecidedBatch, policy: CompiledPolicy, keys: Sequence[bytes] | None = None, *, committed: bool = True
+) -> dict[str, pa.RecordBatch]:
+    """What the server journals of a decided batch; committed=False: as when the commit's outcome was not known."""
+    holds = (decided.status == DecideStatus.committed) & committed
+    return rows_from_batch(
+        decided.batch,
+        hashes=EntityHashes(ITEM_HASHES),
+        policy_revision=policy.revision,
+        release="r1",
+        fingerprint="f1",
+        salt=int(policy.rules.flip_salt),
+        code_version="c1",
+        commit_version=np.where(holds, decided.versions, -1),
+        granted=decided.granted & committed,
+        idempotency_keys=keys,
+        **assigned_columns(decided.batch.requests, [policy]),
+    )
