@@ -209,8 +209,11 @@ def _print(console: Console, report: Mapping[str, Any], trees: Mapping[str, Coun
     took = report["evaluate"]
     console.print(
         f"{report['conditions']} conditions, {report['nodes']} nodes: median {took['median_s']:.3f} s "
-        f"(best {took['best_s']:.3f}, worst {took['worst_s']:.3f}, processor {took['cpu_median_s']:.3f}); memory +{report['peak_grown_by_evaluation_mb']:.0f} MB, "
-        f"events {report['event_bytes'] / 1e6:.0f} MB; one day grouped in {report['group_one_day_s']:.2f} s"
+        f"(best {took['best_s']:.3f}, worst {took['worst_s']:.3f}, processor {took['cpu_median_s']:.3f})"
+    )
+    console.print(
+        f"memory +{report['peak_grown_by_evaluation_mb']:.0f} MB, events {report['event_bytes'] / 1e6:.0f} MB; "
+        f"one day grouped in {report['group_one_day_s']:.2f} s"
     )
     table = Table("segments", "batch", "ns per user", title="look-up")
     for one in report["lookup"]:
