@@ -100,10 +100,12 @@ def _now() -> int:
 
 @contextmanager
 def _progress() -> Iterator[Report]:
-    """One bar a step, on a terminal; gone when done."""
+    """One bar a step on standard error, gone when done; nothing where that is no terminal."""
+    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bars = {}
 
         def report(step: str, done: int, total: int) -> None:

@@ -7,9 +7,11 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from serve_app.errors import ContradictoryPolicy, InvalidInput
+from serve_app.policy.base import Strict
 from serve_app.policy.instants import instant_us
 from serve_app.policy.overrides import CELL_ROOTS, EXPERIMENT_ROOTS, apply_overrides, setting_of
-from serve_app.policy.segment_tree import AllOf, AnyOf, Bucket, Not, references
+from serve_app.policy.segment_attributes import check_attribute
+from serve_app.policy.segment_tree import Attribute, Bucket, Membership, references, walk
 from serve_app.policy.zones import zone_index
 
 if TYPE_CHECKING:
@@ -70,18 +72,11 @@ def _salts(document: PolicyDocument) -> Iterator[ContradictoryPolicy]:
             yield ContradictoryPolicy(message, field=field, hint="give each its own salt")
         first.setdefault(salt, field)
     for position, one in enumerate(document.segments):
-        for salt in sorted(_bucket_salts(one.where) & first.keys()):
-            message = f"a bucket's salt {salt!r} is also that of {first[salt]}; the one would select the other's users"
-            yield ContradictoryPolicy(message, field=f"segments.{position}.where", hint="give each its own salt")
-
-
-def _bucket_salts(node: object) -> set[str]:
-    if isinstance(node, Bucket):
-        return {node.salt}
-    children: tuple[object, ...] = (
-        node.of if isinstance(node, AllOf | AnyOf) else (node.of,) if isinstance(node, Not) else ()
-    )
-    return set().union(*(_bucket_salts(child) for child in children))
+        for field, node in walk(one.where, f"segments.{position}.where"):
+            if isinstance(node, Bucket) and node.salt in first:  # buckets may share one: the smaller then lies in the larger
+                owner = first[node.salt]
+                message = f"a bucket's salt {node.salt!r} is also that of {owner}; the one would select the other's users"
+                yield ContradictoryPolicy(message, field=f"{field}.salt", hint="give each its own salt")
 
 
 def _dates(document: PolicyDocument) -> Iterator[ContradictoryPolicy]:
@@ -95,6 +90,7 @@ def _dates(document: PolicyDocument) -> Iterator[ContradictoryPolicy]:
 def _segments(document: PolicyDocument) -> Iterator[ContradictoryPolicy]:
     below = {one.id: references(one.where) for one in document.segments}
     for position, one in enumerate(document.segments):
+        yield from _attributes(one.where, f"segments.{position}.where")
         for name in sorted(below[one.id]):
             if name not in below:
                 yield ContradictoryPolicy(f"no segment {name!r}", field=f"segments.{position}.where", hint="define it")
@@ -108,6 +104,15 @@ def _segments(document: PolicyDocument) -> Iterator[ContradictoryPolicy]:
             if name not in reached and name in below:
                 reached.add(name)
                 todo.extend(below[name])
+
+
+def _attributes(where: Strict, field: str) -> Iterator[ContradictoryPolicy]:
+    for place, node in walk(where, field):
+        if isinstance(node, Attribute | Membership):
+            try:
+                check_attribute(node, place)
+            except ContradictoryPolicy as error:
+                yield error
 
 
 class _Trials:
