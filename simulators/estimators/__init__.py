@@ -21,15 +21,19 @@ name               assumes                                                      
 
 All take `Rows` (`checked_rows`: bad propensities are errors or counted exclusions), hold exact mergeable sums over users,
 and answer with user-clustered intervals and paired differences. `Suite` runs several in one pass and judges them:
-`Estimated` has a value, `Refused` has none. Incrementality from holdouts is in `incrementality`, `cuped`, `qini`, `srm`.
+`Estimated` has a value, `Refused` has none. Incrementality from holdouts and ghosts:
+`trial_rows` -> `Trial` (intention to treat, CUPED, ratios, net value, sample ratio) and `Qini`.
 """
 
+from simulators.estimators.cascade_dr import CascadeDR
 from simulators.estimators.cells import Cells
 from simulators.estimators.diagnostics import Diagnostics, PolicyDiagnostics
 from simulators.estimators.dm import DM
 from simulators.estimators.dr import DR
 from simulators.estimators.dros import DRos
 from simulators.estimators.estimator import LOGGED, Estimator, Grouping
+from simulators.estimators.iips import IIPS
+from simulators.estimators.incrementality import Trial
 from simulators.estimators.intervals import (
     Interval,
     clopper_pearson,
@@ -39,23 +43,34 @@ from simulators.estimators.intervals import (
     spent_level,
 )
 from simulators.estimators.ips import IPS
+from simulators.estimators.mips import MIPS
+from simulators.estimators.outcome_model import OutcomeModel, OutcomeSettings, fit_outcome_model, load_outcome_model
+from simulators.estimators.qini import Qini, score_edges
 from simulators.estimators.rejection import RejectionReplay
+from simulators.estimators.rips import RIPS
 from simulators.estimators.rows import FAULTS, Rows, checked_rows
 from simulators.estimators.settings import EstimateSettings, VerdictSettings
 from simulators.estimators.sndr import SNDR
 from simulators.estimators.snips import SNIPS
+from simulators.estimators.srm import sample_ratio
 from simulators.estimators.suite import Suite
 from simulators.estimators.switch_dr import SwitchDR
+from simulators.estimators.trigger import TrialRows, trial_rows
 from simulators.estimators.verdicts import Estimate, Estimated, Per, Refused, Standing, Subject, Trust, Verdict
+from simulators.estimators.windowed import WindowedIPS
 
 __all__ = [
     "DM",
     "DR",
     "FAULTS",
+    "IIPS",
     "IPS",
     "LOGGED",
+    "MIPS",
+    "RIPS",
     "SNDR",
     "SNIPS",
+    "CascadeDR",
     "Cells",
     "DRos",
     "Diagnostics",
@@ -65,8 +80,11 @@ __all__ = [
     "Estimator",
     "Grouping",
     "Interval",
+    "OutcomeModel",
+    "OutcomeSettings",
     "Per",
     "PolicyDiagnostics",
+    "Qini",
     "Refused",
     "RejectionReplay",
     "Rows",
@@ -74,13 +92,21 @@ __all__ = [
     "Subject",
     "Suite",
     "SwitchDR",
+    "Trial",
+    "TrialRows",
     "Trust",
     "Verdict",
     "VerdictSettings",
+    "WindowedIPS",
     "checked_rows",
     "clopper_pearson",
     "clustered",
     "confidence_sequence",
     "empirical_bernstein",
+    "fit_outcome_model",
+    "load_outcome_model",
+    "sample_ratio",
+    "score_edges",
     "spent_level",
+    "trial_rows",
 ]
