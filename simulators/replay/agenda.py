@@ -3,7 +3,7 @@
 A logged request is asked at its logged time. A deferral is asked again at its end: where the log deferred the same request
 to the same moment, at the moment the log's re-decision happened and with its scores; where it deferred to another moment, at
 the policy's own moment with the logged re-decision's scores; where it did not defer, with the parent's scores (*carried*).
-Logged re-decisions of deferrals the policy does not make are never asked.
+Logged re-decisions of deferrals the policy does not make are never asked, but for those of deferrals made before it began.
 """
 
 from __future__ import annotations
@@ -47,14 +47,17 @@ class Turn:
 class Agenda:
     """See the module. Users are rows of the partition."""
 
-    def __init__(self, asked: Opportunities) -> None:
+    def __init__(self, asked: Opportunities, since: int) -> None:
         self._asked = asked
         self._at: I64 = asked.batch.requests["decided_at"]
-        self._roots = np.flatnonzero(asked.batch.requests["origin"] != Origin.deferral)
+        self._child = asked.children()
+        inherited = self._child[(self._at < since) & (self._child >= 0)]
+        root = asked.batch.requests["origin"] != Origin.deferral
+        root[inherited] = True
+        self._roots = np.flatnonzero(root & (self._at >= since))
         owner, users = asked.owner[self._roots], np.arange(len(asked.users))
         self._next = np.searchsorted(owner, users, "left")
         self._end = np.searchsorted(owner, users, "right")
-        self._child = asked.children()
         self._open = np.empty(0, _OPEN)
         self.carried = 0
 

@@ -53,6 +53,16 @@ class Course:
         """Take the sends and ghosts of a decided (or logged) wave into the histories."""
         self._histories.add(rows, decided.requests["decided_at"], *history_entries(decided, self._policies))
 
+    def recall(self, asked: Opportunities, behaviour: Sequence[CompiledPolicy], *, until: int) -> None:
+        """Take what was logged before `until` into the histories. behaviour: the policies of `asked.revisions`."""
+        before = np.flatnonzero(asked.batch.requests["decided_at"] < until)
+        if len(before):
+            logged = asked.as_logged().take(before)
+            entries, offsets = history_entries(logged, behaviour)
+            rows, first = np.unique(asked.owner[before], return_index=True)
+            by_user = offsets[np.append(first, len(before))]
+            self._histories.add(rows, np.full(len(rows), until), entries, by_user)
+
 
 def in_waves(users: I64) -> tuple[I64, I64]:
     """(order, bounds): rows sorted by how many earlier rows their user has, and where each wave begins and ends in it.
@@ -75,10 +85,10 @@ def follow_log(asked: Opportunities, course: Course, consume: Consume, *, own_hi
         consume(order[begin:end], decided)
 
 
-def follow_policy(asked: Opportunities, course: Course, consume: Consume) -> int:
-    """What the course's policy 0 would have done: logged requests at their times, deferrals it makes at their ends (see
-    `Agenda`). Returns the number of re-decisions that carried their parent's scores because the log has none."""
-    agenda = Agenda(asked)
+def follow_policy(asked: Opportunities, course: Course, consume: Consume, *, since: int) -> int:
+    """What the course's policy 0 would have done from `since` on: logged requests at their times, deferrals it makes at
+    their ends (see `Agenda`). Returns the number of re-decisions that carried their parent's scores: the log has none."""
+    agenda = Agenda(asked, since)
     while len(users := agenda.busy()):
         turn = agenda.next_of(users)
         decided = course.decide(turn.batch, users)

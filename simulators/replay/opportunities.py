@@ -7,7 +7,7 @@ the same version, those that wrote come last, since the others did not see what 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,9 +20,11 @@ from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.errors import DamagedArtifact
 from serve_app.kernels import kernel
 from serve_app.log.places import region_indices, zone_indices
+from serve_app.policy.compile import CompiledPolicy
 from serve_app.vocabulary import Origin, Surface
+from simulators.replay.memberships import segments_under
 
-__all__ = ["Opportunities", "opportunities_of"]
+__all__ = ["COLUMNS_READ", "Opportunities", "opportunities_of"]
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -42,6 +44,13 @@ _OUTCOMES = (
     "p_shadow", "ghost", "ghost_first", "holdout", "slot",
 )  # fmt: skip
 _DECIDED = ("action", "reason", "until", "p_none", "forced", "explored", "read_version", "commit_version", "granted")
+_KEYS = ("user", "request_id")
+COLUMNS_READ: Mapping[str, tuple[str, ...]] = {
+    "requests": (*_REQUESTS, "order", "zone", "region", "policy_revision", "head_names", "candidate_count"),
+    "candidates": (*_KEYS, "item", *_CANDIDATES, *_OUTCOMES),
+    "decisions": (*_KEYS, *_DECIDED),
+}
+"""What `opportunities_of` needs of each table."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,16 @@ class Opportunities:
             {name: values[rows] for name, values in self.logged.items()},
             {name: values[flat] for name, values in self.logged_candidates.items()},
         )
+
+    def under(self, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy]) -> Opportunities:
+        """The same requests as asked of one other policy. behaviour: the policies of `revisions`. Raises InvalidInput where
+        it limits campaigns to a segment the log knows nothing of."""
+        requests, candidates = dict(self.batch.requests), dict(self.batch.candidates)
+        bits, index = segments_under(policy, behaviour, self.batch)
+        requests |= {"policy": np.zeros(len(self), np.int16), "segments": bits}
+        columns = Columns(self.batch.candidates.rows, CANDIDATE_COLUMNS, candidates | {"segment": index})
+        batch = Batch(Columns(len(self), REQUEST_COLUMNS, requests), columns, self.batch.offsets, self.batch.meta)
+        return replace(self, batch=batch)
 
     @cached_property
     def users(self) -> U64:

@@ -15,7 +15,7 @@ from serve_app.ledger.protocol import HISTORY_DTYPE, Histories
 from serve_app.log.reader import BucketGroup, read_files
 from serve_app.vocabulary import EventType
 from simulators.replay.histories import Failures
-from simulators.replay.opportunities import Opportunities, opportunities_of
+from simulators.replay.opportunities import COLUMNS_READ, Opportunities, opportunities_of
 
 __all__ = ["TABLES_READ", "Partition", "read_partition"]
 
@@ -47,7 +47,7 @@ def read_partition(group: BucketGroup, *, start_at: int | None = None) -> Partit
     """Read one group of `serve_app.log.reader.bucket_groups`. start_at: microseconds UTC; histories come from each user's
     newest ledger snapshot at or before it (None: the oldest snapshot of all), and requests before that snapshot are left
     out."""
-    tables = {name: read_files(group.files.get(name, ()), name) for name in TABLES_READ[:3]}
+    tables = {name: read_files(group.files.get(name, ()), name, columns=columns) for name, columns in COLUMNS_READ.items()}
     asked = opportunities_of(tables["requests"], tables["candidates"], tables["decisions"])
     snapshots = read_files(group.files.get("ledger_snapshot", ()), "ledger_snapshot")
     start, known_since, since = _start(snapshots, asked, start_at)

@@ -1,0 +1,137 @@
+"""`hindcast replay`: what logged traffic would have been under another policy."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from serve_app.policy.document import PolicyDocument
+    from simulators.replay.shard import Shard
+    from simulators.replay.spec import ReplaySpec
+
+__all__ = ["register"]
+
+EXIT_PARITY = 13
+
+
+def register(app: typer.Typer) -> None:
+    """Add `replay`."""
+    app.command("replay")(replay)
+
+
+def replay(
+    policy: Annotated[list[str], typer.Option(help="FILE or revision to judge; may be given several times")],
+    out: Annotated[Path, typer.Option(help="folder for parts and results", file_okay=False)],
+    data: Annotated[Path, typer.Option("--log", "--data", envvar="HINDCAST_DATA", help="data folder with the log")] = Path(
+        "data"
+    ),
+    baseline: Annotated[str, typer.Option(help="FILE of the policy the log was written under, if not in DATA")] = "",
+    start: Annotated[str, typer.Option("--from", help="first moment that counts, as 2026-10-19 or with a time (UTC)")] = "",
+    end: Annotated[str, typer.Option("--to", help="first moment that no longer counts")] = "",
+    start_mode: Annotated[
+        str, typer.Option("--start", help="switch: begins at --from on logged histories; steady")
+    ] = "switch",
+    allow_mismatch: Annotated[bool, typer.Option(help="go on though the log's own policy does not reproduce it")] = False,
+    address: Annotated[str, typer.Option(help="of a Ray cluster; default: this machine")] = "",
+    in_process: Annotated[bool, typer.Option(help="without Ray, one group after the other")] = False,
+) -> None:
+    """Replay the log's notification decisions under other policies, with the very gates that serve."""
+    if start_mode not in ("switch", "steady"):
+        raise typer.BadParameter("one of switch, steady", param_hint="--start")
+    spec = _spec(data, policy, baseline, _moment(start, -(2**62)), _moment(end, 2**62), start_mode == "steady")
+    result = _run(spec, out, address, in_process)
+    _show(result, spec)
+    parity = result.parity
+    if parity.same < parity.requests and not allow_mismatch:
+        typer.echo("the log's own policy does not reproduce the log; --allow-mismatch to go on", err=True)
+        raise typer.Exit(EXIT_PARITY)
+
+
+def _moment(text: str, otherwise: int) -> int:
+    if not text:
+        return otherwise
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no date", param_hint="--from/--to") from None
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return round(at.timestamp()) * 1_000_000
+
+
+def _spec(data: Path, names: list[str], baseline: str, start: int, end: int, steady: bool) -> ReplaySpec:
+    from serve_app.policy.document import canonical_json, load_policy
+    from simulators.replay.job import logged_revisions
+    from simulators.replay.spec import ReplaySpec, Target, logged_document
+
+    given = load_policy(baseline) if baseline else None
+    targets: dict[str, PolicyDocument] = {}
+    for name in names:
+        targets[Path(name).stem if _is_file(name) else name] = _document(data, name)
+    behaviour = {one: logged_document(data, one, given) for one in logged_revisions(data)}
+    return ReplaySpec(
+        str(data.resolve()),
+        tuple(Target(name, canonical_json(one).decode()) for name, one in targets.items()),
+        tuple(Target(name, canonical_json(one).decode()) for name, one in behaviour.items()),
+        start,
+        end,
+        steady,
+    )
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).is_file() or "." in name or "/" in name
+
+
+def _document(data: Path, name: str) -> PolicyDocument:
+    from serve_app.policies import read_policy
+    from serve_app.policy.document import load_policy
+
+    return load_policy(name) if _is_file(name) else read_policy(data, name)
+
+
+def _run(spec: ReplaySpec, out: Path, address: str, in_process: bool) -> Shard:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from simulators.replay.job import run_replay
+
+    if not in_process:
+        import ray
+
+        ray.init(address=address or None, log_to_driver=False, configure_logging=True, logging_level="error")
+        ray.data.DataContext.get_current().enable_progress_bars = False
+    look = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("groups"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*look, console=Console(stderr=True)) as shown:
+        task = shown.add_task("replaying", total=None)
+
+        def progress(done: int, total: int) -> None:
+            shown.update(task, completed=done, total=total)
+
+        return run_replay(spec, out, progress=progress, local=in_process)
+
+
+def _show(result: Shard, spec: ReplaySpec) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from simulators.replay.summary import summary
+
+    parity = result.parity
+    console = Console()
+    console.print(f"parity: {parity.same:,} of {parity.requests:,} logged decisions reproduced ({parity.share:.3%})")
+    for one in parity.examples[:5]:
+        console.print(f"  user {one.user:016x} request {one.request_id:016x}: {one.column} {one.logged} -> {one.replayed}")
+    table = Table("", "logged", *(one.name for one in spec.targets))
+    for row in summary(result.counts, [one.name for one in spec.targets]):
+        table.add_row(*row)
+    console.print(table)

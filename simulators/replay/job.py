@@ -1,0 +1,96 @@
+"""The replay as a Ray Data job: one task a bucket group, results as files, resumed where it was stopped.
+
+A task writes its sums aside and renames them, so a file is whole or absent. The folder carries the digest of everything the
+result follows from; files of another digest are not reused. Sums are added in bucket order, whatever order they came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow.compute as pc
+
+from serve_app.errors import InvalidInput
+from serve_app.log.reader import BucketGroup, bucket_groups, read_files
+from serve_app.release.manifest import write_text_atomically
+from serve_app.vocabulary import Surface
+from simulators.replay.partition import TABLES_READ
+from simulators.replay.shard import Shard, read_shard, replay_group, write_shard
+from simulators.replay.spec import ReplaySpec
+
+__all__ = ["logged_revisions", "run_replay"]
+
+Task = dict[str, Any]
+
+
+def run_replay(
+    spec: ReplaySpec, out: Path, *, progress: Callable[[int, int], None] = lambda *_: None, local: bool = False
+) -> Shard:
+    """Replay every bucket group of `spec.data` that `out` does not hold yet; returns the sum of all. local: in this process
+    instead of Ray. progress(groups done, groups). Raises what a task raised; what other tasks finished stays."""
+    groups = bucket_groups(spec.data, TABLES_READ)
+    if not any(group.files.get("requests") for group in groups):
+        raise InvalidInput("the log holds no compacted requests", field="log", hint="run `hindcast log compact` first")
+    folder = _folder(out, spec, groups)
+    missing = [group for group in groups if not _file(folder, group).is_file()]
+    done = len(groups) - len(missing)
+    progress(done, len(groups))
+    for _ in (map if local else _on_ray)(_task(spec, folder), [_as_task(one) for one in missing]):
+        done += 1
+        progress(done, len(groups))
+    total = Shard()
+    for group in groups:
+        total = total + read_shard(_file(folder, group))
+    return total
+
+
+def logged_revisions(data: Path) -> list[str]:
+    """Policies that decided notifications in the compacted log."""
+    found: set[str] = set()
+    for group in bucket_groups(data, ("requests",)):
+        rows = read_files(group.files["requests"], "requests", columns=("policy_revision", "surface"))
+        mine = rows.filter(pc.equal(rows["surface"], int(Surface.notification)))["policy_revision"]
+        found.update(pc.unique(mine).to_pylist())
+    return sorted(found)
+
+
+def _folder(out: Path, spec: ReplaySpec, groups: Sequence[BucketGroup]) -> Path:
+    """The folder of this replay's parts, with what it is of."""
+    paths = [Path(path) for group in groups for some in group.files.values() for path in some]
+    files = [str(path.relative_to(spec.data)) for path in paths]
+    folder = out / "parts" / spec.digest(files)
+    folder.mkdir(parents=True, exist_ok=True)
+    said = {**asdict(spec), "groups": [(group.low, group.high) for group in groups]}
+    write_text_atomically(folder / "replay.json", orjson.dumps(said, option=orjson.OPT_INDENT_2).decode())
+    return folder
+
+
+def _file(folder: Path, group: BucketGroup) -> Path:
+    return folder / f"buckets-{group.low:04d}-{group.high:04d}.parquet"
+
+
+def _as_task(group: BucketGroup) -> Task:
+    return {"low": group.low, "high": group.high, "files": orjson.dumps({k: list(v) for k, v in group.files.items()})}
+
+
+def _task(spec: ReplaySpec, folder: Path) -> Callable[[Task], Task]:
+    def run(task: Task) -> Task:
+        files = {name: tuple(paths) for name, paths in orjson.loads(task["files"]).items()}
+        group = BucketGroup(int(task["low"]), int(task["high"]), files)
+        write_shard(_file(folder, group), replay_group(group, spec))
+        return {"low": group.low}
+
+    return run
+
+
+def _on_ray(run: Callable[[Task], Task], tasks: Sequence[Task]) -> Any:
+    """Results as they come."""
+    if not tasks:
+        return ()
+    import ray.data
+
+    return ray.data.from_items(list(tasks), override_num_blocks=len(tasks)).map(run).iter_rows()

@@ -1,0 +1,42 @@
+"""Logged memberships as another policy numbers its segments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.batch import Batch
+from serve_app.errors import InvalidInput
+from serve_app.policy.compile import CompiledPolicy
+
+__all__ = ["segments_under"]
+
+U64 = npt.NDArray[np.uint64]
+I16 = npt.NDArray[np.int16]
+
+
+def segments_under(policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy], batch: Batch) -> tuple[U64, I16]:
+    """(bits u64[n], segment i16[m]): memberships and the candidates' segments as `policy` numbers them. A campaign keeps the
+    segment it was logged with. Raises InvalidInput where `policy` defines such a segment in another way than the policy that
+    logged it, or not at all: who belongs to it was not logged."""
+    logged, own, pinned = batch.requests["segments"], batch.candidates["segment"], batch.requests["policy"]
+    bits, segment = np.zeros(len(batch), np.uint64), np.full(len(own), -1, np.int16)
+    of_candidate = pinned[batch.owner]
+    for index, old in enumerate(behaviour):
+        rows, mine = pinned == index, of_candidate == index
+        for place, one in enumerate(old.document.segments):
+            limited = mine & (own == place)
+            new = next((k for k, other in enumerate(policy.document.segments) if other == one), None)
+            if new is None and limited.any():
+                raise InvalidInput(
+                    f"campaigns are limited to segment {one.id!r}, which the policy does not define as logged",
+                    field="segments",
+                    hint="who belongs to it was not logged; keep its definition, or replay other changes first",
+                )
+            if new is not None:
+                member = (logged[rows] >> np.uint64(place)) & np.uint64(1)
+                bits[rows] |= member << np.uint64(new)
+                segment[limited] = new
+    return bits, segment
