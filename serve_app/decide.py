@@ -65,6 +65,8 @@ _OF_COMMIT = {
     CommitStatus.duplicate: DecideStatus.duplicate,
     CommitStatus.key_reused: DecideStatus.key_reused,
     CommitStatus.regressed: DecideStatus.ledger_unavailable,
+    CommitStatus.unavailable: DecideStatus.ledger_unavailable,
+    CommitStatus.unknown: DecideStatus.outcome_unknown,
 }
 
 

@@ -162,6 +162,8 @@ class CommitStatus(IntEnum):
     duplicate = 2  # the idempotency key was committed before: `stored` is that decision's record
     key_reused = 3  # the key was committed before with another body digest: 409
     regressed = 4  # the backend shows a lower version than was seen: the bucket is closed until reconciled
+    unavailable = 5  # the row's node is away, nothing was written (others of the plan were answered)
+    unknown = 6  # the row's node took the commit and did not answer: retry the same key
 
 
 @dataclass(slots=True)

@@ -1,19 +1,24 @@
-"""A user's row in Redis: a hash of small binary fields, and the columns of a batch of them.
+"""A user's row in Redis, and batches of rows as columns.
 
-Fields: v version, s state, z zone and r region by name, h history, k known_since, a and n consents with proof, i the id
-behind the hash, e erased.
+A row is one string, `state | entries | head` (words in redis_commit.lua): read whole with one GET, written at its end. Zone
+and region stand in it as hashes of their names, which any process turns into its own indices; the names themselves, the
+proofs of consents and the id behind the user's hash lie beside it (`hc:{shard}:w<user>`), where only `get_user` looks.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from serve_app.batch import lengths_to_offsets
-from serve_app.ledger.names import NameTable
+from serve_app.errors import DamagedArtifact
+from serve_app.ids import hash_id
+from serve_app.kernels import kernel
 from serve_app.ledger.protocol import (
     HISTORY_DTYPE,
     NEVER_KNOWN,
@@ -22,70 +27,142 @@ from serve_app.ledger.protocol import (
     LedgerView,
     UserState,
 )
-from serve_app.ledger.table import blank_state
+from serve_app.policy.tzif import zone_names
+from serve_app.policy.zones import zone_index
+from serve_app.regions import region_index
 
-__all__ = ["FIELDS", "pack_consent", "pack_state", "state_rows", "unpack_consent", "view_of"]
+__all__ = ["ENTRIES_AT", "STATE", "consents_of", "erased_of", "pack_consent", "pack_states", "skipped_of", "view_of"]
 
-FIELDS = ("v", "s", "z", "r", "h", "k")
-_STATE = np.dtype(
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+
+STATE = np.dtype(
     [
         ("consent_ad_at", "<i8"),
         ("consent_night_at", "<i8"),
         ("customer_until", "<i8"),
+        ("zone", "<u8"),
+        ("region", "<u8"),
         ("reachable", "<u2"),
         ("opted_out", "<u2"),
+        ("spare", "<u4"),
     ]
 )
-_BLANK = np.zeros(1, _STATE).tobytes()
+_HEAD = struct.Struct("<qQIIqqq")  # version, newest record, entries, of which dropped, first kept, known since, erased
+ENTRIES_AT = STATE.itemsize
+_BLANK = bytes(ENTRIES_AT) + _HEAD.pack(0, 0, 0, 0, 0, NEVER_KNOWN, 0)
 _CONSENT = struct.Struct("<qq")
+_COPIED = ("consent_ad_at", "consent_night_at", "customer_until", "reachable", "opted_out")
 
 
-def pack_state(state: np.void) -> bytes:
-    """Field s of a STATE_DTYPE row."""
-    row = np.zeros(1, _STATE)
-    for name in _STATE.names or ():
-        row[name] = state[name]
-    return row.tobytes()
+class _Names:
+    """Hashes of names against this process's indices."""
+
+    def __init__(self, names: Sequence[str], index_of: Callable[[str], int]) -> None:
+        hashes = np.asarray([hash_id(name) for name in names], np.uint64)
+        order = np.argsort(hashes)
+        self._hashes = hashes[order]
+        self._indices = np.asarray([index_of(name) for name in names], np.int16)[order]
+
+    def indices(self, hashes: U64) -> npt.NDArray[np.int16]:
+        """-1 for what this process does not know, 0 (no name) included."""
+        if not hashes.any():
+            return np.full(len(hashes), -1, np.int16)
+        at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        return np.where(self._hashes[at] == hashes, self._indices[at], np.int16(-1))
+
+
+@cache
+def _zones() -> _Names:
+    return _Names(list(zone_names()), zone_index)
+
+
+@cache
+def _regions() -> _Names:
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return _Names([first + second for first in letters for second in letters], region_index)
+
+
+@kernel
+def _spread(words: I64, ends: I64, columns: I64, counts: I64) -> int:
+    """Fixed words of each row into `columns`[12, n], kept entries into `counts`; -1, or the row that is damaged."""
+    start = 0
+    for i in range(len(ends)):
+        end = ends[i]
+        for k in range(6):
+            columns[k, i] = words[start + k]
+            columns[6 + k, i] = words[end - 6 + k]
+        total, skipped = columns[8, i] & 0xFFFFFFFF, (columns[8, i] >> 32) & 0xFFFFFFFF
+        if end - start != 12 + 7 * total or skipped > total:
+            return i
+        counts[i] = total - skipped
+        start = end
+    return -1
+
+
+@kernel
+def _collect(words: I64, ends: I64, offsets: I64, out: I64) -> None:
+    """Kept entries (the last ones of each row), seven words each."""
+    for i in range(len(ends)):
+        length = 7 * (offsets[i + 1] - offsets[i])
+        source, target = ends[i] - 6 - length, 7 * offsets[i]
+        for k in range(length):
+            out[target + k] = words[source + k]
+
+
+def view_of(users: U64, rows: Sequence[bytes | None]) -> LedgerView:
+    """What `Ledger.read` returns, of the users' rows (None: never written)."""
+    texts = [row or _BLANK for row in rows]
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    words, ends = np.frombuffer(b"".join(texts).ljust(int(lengths.sum()) + 7 & ~7), np.int64), np.cumsum(lengths) >> 3
+    columns, counts = np.empty((12, len(texts)), np.int64), np.empty(len(texts), np.int64)
+    odd = np.flatnonzero((lengths & 7 != 0) | (lengths < len(_BLANK)))
+    bad = int(odd[0]) if len(odd) else _spread(words, ends, columns, counts)
+    if bad >= 0:
+        raise DamagedArtifact(f"the row of user {int(users[bad]):016x} in Redis is damaged", hint="restore it from a copy")
+    offsets = lengths_to_offsets(counts)
+    entries = np.empty(int(offsets[-1]), HISTORY_DTYPE)
+    _collect(words, ends, offsets, entries.view(np.int64))
+    zones, regions = _zones().indices(columns[3].view(np.uint64)), _regions().indices(columns[4].view(np.uint64))
+    bits = columns[5].view(np.uint16).reshape(-1, 4)
+    state = UserState(zones, regions, columns[0], columns[1], columns[2], bits[:, 0].copy(), bits[:, 1].copy())
+    return LedgerView(users, columns[6], state, Histories(entries, offsets), columns[10])
+
+
+def erased_of(row: bytes | None) -> bool:
+    """Only the version is left of the user."""
+    return row is not None and bool(_HEAD.unpack_from(row, len(row) - _HEAD.size)[6])
+
+
+def skipped_of(row: bytes) -> int:
+    """How many leading entries of a row count as dropped."""
+    return int(_HEAD.unpack_from(row, len(row) - _HEAD.size)[3])
+
+
+def pack_states(state: UserState, zones: Sequence[str], regions: Sequence[str]) -> npt.NDArray[Any]:
+    """STATE rows, with zone and region by name ("" is unknown)."""
+    rows = np.zeros(len(zones), STATE)
+    for name in _COPIED:
+        rows[name] = getattr(state, name)
+    for field, names in (("zone", zones), ("region", regions)):
+        hashes = {name: hash_id(name) if name else 0 for name in set(names)}
+        rows[field] = np.fromiter((hashes[name] for name in names), np.uint64, len(names))
+    return rows
 
 
 def pack_consent(consent: Consent) -> bytes:
-    """Field a or n."""
+    """Field a or n of a user's names and proofs."""
     return _CONSENT.pack(consent.at, consent.recorded_at) + consent.proof.encode()
 
 
-def unpack_consent(field: bytes | None) -> Consent | None:
-    """The reverse of `pack_consent`; None for a field that is not there."""
-    if field is None:
+def consents_of(fields: Sequence[bytes | None]) -> tuple[Consent, Consent] | None:
+    """The reverse, of fields a and n; None when neither is there."""
+    if not any(fields):
         return None
+    ad, night = (_unpack_consent(field) if field else Consent(0) for field in fields)
+    return ad, night
+
+
+def _unpack_consent(field: bytes) -> Consent:
     at, recorded_at = _CONSENT.unpack_from(field)
     return Consent(at, recorded_at, field[_CONSENT.size :].decode())
-
-
-def state_rows(rows: Sequence[Sequence[Any]], zones: NameTable, regions: NameTable) -> np.ndarray[Any, np.dtype[np.void]]:
-    """STATE_DTYPE rows of replies in the order of FIELDS."""
-    state = blank_state(len(rows))
-    packed = np.frombuffer(b"".join(row[1] or _BLANK for row in rows), _STATE)
-    for name in _STATE.names or ():
-        state[name] = packed[name]
-    state["version"] = [int(row[0] or 0) for row in rows]
-    state["zone"] = [zones.stored(row[2].decode()) if row[2] else 0 for row in rows]
-    state["region"] = [regions.stored(row[3].decode()) if row[3] else 0 for row in rows]
-    state["known_since"] = [int(row[5]) if row[5] else NEVER_KNOWN for row in rows]
-    return state
-
-
-def view_of(
-    users: np.ndarray[Any, np.dtype[np.uint64]], rows: Sequence[Sequence[Any]], zones: NameTable, regions: NameTable
-) -> LedgerView:
-    """What `Ledger.read` returns, of replies in the order of FIELDS."""
-    state = state_rows(rows, zones, regions)
-    histories = [row[4] or b"" for row in rows]
-    lengths = np.fromiter(map(len, histories), np.int64, len(histories)) // HISTORY_DTYPE.itemsize
-    entries = np.frombuffer(bytearray(b"".join(histories)), HISTORY_DTYPE)
-    columns = UserState(
-        zones.process_of(state["zone"]),
-        regions.process_of(state["region"]),
-        *(state[name].copy() for name in _STATE.names or ()),
-    )
-    known = state["known_since"].copy()
-    return LedgerView(users, state["version"].copy(), columns, Histories(entries, lengths_to_offsets(lengths)), known)

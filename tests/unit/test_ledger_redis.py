@@ -12,6 +12,7 @@ import pytest
 from serve_app.errors import LedgerUnavailable, NotReady, OutcomeUnknown
 from serve_app.ledger.protocol import CommitStatus, UserChanges
 from serve_app.ledger.redis import RedisLedger
+from serve_app.ledger.redis_keys import META_KEYS, key_of, user_key
 from tests.unit.ledger_support import NOW, RedisServer, commit_one, free_port, plan, require_redis, u64
 
 
@@ -70,7 +71,7 @@ def test_writes_wait_for_a_replica_and_say_when_it_is_gone(server: RedisServer, 
             assert time.monotonic() < deadline
         ledger = RedisLedger(server.url, replicas=1, timeout_s=4.0)
         assert commit_one(ledger, 1, 11).status.tolist() == [CommitStatus.committed]
-        assert replica.client.exists(b"hc:{0}:u:" + (1).to_bytes(8, "big")) == 1
+        assert replica.client.exists(user_key(b"u", 1)) == 1
     finally:
         replica.kill()
     with pytest.raises(OutcomeUnknown, match="fewer than 1 replicas"):
@@ -130,14 +131,15 @@ def test_a_full_server_refuses_and_grants_nothing(server: RedisServer) -> None:
 
 def test_a_bucket_that_lost_writes_is_closed_until_reopened(server: RedisServer) -> None:
     ledger = RedisLedger(server.url)
-    other = 5 << 52
+    other = 5 << 56
+    lagging: dict[bytes, bytes] = {}
     for turn in range(3):
         ledger.commit(plan([1, other], [turn, turn], [turn, turn]))
-    server.client.set("hc:{0}:n", 1)  # what a fail-over to a replica that lagged would leave
-    server.client.hset(b"hc:{0}:u:" + (1).to_bytes(8, "big"), "v", 1)
+        lagging = lagging or {key: server.client.get(key) for key in (META_KEYS[0], user_key(b"u", 1))}
+    server.client.mset(lagging)  # what a fail-over to a replica that lagged would leave
     result = ledger.commit(plan([1, other], [1, 3], [8, 8]))
     assert [CommitStatus(status).name for status in result.status] == ["regressed", "committed"]
-    assert ledger.closed_buckets() == [0]
+    assert ledger.closed_buckets() == list(range(16))  # the shard of bucket 0
     with pytest.raises(LedgerUnavailable, match="lost writes and is closed"):
         ledger.put_user(1, UserChanges(reachable=1))
     fresh = RedisLedger(server.url)  # a process that has not seen the higher counter is refused too
@@ -145,6 +147,7 @@ def test_a_bucket_that_lost_writes_is_closed_until_reopened(server: RedisServer)
     fresh.close()
     ledger.reopen_bucket(0)
     assert commit_one(ledger, 1, 10).status.tolist() == [CommitStatus.committed]
+    assert {one.request_id for one in ledger.pending_records(99) if one.user == 1} >= {0, 10}
     assert ledger.closed_buckets() == []
     ledger.close()
 
@@ -159,17 +162,20 @@ def test_a_catalogue_log_that_falls_back_is_not_served(server: RedisServer) -> N
     ledger.close()
 
 
-def test_all_keys_of_a_user_lie_in_its_bucket(server: RedisServer) -> None:
+def test_all_keys_of_a_user_lie_in_its_shard_and_go_with_it(server: RedisServer) -> None:
     ledger = RedisLedger(server.url)
     user = (77 << 52) + 5
     ledger.put_user(user, UserChanges(zone="Asia/Seoul"))
     columns = {"keys": [b"k" * 16], "digests": [b"d" * 16], "outbox": [b"o"], "deferred_until": np.array([NOW])}
     commit_one(ledger, user, 11, **columns)
     ledger.record_events(u64(user), u64(3), np.array([NOW]))
-    keys = list(server.client.scan_iter())
-    assert len(keys) >= 9
-    assert all(key.startswith(b"hc:{77}:") for key in keys)
+    layout = b"hc:{catalogue}:layout"
+    keys = set(server.client.scan_iter()) - {layout}
+    assert {key[9:10] for key in keys} == set(b"%c" % letter for letter in b"nuwckszyop")
+    assert all(key.startswith(b"hc:{004}:") for key in keys)  # bucket 77, sixteen to a shard
     assert ledger.delete_user(user)
-    left = set(server.client.scan_iter())
-    assert left == {b"hc:{77}:n", b"hc:{77}:u:" + user.to_bytes(8, "big")}
+    chunk = key_of(4, b"c", (1).to_bytes(8, "big"))
+    assert set(server.client.scan_iter()) == {layout, META_KEYS[4], chunk, user_key(b"u", user)}
+    assert b"r11" not in server.client.get(chunk)
+    assert ledger.pending_records(9) == []
     ledger.close()

@@ -1,0 +1,240 @@
+"""Writes as script calls, and their replies as statuses: the argument layouts of redis_commit.lua and redis_put.lua.
+
+Rows are sorted by shard. A cluster gets one call a shard, because a shard's slot is what a node owns; a single server gets
+one call for a thousand rows of any shards, which costs it one sync of its file and the client next to nothing a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.ledger.plans import value_at
+from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan, LedgerSettings
+from serve_app.ledger.redis_keys import META_KEYS, Command, Script, shards_of
+
+__all__ = ["Answered", "Piece", "Put", "answered", "commit_pieces", "in_pieces", "put_pieces"]
+
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+
+_ROW = np.dtype(
+    [
+        ("user", ">u8"),
+        ("request", ">u8"),
+        ("version", "<i8"),
+        ("offset", "<u4"),
+        ("length", "<u4"),
+        ("state", "<u4"),
+        ("spare", "<u4"),
+        ("key", "V16"),
+        ("digest", "V16"),
+        ("read_version", "<i8"),
+        ("oldest", "<i8"),
+        ("entries", "<u4"),
+        ("flags", "<u4"),
+        ("until", "<i8"),
+        ("settles", ">u8"),
+    ]
+)
+_GROUP = np.dtype([("seen", "<i8"), ("rows", "<u4"), ("bytes", "<u4")])
+_PUT = np.dtype(
+    [
+        ("user", ">u8"),
+        ("read_version", "<i8"),
+        ("version", "<i8"),
+        ("place", "<u4"),
+        ("length", "<u4"),
+        ("fields", "<u4"),
+        ("spare", "<u4"),
+    ]
+)
+_HAS_ROW, _KEY, _OUTBOX, _DEFERRED, _SETTLES = 1, 2, 4, 8, 16
+_MOST_ROWS, _MOST_BYTES = 1_000, 8 << 20
+_COPIED = 1
+
+
+class Piece(NamedTuple):
+    """One script call: the shards it writes, the plan's rows in its order, where it is routed, and the command."""
+
+    shards: npt.NDArray[np.int64]
+    rows: I64
+    route: int
+    command: Command
+
+
+class Answered(NamedTuple):
+    """What a call said: the shards' counters, per row status and version, and (row in the call, stored record) pairs."""
+
+    counters: I64
+    status: npt.NDArray[np.uint8]
+    versions: I64
+    stored: list[tuple[int, bytes]]
+
+
+def answered(reply: Sequence[Any]) -> Answered:
+    """The reply of redis_commit.lua or redis_put.lua."""
+    counters, status, versions, *stored = reply
+    pairs = list(zip(map(int, stored[::2]), stored[1::2], strict=True))
+    return Answered(
+        np.frombuffer(counters, np.int64), np.frombuffer(status, np.uint8), np.frombuffer(versions, np.int64), pairs
+    )
+
+
+def in_pieces(shards: npt.NDArray[np.uint8], ends: I64 | None, *, by_shard: bool) -> Iterator[tuple[int, int]]:
+    """Spans of rows sorted by shard, one a call; `ends`: bytes up to and with each row, to bound a call by."""
+    edges = (np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist() if by_shard else []
+    start = 0
+    for edge in (*edges, len(shards)):
+        while start < edge:
+            end = min(start + _MOST_ROWS, edge)
+            if ends is not None:
+                before = int(ends[start - 1]) if start else 0
+                end = min(end, max(start + 1, int(np.searchsorted(ends, before + _MOST_BYTES, "right"))))
+            yield start, end
+            start = end
+
+
+def _groups(shards: npt.NDArray[np.uint8], seen: I64) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.void], I64]:
+    """Distinct shards of sorted rows, their argument, and where each begins."""
+    starts = np.flatnonzero(np.concatenate(([True], shards[1:] != shards[:-1])))
+    distinct = shards[starts].astype(np.int64)
+    groups = np.zeros(len(starts), _GROUP)
+    groups["seen"], groups["rows"] = seen[distinct], np.diff(starts, append=len(shards))
+    return distinct, groups, starts
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """A plan's rows sorted by shard, as arguments: fixed part, entries and records (with the bytes up to each row)."""
+
+    order: I64
+    shards: npt.NDArray[np.uint8]
+    rows: npt.NDArray[np.void]
+    entries: npt.NDArray[np.void]
+    entry_ends: I64
+    records: bytes
+    ends: I64
+
+
+def _sorted(plan: CommitPlan, settings: LedgerSettings, horizon_us: int) -> _Sorted:
+    shards = shards_of(plan.users)
+    order = np.argsort(shards, kind="stable")
+    count = len(order)
+    rows = np.zeros(count, _ROW)
+    counts = np.diff(plan.new_offsets)[order]
+    rows["user"], rows["request"] = plan.users[order], plan.request_ids[order]
+    rows["read_version"] = plan.read_versions[order]
+    rows["version"] = rows["read_version"] + 1
+    rows["oldest"] = plan.decided_at[order] - horizon_us
+    rows["entries"] = counts
+    flags = np.zeros(count, np.uint32)
+    if len(plan.keys):
+        places = order.tolist()
+        keyed = np.fromiter((len(plan.keys[row]) > 0 for row in places), np.bool_, count)
+        blank = bytes(16)
+        rows["key"] = np.frombuffer(b"".join(plan.keys[row] or blank for row in places), "V16")
+        rows["digest"] = np.frombuffer(b"".join(plan.digests[row] or blank for row in places), "V16")
+        flags[keyed] |= _KEY | _HAS_ROW
+    if plan.deferred_until is not None and len(plan.deferred_until):
+        rows["until"] = plan.deferred_until[order]
+        flags[rows["until"] != 0] |= _DEFERRED
+    if plan.settles is not None and len(plan.settles):
+        rows["settles"] = plan.settles[order]
+        flags[rows["settles"] != 0] |= _SETTLES
+    if len(plan.outbox):
+        flags[np.fromiter((len(plan.outbox[row]) > 0 for row in order.tolist()), np.bool_, count)] |= _OUTBOX
+    records, lengths = _records(plan, order, flags, settings)
+    if settings.keep_records:
+        flags[lengths > 0] |= _HAS_ROW
+    else:
+        rows["state"] = _COPIED
+    rows["flags"], rows["length"] = flags, lengths
+    return _Sorted(order, shards[order], rows, _entries(plan, order, counts), np.cumsum(counts), records, np.cumsum(lengths))
+
+
+def _records(plan: CommitPlan, order: I64, flags: npt.NDArray[np.uint32], settings: LedgerSettings) -> tuple[bytes, I64]:
+    """Records in order, without those nobody will ask for, and their lengths."""
+    if not len(plan.records):
+        return b"", np.zeros(len(order), np.int64)
+    wanted = [plan.records[row] for row in order.tolist()]
+    if not settings.keep_records:
+        needed = (flags & (_KEY | _DEFERRED)) != 0
+        wanted = [record if need else b"" for record, need in zip(wanted, needed.tolist(), strict=True)]
+    return b"".join(wanted), np.fromiter(map(len, wanted), np.int64, len(wanted))
+
+
+def _entries(plan: CommitPlan, order: I64, counts: I64) -> npt.NDArray[np.void]:
+    ends = np.cumsum(counts)
+    flat = np.repeat(plan.new_offsets[order] - (ends - counts), counts) + np.arange(len(plan.new_entries))
+    taken: npt.NDArray[np.void] = plan.new_entries[flat]
+    return taken
+
+
+def commit_pieces(
+    script: Script, plan: CommitPlan, seen: I64, settings: LedgerSettings, horizon_us: int, *, by_shard: bool
+) -> list[Piece]:
+    """Calls of redis_commit.lua. `seen`: counters of all shards; by_shard: one call a shard (a cluster)."""
+    made = _sorted(plan, settings, horizon_us)
+    fixed = settings.key_horizon_us // 1000, settings.history_max_entries, int(settings.keep_records)
+    out = []
+    for start, end in in_pieces(made.shards, made.ends, by_shard=by_shard):
+        rows, ends = made.rows[start:end], made.ends[start:end]
+        first_byte = int(made.ends[start - 1]) if start else 0
+        first_entry = int(made.entry_ends[start - 1]) if start else 0
+        distinct, groups, starts = _groups(made.shards[start:end], seen)
+        begins = ends - rows["length"]  # of each record
+        group_begins = begins[starts]
+        groups["bytes"] = np.diff(group_begins, append=ends[-1])
+        rows["offset"] = begins - np.repeat(group_begins, groups["rows"])
+        records = made.records[first_byte : int(ends[-1])]
+        entries = made.entries[first_entry : int(made.entry_ends[end - 1])].tobytes()
+        payloads = [value for row in made.order[start:end].tolist() if (value := value_at(plan.outbox, row))]
+        keys = [META_KEYS[shard] for shard in distinct.tolist()]
+        call = script.call(keys, *fixed, groups.tobytes(), rows.tobytes(), entries, records, *payloads)
+        out.append(Piece(distinct, made.order[start:end], int(distinct[0]), call))
+    return out
+
+
+class Put(NamedTuple):
+    """Bytes to lay into one user's row at `place`, and fields of its names and proofs ("" removes one)."""
+
+    user: int
+    read_version: int
+    place: int
+    patch: bytes
+    fields: Sequence[bytes | str] = ()
+
+
+def put_pieces(script: Script, puts: Sequence[Put], seen: I64, *, by_shard: bool) -> list[Piece]:
+    """Calls of redis_put.lua."""
+    users = np.asarray([put.user for put in puts], np.uint64)
+    shards = shards_of(users)
+    order = np.argsort(shards, kind="stable")
+    shards = shards[order]
+    ordered = [puts[row] for row in order.tolist()]
+    rows = np.zeros(len(puts), _PUT)
+    rows["user"] = users[order]
+    rows["read_version"] = [put.read_version for put in ordered]
+    rows["version"] = rows["read_version"] + 1
+    rows["place"], rows["length"] = [put.place for put in ordered], [len(put.patch) for put in ordered]
+    rows["fields"] = [len(put.fields) // 2 for put in ordered]
+    out = []
+    for start, end in in_pieces(shards, None, by_shard=by_shard):
+        distinct, groups, _ = _groups(shards[start:end], seen)
+        own = ordered[start:end]
+        patches = b"".join(put.patch for put in own)
+        fields = [field for put in own for field in put.fields]
+        keys = [META_KEYS[shard] for shard in distinct.tolist()]
+        call = script.call(keys, groups.tobytes(), rows[start:end].tobytes(), patches, *fields)
+        out.append(Piece(distinct, order[start:end], int(distinct[0]), call))
+    return out
+
+
+assert _ROW.itemsize == 112
+assert _PUT.itemsize == 40
+assert HISTORY_DTYPE.itemsize == 56
