@@ -37,7 +37,7 @@ class Receipt:
         try:
             row, attempts, slots = text.split(".")
             receipt = cls(int(row, 16), tuple(int(one, 16) for one in slots.split("-")), int(attempts, 16))
-            if str(receipt) != text or receipt.row.bit_length() > 63:
+            if str(receipt) != text or not 0 <= receipt.row < 1 << 63 or min(receipt.attempts, *receipt.slots) < 0:
                 raise ValueError(text)
         except ValueError:
             raise InvalidInput(
