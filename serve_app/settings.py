@@ -28,6 +28,7 @@ __all__ = [
     "LimitSettings",
     "OutboxSettings",
     "SecuritySettings",
+    "SegmentSettings",
     "ServingSettings",
     "Settings",
     "TestingSettings",
@@ -235,6 +236,13 @@ class SecuritySettings(_Group):
     """JSON file of hashed API keys with scopes; read again when it changes. None: no key needed (loopback only)."""
 
 
+class SegmentSettings(_Group):
+    """Membership of the policy's segments."""
+
+    refresh_minutes: float = Field(60, ge=0, le=7 * 24 * 60)
+    """Age at which the worker has membership computed anew, in a process of its own; 0: never (`hindcast segment refresh`)."""
+
+
 class ServingSettings(_Group):
     """What is asked of the stages."""
 
@@ -278,6 +286,7 @@ class Settings(BaseSettings):
     deferrals: DeferralSettings = DeferralSettings()
     outbox: OutboxSettings = OutboxSettings()
     security: SecuritySettings = SecuritySettings()
+    segments: SegmentSettings = SegmentSettings()
     serving: ServingSettings = ServingSettings()
     testing: TestingSettings = TestingSettings()
 

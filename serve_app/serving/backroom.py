@@ -1,4 +1,5 @@
-"""Work that nobody waits for, put together: deferrals decided anew, queued messages handed over, queues measured."""
+"""Work that nobody waits for, put together: deferrals decided anew, queued messages handed over, segments refreshed, queues
+measured."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import Any
 
 from serve_app.clock import now_us
 from serve_app.errors import HindcastError, InvalidInput
+from serve_app.segments.periodic import SegmentRefresher
 from serve_app.serving.deciding import DecideCall, Decided
 from serve_app.serving.editions import EditionNow, OwnerCall, editions
 from serve_app.serving.journalling import JournalHost
@@ -61,12 +63,16 @@ class Backroom:
         self.desk = outbox_desk(settings, self._call, edition, journal, pool)
         hook = webhook_settings(settings.outbox)
         self.webhook = WebhookWorker(self.desk, hook) if hook is not None else None
+        minutes = settings.segments.refresh_minutes
+        redis_url = settings.ledger.redis_url if settings.ledger.backend == "redis" else None
+        refresher = SegmentRefresher(settings.data, refresh_minutes=minutes, redis_url=redis_url)
+        self.refresher = refresher if minutes else None
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin; from here on everything goes by itself."""
         parts: list[Coroutine[Any, Any, None]] = [self._measure()]
-        parts += [part.run() for part in (self.sweeper, self.webhook) if part is not None]
+        parts += [part.run() for part in (self.sweeper, self.webhook, self.refresher) if part is not None]
         self._tasks = [asyncio.get_running_loop().create_task(part) for part in parts]
 
     async def stop(self) -> None:
