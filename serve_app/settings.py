@@ -240,7 +240,7 @@ class SegmentSettings(_Group):
     """Membership of the policy's segments."""
 
     refresh_minutes: float = Field(60, ge=0, le=7 * 24 * 60)
-    """Age at which the worker has membership computed anew, in a process of its own; 0: never (`hindcast segment refresh`)."""
+    """Age at which the worker has membership computed anew, in a process of its own; 0: never by itself."""
 
 
 class ServingSettings(_Group):

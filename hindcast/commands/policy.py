@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -130,12 +131,24 @@ def promote_command(
 
     document = _document(data, policy)
     before, history = read_current_policy(data)
+    _prepare_segments(data, document)
     done = promote_policy(data, store_policy(data, document), now=_now(), flip=find_policy_flip(data))
     typer.echo(f"current policy: {done.revision}" + (f" (was {done.replaced})" if done.replaced else ""))
     if before is not None:
         for line in policy_diff(read_policy(data, before), document):
             typer.echo(f"  {line}")
     _say_what_is_not_kept(data, document, {one.revision for one in history})
+
+
+def _prepare_segments(data: Path, document: PolicyDocument) -> None:
+    """Members are computed before the first request is decided by the policy; one that cannot be evaluated is refused."""
+    from serve_app.segments.refresh import prepare_policy
+
+    if not document.segments or not (data / "catalogue").is_dir():
+        return
+    made = prepare_policy(data, document, now=_now(), redis_url=os.environ.get("HINDCAST_LEDGER__REDIS_URL"))
+    if made is not None:
+        typer.echo(f"members of {len(document.segments)} segments computed over {made.population:,} users")
 
 
 def _say_what_is_not_kept(data: Path, document: PolicyDocument, earlier: set[str]) -> None:
