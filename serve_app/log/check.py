@@ -38,7 +38,7 @@ def check_log(data: str | os.PathLike[str], *, progress: Callable[[str], None] =
     for one in snapshot.files:
         progress(one.path)
         try:
-            rows = read_files([str(root / one.path)], one.table)
+            rows = read_files([str(root / one.path)], one.table, with_erased=True)
         except DamagedArtifact as error:
             found.problems.append(str(error))
             continue

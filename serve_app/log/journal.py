@@ -24,7 +24,9 @@ from typing import Literal
 import pyarrow as pa
 
 from serve_app.errors import InvalidInput, ResourceShortage
+from serve_app.log.erasure import Erased, load_erased
 from serve_app.log.frames import decode_payload, encode_frame, scan_frames
+from serve_app.log.schema import PER_USER
 from serve_app.log.snapshot import journal_folder, sync_folder
 
 __all__ = ["Durability", "Journal", "JournalRead", "journal_files", "living_writers", "read_journal"]
@@ -161,12 +163,23 @@ def read_journal(
     files: Collection[str] | None = None,
 ) -> JournalRead:
     """Every good frame after the `consumed` bytes of each file (of `files`, default all; rows of `tables`, default all).
-    Never yields a row of a torn or corrupt frame."""
+    Never yields a row of a torn or corrupt frame, nor one that is to be forgotten (`serve_app.log.erasure`)."""
     out = JournalRead()
     for name in journal_files(data):
         if files is None or name in files:
             _read_file(journal_folder(data) / name, name, consumed, tables, out)
+    erased = load_erased(data)
+    if erased:
+        for table, batches in out.rows.items():
+            out.rows[table] = [_remembered(table, one, erased) for one in batches]
     return out
+
+
+def _remembered(table: str, batch: pa.RecordBatch, erased: Erased) -> pa.RecordBatch:
+    if table not in PER_USER or not len(batch):
+        return batch
+    gone = erased.covers(batch["user"].to_numpy(), batch["ts"].to_numpy())
+    return batch.filter(pa.array(~gone)) if gone.any() else batch
 
 
 def journal_files(data: str | os.PathLike[str]) -> dict[str, int]:

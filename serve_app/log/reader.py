@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.ids import BUCKETS
+from serve_app.log.erasure import erased_in, without_erased
 from serve_app.log.journal import read_journal
 from serve_app.log.migrations import READABLE, brought_up, schema_as_of
 from serve_app.log.schema import PER_USER, SCHEMA_VERSION, SORT_KEYS, TABLES
@@ -53,15 +54,19 @@ def read_log(
     needed = list(dict.fromkeys([*wanted, *SORT_KEYS[table], *(["ts"] if days is not None else [])]))
     for _ in range(_ATTEMPTS):
         snapshot = load_snapshot(data)
-        files = [one for one in snapshot.files if _wanted(one, table, days, buckets)]
+        files = [str(log_folder(data) / one.path) for one in snapshot.files if _wanted(one, table, days, buckets)]
         frames = read_journal(data, snapshot.consumed, tables=[table]).rows.get(table, []) if journal else []
         # A compaction in between moved frames into files that this snapshot does not list: read again.
-        if not journal or load_snapshot(data).sequence == snapshot.sequence:
+        if journal and load_snapshot(data).sequence != snapshot.sequence:
+            continue
+        try:
+            parts = _read_parts(files, table, needed)
             break
+        except DamagedArtifact:
+            if load_snapshot(data).sequence == snapshot.sequence:
+                raise
     else:
         raise DamagedArtifact("the log kept changing while it was read", field="log", hint="retry, or pass journal=False")
-    root = log_folder(data)
-    parts = _read_parts([str(root / one.path) for one in files], table, needed)
     fresh = [pa.Table.from_batches([one]).select(needed) for one in frames]
     if days is not None:
         fresh = [_of_days(one, days) for one in fresh]
@@ -91,11 +96,16 @@ def bucket_groups(
     return [BucketGroup(low, high, _paths(root, tables, members)) for low, high, members in groups]
 
 
-def read_files(paths: Sequence[str], table: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of the given files of one table (see `bucket_groups`), in the order of `SORT_KEYS`."""
+def read_files(
+    paths: Sequence[str], table: str, *, columns: Sequence[str] | None = None, with_erased: bool = False
+) -> pa.Table:
+    """Rows of the given files of one table (see `bucket_groups`), in the order of `SORT_KEYS`. with_erased: also what is to
+    be forgotten (to check a file, or to write it anew)."""
     wanted = _check(table, columns)
     needed = list(dict.fromkeys([*wanted, *SORT_KEYS[table]]))
-    rows = pa.concat_tables([_bare(table, needed).empty_table(), *_read_parts(paths, table, needed)])
+    rows = pa.concat_tables(
+        [_bare(table, needed).empty_table(), *_read_parts(paths, table, needed, with_erased=with_erased)]
+    )
     return sort_rows(table, rows.unify_dictionaries()).select(wanted)
 
 
@@ -135,11 +145,18 @@ def _bare(table: str, columns: Sequence[str]) -> pa.Schema:
     return pa.schema([TABLES[table].field(name).remove_metadata() for name in columns])
 
 
-def _read_parts(paths: Sequence[str], table: str, columns: Sequence[str]) -> list[pa.Table]:
+def _read_parts(paths: Sequence[str], table: str, columns: Sequence[str], *, with_erased: bool = False) -> list[pa.Table]:
+    def read(path: str) -> pa.Table:
+        erased = None if with_erased or table not in PER_USER else erased_in(path)
+        if not erased:
+            return _read_part(path, table, columns)
+        needed = list(dict.fromkeys([*columns, "user", "ts"]))
+        return without_erased(table, _read_part(path, table, needed), erased).select(columns)
+
     if len(paths) < 2:
-        return [_read_part(path, table, columns) for path in paths]
+        return [read(path) for path in paths]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda path: _read_part(path, table, columns), paths))
+        return list(pool.map(read, paths))
 
 
 def _with_helpers(known: list[str], wanted: Sequence[str]) -> list[str]:

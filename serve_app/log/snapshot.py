@@ -37,13 +37,17 @@ class LogFile:
 @dataclass(slots=True)
 class Snapshot:
     """sequence counts commits; consumed: bytes of each journal file ("writer/name") that are in `files`; retired: journal
-    files consumed to their end; trash: Parquet files (relative to DATA/log) to delete at the next commit."""
+    files consumed to their end; trash: Parquet files (relative to DATA/log) to delete at the next commit; erased: how many
+    erasures (lines of `serve_app.log.erasure`) no listed file holds rows of any more; overwritten: of how many the journal's
+    bytes are gone too."""
 
     sequence: int = 0
     files: list[LogFile] = field(default_factory=list)
     consumed: dict[str, int] = field(default_factory=dict)
     retired: list[str] = field(default_factory=list)
     trash: list[str] = field(default_factory=list)
+    erased: int = 0
+    overwritten: int = 0
 
 
 def log_folder(data: str | os.PathLike[str]) -> Path:

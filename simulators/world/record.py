@@ -9,10 +9,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from serve_app.batch import Batch
-from serve_app.ledger.protocol import HISTORY_DTYPE, Histories, LedgerView
+from serve_app.ledger.protocol import LedgerView
 from serve_app.log.assigned import assigned_columns
 from serve_app.log.compaction import deduplicate
 from serve_app.log.fingerprint import fingerprint
+from serve_app.log.ledger_state import snapshot_rows
 from serve_app.log.rows import fill, rows_from_batch
 from serve_app.log.schema import TABLES
 from serve_app.log.writer import DAY_US, LogWriter
@@ -61,17 +62,7 @@ class Recorder:
     def snapshot(self, views: list[LedgerView], as_of: int) -> None:
         """The ledger at a day's start."""
         for view in views:
-            columns = {
-                "user": view.users,
-                "ts": np.full(len(view.users), as_of),
-                "as_of": np.full(len(view.users), as_of),
-                "taken_at": np.full(len(view.users), as_of),
-                "known_since": view.known_since,
-                "version": view.versions,
-                "sends": _history(view.histories, factual=True),
-                "shadow_sends": _history(view.histories, factual=False),
-            }
-            self._write("ledger_snapshot", fill("ledger_snapshot", len(view.users), columns))
+            self._write("ledger_snapshot", snapshot_rows(view, as_of, as_of))
 
     def day(self, day: Day) -> None:
         """Decisions and events of one day."""
@@ -170,16 +161,3 @@ def _in_log_order(decided: list[Decided]) -> tuple[Batch, I64, Bools]:
     order = np.lexsort(keys)
     versions = np.concatenate([one.versions for one in decided])[order]
     return whole.take(order), versions, np.concatenate([one.granted_rows for one in decided])[order]
-
-
-def _history(histories: Histories, *, factual: bool) -> pa.ListArray:
-    """Factual sends, or ghosts, of each user as the log's list of structs."""
-    keep = (histories.entries["holdout"] == 0) == factual
-    counts = np.concatenate([[0], np.cumsum(keep)])
-    chosen = histories.entries[keep]
-    fields = [pa.array(np.ascontiguousarray(chosen[name])) for name in HISTORY_DTYPE.names or ()]
-    kind = TABLES["ledger_snapshot"].field("sends").type
-    values = pa.StructArray.from_arrays(fields, list(HISTORY_DTYPE.names or ()))
-    order = [values.field(one.name) for one in kind.value_type]
-    values = pa.StructArray.from_arrays(order, fields=list(kind.value_type))
-    return pa.ListArray.from_arrays(pa.array(counts[histories.offsets].astype(np.int32)), values)

@@ -1,0 +1,68 @@
+"""What keeps the log and the ledger one truth, run every few minutes: compact, copy, forget, and once a day a snapshot.
+
+Every step is atomic and repeats without effect; the next run ends what a killed one began.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from serve_app.ledger.protocol import LedgerView
+from serve_app.log.compaction import CompactionResult, compact
+from serve_app.log.copying import CopyResult, RecordSource, copy_records
+from serve_app.log.forgetting import forget, overwrite_consumed
+from serve_app.log.ledger_state import has_snapshot, write_snapshot
+from serve_app.log.snapshot import load_snapshot
+from serve_app.log.writer import DAY_US, DEFAULT_GROUPS, LogWriter
+
+__all__ = ["UpkeepLedger", "UpkeepResult", "upkeep"]
+
+
+class UpkeepLedger(RecordSource, Protocol):
+    """What upkeep needs of a ledger."""
+
+    def snapshot(self, as_of: int, chunk: int = 10_000) -> Iterator[LedgerView]:
+        """See `serve_app.ledger.protocol.Ledger`."""
+
+
+@dataclass(slots=True)
+class UpkeepResult:
+    """What one run did. forgotten: rows of erased users taken off the disk; overwritten: journal bytes; snapshot_users: -1
+    where no snapshot was due."""
+
+    compaction: CompactionResult = field(default_factory=CompactionResult)
+    copies: CopyResult = field(default_factory=CopyResult)
+    forgotten: int = 0
+    overwritten: int = 0
+    snapshot_users: int = -1
+
+
+def upkeep(
+    data: str | os.PathLike[str],
+    ledger: UpkeepLedger | None,
+    *,
+    now_us: int,
+    groups: int = DEFAULT_GROUPS,
+    snapshots: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> UpkeepResult:
+    """One run. ledger None: what concerns the journal only. snapshots: write the day's ledger snapshot where there is none
+    yet. progress(done, total) in journal bytes. NotReady when another process writes the log."""
+    result = UpkeepResult()
+    before = load_snapshot(data)
+    result.compaction = compact(data, groups=groups, now_us=now_us, progress=progress)
+    if ledger is not None:
+        result.copies = copy_records(data, ledger, now_us=now_us, groups=groups)
+        as_of = now_us // DAY_US * DAY_US
+        if snapshots and not has_snapshot(data, as_of):
+            result.snapshot_users = write_snapshot(data, ledger.snapshot(as_of), as_of, now_us, groups=groups)
+    result.overwritten = overwrite_consumed(data, before, groups=groups)
+    result.forgotten = forget(data, groups=groups)
+    after = load_snapshot(data)
+    if after.sequence == before.sequence and (after.trash or after.retired):
+        with LogWriter(data, groups=groups):
+            pass  # a commit deletes what the one before left for its readers
+    return result
