@@ -42,7 +42,8 @@ def _class(one: Request) -> str:
 
 def value(document: PolicyDocument, one: Request) -> float:
     """Weighted sum of heads."""
-    weights = document.surfaces.notification.head_weights
+    own = getattr(document.message_classes, _class(one)).head_weights
+    weights = document.surfaces.notification.head_weights if own is None else own
     total = 0.0
     for name, head in zip(HEADS, one["heads"], strict=True):
         if weights.get(name, 0.0):
@@ -67,7 +68,7 @@ def duplicate(document: PolicyDocument, request: Request, one: Request, history:
     for past in history:
         if past["request_id"] == request["request_id"]:
             return "duplicate"
-        again = past["campaign"] == one["campaign"] and not past["flags"] & 1
+        again = past["campaign"] == one["campaign"] != 0 and not past["flags"] & 1
         if window and again and past["at"] > request["decided_at"] - window:
             return "duplicate"
     return ""

@@ -134,7 +134,7 @@ def test_next_free_at_is_the_first_moment_the_gate_lets_pass(
     asked, history = case
     out = decided(machine, [asked], [history])
     for g, gate in enumerate(oracle.GATES):
-        if gate not in (oracle.quiet_hours, oracle.caps, oracle.min_gap):
+        if gate not in (oracle.duplicate, oracle.consent, oracle.quiet_hours, oracle.caps, oracle.min_gap):
             continue
         for place, one in enumerate(asked["candidates"]):
             free = int(out.candidates["next_free_at"][place, g])

@@ -89,13 +89,15 @@ def _consent(
                 if in_hours(second, rule[NIGHT_START], rule[NIGHT_END]):
                     used[c], limit[c] = float(second), float(rule[NIGHT_START])
                     outcome[c], reason[c] = rule[NIGHT_OUTCOME], (_STALE if has_night else _NIGHT)
+                    # Waiting helps if advertising is allowed when the night, or the want of consent to it, is over.
                     free = next_time_of_day(now, rule[NIGHT_END], zone[r], first, starts, zone_offsets)
-                    # Waiting for the morning helps if advertising is allowed then, and if there is a morning.
-                    allowed = rule[AD_CONSENT] == 0 or (has and (valid == 0 or free - given[r] < valid))
-                    allowed = allowed or (rule[EXCEPTION] == 1 and customer[r] > free)
                     local = free + offset_at(free, zone[r], first, starts, zone_offsets)
-                    then = (local - local // DAY * DAY) // SECOND
-                    if allowed and not in_hours(then, rule[NIGHT_START], rule[NIGHT_END]):
+                    over = not in_hours((local - local // DAY * DAY) // SECOND, rule[NIGHT_START], rule[NIGHT_END])
+                    if now < night_given[r] < free:  # by a faster clock
+                        free, over = night_given[r], True
+                    allowed = rule[AD_CONSENT] == 0 or (rule[EXCEPTION] == 1 and customer[r] > free)
+                    allowed = allowed or (0 < given[r] <= free and (valid == 0 or free - given[r] < valid))
+                    if over and allowed:
                         next_free[c] = free
             if rule[LABEL] == 1 and not labelled[c]:
                 # Waiting does not mend a missing label.
