@@ -51,6 +51,7 @@ class DecideStatus(IntEnum):
     ledger_unavailable = 4  # nothing was attempted; also a bucket closed until reconciled
     outcome_unknown = 5  # a commit was issued, its outcome is not known: retry the same key
     contended = 6  # lost every attempt; nothing was written
+    unledgered = 7  # sent without the ledger, which was down (serve_app.serving.unledgered)
 
 
 _CLOSED_REASON = {

@@ -297,7 +297,7 @@ class DecisionReplica:
 
         self._flow = DecideFlow(
             self._process.library,
-            _ledger_of(self._process.owner),
+            _ledger_of(self._process.owner, settings),
             rank,
             self._process.journal(),
             self._process.pool,
@@ -328,7 +328,8 @@ class WorkerReplica:
             async def decide(call: DecideCall) -> Decided:
                 return await run.remote(call)
         else:
-            decide = local_stages(settings, process.library, _ledger_of(process.owner))(journal, process.pool).decide
+            ledger = _ledger_of(process.owner, settings)
+            decide = local_stages(settings, process.library, ledger)(journal, process.pool).decide
         self._backroom = Backroom(settings, process.library, process.owner, journal, process.pool, decide)
         await process.start()
         self._backroom.start()
@@ -390,7 +391,7 @@ class _Ingress:
         def make(journal: JournalHost, pool: ThreadPoolExecutor) -> Stages:
             if stages is not None:
                 return _RemoteStages(*stages)
-            return local_stages(settings, library, _ledger_of(port))(journal, pool)
+            return local_stages(settings, library, _ledger_of(port, settings))(journal, pool)
 
         self._server = IngressServer(
             settings, secrets.token_hex(4), library, port, make, admin_token=admin_token, metrics_url=metrics_url
@@ -408,7 +409,7 @@ class _Ingress:
 IngressReplica = serve.ingress()(_Ingress)
 
 
-def _ledger_of(owner: _OwnerHandle) -> LedgerClient:
+def _ledger_of(owner: _OwnerHandle, settings: Settings) -> LedgerClient:
     from serve_app.serving.assemble import bridged
 
-    return bridged(owner.call, asyncio.get_running_loop(), _LEDGER_TIMEOUT_S)
+    return bridged(owner.call, asyncio.get_running_loop(), _LEDGER_TIMEOUT_S, settings.budgets.ledger_ms / 1000)

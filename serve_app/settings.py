@@ -79,6 +79,8 @@ class BudgetSettings(_Group):
     """Whole notification decision; a decision has no fall-back, it fails closed."""
     decide_batch_ms: Milliseconds = 60_000
     """Whole `decide-batch` call."""
+    ledger_ms: Milliseconds = 2_000
+    """Asking the ledger, before a decision is made, for users and for what changed; beyond it the ledger counts as down."""
     live_ms: Milliseconds = 200
     """Reading recent events and catalogue changes."""
     retrieval_ms: Milliseconds = 400

@@ -161,6 +161,7 @@ class StageBit(IntFlag):
     decision = 8
     log = 16
     availability = 32
+    ledger = 64  # sent without it: see serve_app.serving.unledgered
 
 
 class EventType(IntEnum):

@@ -110,6 +110,8 @@ def answer_rows(made: Decided, users: Sequence[str], edition: Edition) -> list[A
     for row in np.flatnonzero(action == Action.defer).tolist():
         user, request_id = int(request["user"][row]), int(request["request_id"][row])
         answers[row]["decided_again_as"] = decision_id_text(user, child_of(user, request_id), 0)
+    for row in np.flatnonzero(made.decided.status == DecideStatus.unledgered).tolist():
+        answers[row]["unledgered"] = True
     for row in np.flatnonzero(made.decided.status == DecideStatus.duplicate).tolist():
         answers[row] = None
     for row, problem in problems_of(made).items():

@@ -14,7 +14,7 @@ import pyarrow as pa
 from starlette.responses import Response
 
 from serve_app.clock import text_of
-from serve_app.errors import NotReady, UnknownIdentifier
+from serve_app.errors import LedgerUnavailable, UnknownIdentifier
 from serve_app.ids import parse_decision_id
 from serve_app.ingress.admission import Admitted, admitted
 from serve_app.ingress.arrow import ARROW_STREAM, rows_from_arrow, to_stream
@@ -39,6 +39,7 @@ from serve_app.ingress.stored import stored_decision
 from serve_app.serving.deciding import DecideCall
 from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.stages import Stages, in_pool
+from serve_app.serving.unledgered import may_send_unledgered
 from serve_app.settings import Settings
 
 __all__ = ["NotifyRoutes"]
@@ -89,7 +90,7 @@ class NotifyRoutes:
 
     async def _run(self, batch: Sequence[tuple[_Ask, Key]]) -> list[Answer]:
         release, policy, dry, explain = batch[0][1]
-        edition = await self._edition(release, policy)
+        edition, ledgered = await self._edition_or_last(release, policy)
         asks = [ask for ask, _ in batch]
 
         def asking() -> Asking:
@@ -101,20 +102,32 @@ class NotifyRoutes:
                 [ask.client for ask in asks],
             )
 
-        chunk = await self._decided(asking, edition, dry=dry, explain=explain)
+        chunk = await self._decided(asking, edition, dry=dry, explain=explain, ledgered=ledgered)
         return await in_pool(self._pool, lambda: rows_of(chunk, explain=explain))
 
     async def _edition(self, release: str, policy: str) -> Edition:
         """The pinned edition with every catalogue change that was answered before now."""
         try:
-            async with asyncio.timeout(self._settings.budgets.live_ms / 1000):
+            async with asyncio.timeout(self._settings.budgets.ledger_ms / 1000):
                 live = await self._owner.live(np.empty(0, np.uint64), self._library.seq)
         except TimeoutError:
-            raise NotReady("live changes could not be checked in time", field="availability") from None
+            raise LedgerUnavailable("live changes could not be checked in time", field="availability") from None
         self._library.learn(live.changes)
         return self._library.edition(Pins(release, policy, live.head))
 
-    async def _decided(self, asking: Callable[[], Asking], edition: Edition, *, dry: bool, explain: bool) -> Chunk:
+    async def _edition_or_last(self, release: str, policy: str) -> tuple[Edition, bool]:
+        """`_edition` and True; or, where the ledger is down, the last one known and False, if anything may go without it."""
+        try:
+            return await self._edition(release, policy), True
+        except LedgerUnavailable:
+            edition = self._library.edition(Pins(release, policy, self._library.seq))
+            if not may_send_unledgered(edition.policy):
+                raise
+            return edition, False
+
+    async def _decided(
+        self, asking: Callable[[], Asking], edition: Edition, *, dry: bool, explain: bool, ledgered: bool
+    ) -> Chunk:
         """Decide the rows that `asking` gives, in order."""
 
         def prepare() -> Chunk:
@@ -125,7 +138,7 @@ class NotifyRoutes:
         prepared = chunk.prepared
         if prepared.batch is not None:
             pins = Pins(edition.release.version, edition.policy.revision, edition.view.seq)
-            call = DecideCall(prepared.batch, pins, prepared.keys, prepared.digests, not dry, explain)
+            call = DecideCall(prepared.batch, pins, prepared.keys, prepared.digests, not dry, explain, ledgered)
             chunk.made = await self._stages.decide(call)
         return chunk
 
@@ -133,8 +146,8 @@ class NotifyRoutes:
         arrow = incoming.headers.get("content-type", "").split(";")[0].strip() == ARROW_STREAM
         rows, asked = await in_pool(self._pool, lambda: _read_batch(incoming, arrow))
         with admitted(incoming, asked, self._library, self._settings.budgets.decide_batch_ms) as one:
-            edition = await self._edition(*one.pins)
-            chunks = await self._chunks(rows, one, edition, incoming.caller.name)
+            edition, ledgered = await self._edition_or_last(*one.pins)
+            chunks = await self._chunks(rows, one, edition, incoming.caller.name, ledgered)
 
         def answer() -> Response:
             if arrow:
@@ -144,7 +157,7 @@ class NotifyRoutes:
 
         return await in_pool(self._pool, answer)
 
-    async def _chunks(self, rows: AskedRows, one: Admitted, edition: Edition, client: str) -> list[Chunk]:
+    async def _chunks(self, rows: AskedRows, one: Admitted, edition: Edition, client: str, ledgered: bool) -> list[Chunk]:
         """Decide chunk by chunk; chunks run side by side unless a user stands in several rows."""
         size = self._settings.limits.decide_batch_rows_per_chunk
         distinct = len(np.unique(rows.user)) == len(rows)
@@ -160,7 +173,7 @@ class NotifyRoutes:
 
             async with gate:
                 try:
-                    return await self._decided(asking, edition, dry=one.dry, explain=False)
+                    return await self._decided(asking, edition, dry=one.dry, explain=False, ledgered=ledgered)
                 except Exception as error:  # noqa: BLE001 - rows of other chunks are decided all the same
                     return Chunk.failed(part, error, edition)
 

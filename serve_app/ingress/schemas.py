@@ -31,7 +31,7 @@ __all__ = [
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 """An id as the caller knows it: any text of up to 200 characters."""
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
-StageName = Literal["retrieval", "features", "ranking", "decision", "log", "availability"]
+StageName = Literal["retrieval", "features", "ranking", "decision", "log", "availability", "ledger"]
 RequestId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 

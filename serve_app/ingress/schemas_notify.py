@@ -128,6 +128,9 @@ class RowAnswer(BaseModel):
         None, description="of a deferral: the decision that answers it, from `until` on, at GET /v1/decisions/{id}"
     )
     sends: list[Send] = Field(default_factory=list)
+    unledgered: bool = Field(
+        False, description="sent without the ledger, which is down: at least once, counted nowhere; a retry sends again"
+    )
     replayed: bool = Field(False, description="this idempotency key was decided before; this is that decision")
     degraded: list[StageName] = Field(default_factory=list, description="stages that fell back")
     propensity_none: float | None = Field(None, description="probability that nothing was chosen")

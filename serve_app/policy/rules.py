@@ -35,6 +35,8 @@ class MessageClassRule(Strict):
     """Reaches a channel the user opted out of (never one that cannot be reached)."""
     bypass_threshold: StrictBool = False
     """Needs neither scores nor value: sent whenever the other gates let it pass."""
+    unledgered: StrictBool = False
+    """Sent at least once even while the ledger is down, though opt-outs of that time cannot be read: transactional only."""
     priority: Annotated[StrictInt, Field(ge=-100, le=100)] = 0
     """Added to the campaign's own priority; higher goes first."""
     threshold: Annotated[StrictFloat, Field(ge=-1e6, le=1e6)] | None = None
@@ -47,10 +49,23 @@ class MessageClasses(Strict):
     """The three legal natures of a message. Transactional ones bypass caps and quiet hours unless stated otherwise."""
 
     transactional: MessageClassRule = MessageClassRule(
-        bypass_caps=True, bypass_min_gap=True, bypass_quiet_hours=True, bypass_threshold=True, priority=100
-    )
+        bypass_caps=True, bypass_min_gap=True, bypass_quiet_hours=True, bypass_threshold=True, unledgered=True,
+        priority=100,
+    )  # fmt: skip
     informational: MessageClassRule = MessageClassRule()
     advertising: MessageClassRule = MessageClassRule()
+
+    @model_validator(mode="after")
+    def _unledgered_is_lawful(self) -> Self:
+        for name in ("informational", "advertising"):
+            if getattr(self, name).unledgered:
+                raise ValueError(
+                    f"{name}: unledgered is for transactional messages; consents cannot be read without a ledger"
+                )
+        own = self.transactional
+        if own.unledgered and not (own.bypass_caps and own.bypass_min_gap):
+            raise ValueError("transactional: unledgered needs bypass_caps and bypass_min_gap; without a ledger none is kept")
+        return self
 
 
 class Window(Strict):

@@ -19,11 +19,21 @@ from serve_app.settings import Settings
 __all__ = ["bridged", "local_stages"]
 
 
-def bridged(call: Callable[..., Any], loop: asyncio.AbstractEventLoop, timeout_s: float) -> LedgerClient:
-    """A ledger for worker threads over the owner's coroutine `call`, which runs on `loop`."""
+def bridged(
+    call: Callable[..., Any], loop: asyncio.AbstractEventLoop, timeout_s: float, read_s: float | None = None
+) -> LedgerClient:
+    """A ledger for worker threads over the owner's coroutine `call`, which runs on `loop`. read_s: how long a read may take
+    (default: as long as anything); it is given up then. A write that takes too long goes on, its outcome unknown."""
 
     def ask(method: str, *arguments: Any, **keywords: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(call(method, *arguments, **keywords), loop).result(timeout_s)
+        asked = asyncio.run_coroutine_threadsafe(call(method, *arguments, **keywords), loop)
+        if method != "read" or read_s is None:
+            return asked.result(timeout_s)
+        try:
+            return asked.result(read_s)
+        except TimeoutError:
+            asked.cancel()
+            raise
 
     return LedgerClient(ask)
 

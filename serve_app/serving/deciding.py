@@ -13,13 +13,16 @@ import numpy.typing as npt
 
 from serve_app.batch import Batch
 from serve_app.decide import DecidedBatch, DecideStatus, decide
-from serve_app.ledger.protocol import Ledger
+from serve_app.errors import LedgerUnavailable
+from serve_app.ledger.memory import MemoryLedger
+from serve_app.ledger.protocol import Ledger, LedgerView
 from serve_app.log.fingerprint import code_version, fingerprint
 from serve_app.serving.hosts import RankCall, flagged
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Library, Pins
 from serve_app.serving.meters import count
 from serve_app.serving.stages import in_pool
+from serve_app.serving.unledgered import send_unledgered
 from serve_app.stages.decision import Decision
 from serve_app.stages.extend import extended
 from serve_app.vocabulary import Action, Reason, StageBit
@@ -41,6 +44,8 @@ class DecideCall:
     digests: Sequence[bytes] | None
     commit: bool
     explain: bool
+    ledgered: bool = True
+    """False: the ledger is known to be down; only what goes without it is sent."""
 
 
 @dataclass(slots=True)
@@ -105,7 +110,7 @@ class DecideFlow:
         }
         scored = Batch(scored.requests, scored.candidates, scored.offsets, meta)
         decided = decide(
-            self._ledger,
+            self._ledger if call.ledgered else _AWAY,
             self._stage,
             scored,
             edition.context,
@@ -115,6 +120,8 @@ class DecideFlow:
             max_attempts=self._max_attempts,
             item_hashes=edition.view.hashes,
         )
+        if call.commit:
+            decided = send_unledgered(decided, self._stage, edition.context)
         _measure(decided)
         logged = True
         if call.commit:
@@ -131,9 +138,22 @@ class DecideFlow:
         return Decided(decided, logged)
 
 
+class _Away(MemoryLedger):
+    """The ledger of a call that already knows that there is none."""
+
+    def read(self, users: npt.NDArray[np.uint64]) -> LedgerView:
+        raise LedgerUnavailable(f"the ledger was down when the call began, {len(users)} users were not read")
+
+
+_AWAY = _Away()
+
+
 def _measure(decided: DecidedBatch) -> None:
     for status, rows in zip(*np.unique(decided.status, return_counts=True), strict=True):
         count("hindcast_ledger_outcomes", int(rows), status=DecideStatus(int(status)).name)
+        if status == DecideStatus.unledgered:
+            count("hindcast_unledgered", int(rows))
+            _LOG.warning("%d decisions were sent without the ledger, which is down", rows)
     request = decided.batch.requests
     outcomes = request["action"].astype(np.int64) << 8 | request["reason"]
     for outcome, rows in zip(*np.unique(outcomes, return_counts=True), strict=True):
