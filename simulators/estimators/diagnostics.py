@@ -107,7 +107,11 @@ class Diagnostics:
         self._sums.fold(user, weight, right, code)
         _largest(user, np.empty(0, np.int32) if code is None else code, weight, live, self._by_user, self._by_row)
         if excluded is not None:
-            self._excluded = self._excluded + excluded
+            self.exclude(excluded)
+
+    def exclude(self, faults: I64) -> None:
+        """Count rows that were left out: i64[len(FAULTS)]."""
+        self._excluded = self._excluded + faults
 
     def of(self, policy: int, group: int = 0) -> PolicyDiagnostics:
         """Of target number `policy` (0-based, without `logged`)."""

@@ -142,6 +142,10 @@ class Estimator(ABC):
                 f"rows of {rows.target.shape[1]} policies and {rows.reward.shape[1]} metrics, expected "
                 f"{len(self.policies) - 1} and {len(self.metrics)}", field="target, reward",
             )  # fmt: skip
+        if not len(rows):
+            if self.diagnostics is not None:
+                self.diagnostics.exclude(rows.excluded)
+            return
         units = self._units(rows)
         code = units.code
         if self.grouping is not None and code is None:

@@ -35,8 +35,8 @@ def _marginal(offsets: I64, attribute: U64, chosen: I64, probability: F64, out: 
 def attribute_probability(offsets: I64, attribute: U64, chosen: I64, probability: F64, p_none: F64) -> F64:
     """f64[n]: probability that a choice with the logged choice's attribute is made.
 
-    Candidates by request (offsets i64[n + 1]) with attribute u64[m] and probability f64[m]; chosen i64[n] is a candidate row,
-    -1: none, whose probability is p_none f64[n]."""
+    Candidates by request (offsets i64[n + 1]) with attribute u64[m] and probability f64[m]; chosen i64[n] is a candidate
+    row, -1: none, whose probability is p_none f64[n]."""
     out = np.empty(len(chosen))
     _marginal(offsets, attribute, chosen, probability, out)
     return np.where(chosen < 0, p_none, out)

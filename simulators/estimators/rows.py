@@ -218,9 +218,12 @@ def _faults(p: F64, pi: F64, pi_send: F64, lost: F64, y: F64, q: F64 | None, q_p
         for column in range(matrix.shape[1]):
             missing |= np.isnan(matrix[:, column])
             outside |= ~((matrix[:, column] >= -_ROUNDING) & (matrix[:, column] <= 1.0 + _ROUNDING))
+    modelled = np.zeros(len(p), np.bool_)
+    if q is not None and q_pi is not None:
+        modelled = _not_finite(q) | _not_finite(q_pi.reshape(len(p), pi.shape[1] * y.shape[1]))
     tests = [
         np.isnan(p), p <= 0, p > 1.0 + _ROUNDING, missing, outside, _not_finite(y),
-        np.zeros(len(p), np.bool_) if q is None or q_pi is None else _not_finite(q) | _not_finite(q_pi.reshape(len(p), -1)),
+        modelled,
     ]  # fmt: skip
     for code in range(len(tests) - 1, -1, -1):
         fault[tests[code]] = code

@@ -113,9 +113,9 @@ class ShrunkDR(ValuePerRow):
         return (f"parameter {self.choice(policy, metric).parameter:g}, chosen on the same data: no coverage is claimed",)
 
     def _choose(self, policy: int, metric: int) -> GridChoice:
-        if len(self.grid) == 1:
-            return GridChoice(self.grid[0], 0, False)
         moments, users = self._moments(0)
+        if len(self.grid) == 1 or not users:
+            return GridChoice(self.grid[-1], len(self.grid) - 1, False)
         ordered = range(len(self.grid) - 1, -1, -1)
         values, reach = [], []
         for place in ordered:
