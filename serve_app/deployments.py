@@ -305,6 +305,16 @@ class DecisionReplica:
             max_attempts=settings.ledger.max_attempts,
         )
         await self._process.start()
+        await self._warm_up()
+
+    async def _warm_up(self) -> None:
+        """Each replica for itself, also one that replaces another: no caller waits for kernels to be loaded or compiled."""
+        from serve_app.ingress.warming import warm_decisions
+        from serve_app.serving.library import Pins
+
+        library = self._process.library
+        pins = Pins(library.releases.current, library.policies.current, library.seq)
+        await warm_decisions(pins, library.edition(pins), self._flow)
 
     async def run(self, call: DecideCall) -> Decided:
         """See DecideFlow."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 
@@ -13,14 +14,14 @@ from serve_app.ingress.asks import Ask, Known
 from serve_app.ingress.decisions import Asking, prepare_decisions
 from serve_app.ingress.recommend import LiveCall, Recommender
 from serve_app.ingress.schemas_notify import DecideRow
-from serve_app.serving.deciding import DecideCall
+from serve_app.serving.deciding import DecideCall, Decided
 from serve_app.serving.given import KIND_SOURCES, given_reviews, given_widgets
 from serve_app.serving.hosts import RankCall
 from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.stages import Stages
 from serve_app.vocabulary import Surface
 
-__all__ = ["warm_up"]
+__all__ = ["warm_decisions", "warm_up"]
 
 _LOG = logging.getLogger("hindcast.ingress")
 
@@ -36,7 +37,7 @@ async def warm_up(library: Library, stages: Stages, recommender: Recommender, li
             await _list(surface, pins, edition, known, stages, recommender)
         except HindcastError as error:
             _LOG.warning("surface %s cannot be warmed up: %s", surface.name, error)
-    await _decide(pins, edition, stages)
+    await warm_decisions(pins, edition, stages.decide)
 
 
 async def _list(
@@ -59,10 +60,14 @@ async def _list(
         await stages.rank(RankCall(found, pins, explain=False, log=False, page=np.zeros(1, np.int32)))
 
 
-async def _decide(pins: Pins, edition: Edition, stages: Stages) -> None:
+async def warm_decisions(pins: Pins, edition: Edition, decide: Callable[[DecideCall], Awaitable[Decided]]) -> None:
+    """One dry decision over every live campaign. Logged where it fails: the first callers then wait a little longer."""
     now = now_us()
     rows = AskedRows.of_models([DecideRow(user="\0nobody")])
     asking = Asking(rows, np.ones(1, np.uint64), np.array([now]), np.array([now]), ["warm-up"])
     prepared = prepare_decisions(asking, edition)
     if prepared.batch is not None:
-        await stages.decide(DecideCall(prepared.batch, pins, None, None, commit=False, explain=False))
+        try:
+            await decide(DecideCall(prepared.batch, pins, None, None, commit=False, explain=False))
+        except HindcastError as error:
+            _LOG.warning("decisions cannot be warmed up: %s", error)

@@ -63,7 +63,7 @@ _PARTS: dict[Role, tuple[str, ...]] = {
     Role.retrieval: ("catalogue", "retrieval"),
     Role.features: ("catalogue", "retrieval", "features", "models"),
     Role.ranking: ("catalogue", "retrieval", "features", "models"),
-    Role.decision: ("catalogue", "retrieval"),
+    Role.decision: ("catalogue", "retrieval", "histories"),  # histories: for its own warm-up
     Role.worker: ("catalogue", "retrieval", "histories"),
 }
 
