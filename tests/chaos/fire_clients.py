@@ -1,5 +1,7 @@
 """Clients that never give up: 64 connections that ask for decisions on the same users while things die around them.
 
+Most ask for one user at a time, a quarter for hundreds of rows in a call: the 50 users of everybody twice, and others once.
+
 A row with an idempotency key is asked for again, with the same key, until it is answered. A row without one is asked for
 once: where its answer is lost, that is written down. Every answer is kept, and every failure with what it claimed.
 """
@@ -24,6 +26,8 @@ PROBLEM = "application/problem+json"
 UNKNOWN = "urn:hindcast:problem:outcome-unknown"
 NOTHING_DONE = frozenset(f"urn:hindcast:problem:{kind}" for kind in ("not-ready", "overloaded", "ledger-unavailable"))
 TIMEOUT_S = 30.0
+LARGE = 200
+"""Users of a large call beside the hot ones."""
 
 
 def hashed(name: str) -> int:
@@ -91,15 +95,23 @@ class Book:
 
 
 class Clients:
-    """`connections` clients of one server. `target`: answered decisions after which they stop asking for new ones."""
+    """`connections` clients of one server, all on the `hot` users; `others` fill up the large calls. `target`: answered
+    decisions after which they stop asking for new ones."""
 
     def __init__(
-        self, url: str, users: list[str], campaigns: list[str], *, connections: int, rows: int, target: int, seed: int
+        self,
+        url: str,
+        hot: list[str],
+        others: list[str],
+        campaigns: list[str],
+        *,
+        connections: int,
+        target: int,
+        seed: int,
     ) -> None:
         self.book = Book()
-        self._url, self._users, self._campaigns = url, users, campaigns
-        self._connections, self._rows, self._target = connections, rows, target
-        self._seed = seed
+        self._url, self._hot, self._others, self._campaigns = url, hot, others, campaigns
+        self._connections, self._target, self._seed = connections, target, seed
         self._answered_keys: deque[Row] = deque(maxlen=2_000)
         self._number = 0
 
@@ -110,39 +122,42 @@ class Clients:
 
     async def run(self) -> None:
         """Until the target is reached and every key is answered."""
-        limits = httpx.Limits(max_connections=self._connections, max_keepalive_connections=self._connections)
+        limits = httpx.Limits(max_connections=2 * self._connections, max_keepalive_connections=2 * self._connections)
         async with httpx.AsyncClient(base_url=self._url, timeout=TIMEOUT_S, limits=limits) as http:
-            await asyncio.gather(*(self._client(http, number) for number in range(self._connections)))
+            clients = [self._many, self._one, self._one, self._one]
+            await asyncio.gather(*(clients[number % 4](http, number) for number in range(self._connections)))
 
-    async def _client(self, http: httpx.AsyncClient, number: int) -> None:
+    async def _many(self, http: httpx.AsyncClient, number: int) -> None:
+        """Large calls, one after the other."""
+        rng = random.Random(self._seed * 1_000 + number)
+        while not self.done:
+            users = 2 * self._hot + rng.sample(self._others, LARGE)
+            rng.shuffle(users)
+            rows = [self._row(rng, keyed=rng.random() < 0.05, user=user) for user in users]
+            if self._answered_keys:
+                rows[0] = rng.choice(self._answered_keys)
+            await self._until_answered(http, rows, rng)
+
+    async def _one(self, http: httpx.AsyncClient, number: int) -> None:
+        """One user at a time: with a key, without, and now and then a key that was answered before."""
         rng = random.Random(self._seed * 1_000 + number)
         while not self.done:
             draw = rng.random()
-            if draw < 0.10:
-                row = self._row(rng, keyed=True)
-                # Two connections with the same key at the same time, like a caller whose first try seems slow.
-                await asyncio.gather(*(self._until_answered(http, [row], rng) for _ in range(rng.choice((1, 2)))))
-            elif draw < 0.15:
-                await self._until_answered(http, [self._row(rng, keyed=False)], rng)
-            elif draw < 0.20 and self._answered_keys:
+            if draw < 0.1 and self._answered_keys:
                 await self._until_answered(http, [rng.choice(self._answered_keys)], rng)
+            elif draw < 0.4:
+                await self._until_answered(http, [self._row(rng, keyed=False)], rng)
             else:
-                await self._until_answered(http, self._batch(rng), rng)
-
-    def _batch(self, rng: random.Random) -> list[Row]:
-        """Every user equally often, in no order; a few rows with keys, a few repeats of answered keys."""
-        users = self._users * (self._rows // len(self._users))
-        rng.shuffle(users)
-        rows = [self._row(rng, keyed=rng.random() < 0.05, user=user) for user in users]
-        if self._answered_keys:
-            rows[0] = rng.choice(self._answered_keys)
-        return rows
+                row = self._row(rng, keyed=True)
+                # Now and then twice at the same time, like a caller to whom the first try seems slow.
+                await asyncio.gather(*(self._until_answered(http, [row], rng) for _ in range(rng.choice((1, 1, 2)))))
+            await asyncio.sleep(rng.uniform(0.0, 0.2))
 
     def _row(self, rng: random.Random, *, keyed: bool, user: str | None = None) -> Row:
         self._number += 1
         chosen = rng.sample(self._campaigns, 3)
         fields = (("candidates", [{"campaign": one} for one in chosen]), ("max_sends", rng.choice((1, 2))))
-        return Row(user or rng.choice(self._users), f"key-{self._number}" if keyed else "", fields)
+        return Row(user or rng.choice(self._hot), f"key-{self._number}" if keyed else "", fields)
 
     async def _until_answered(self, http: httpx.AsyncClient, rows: list[Row], rng: random.Random) -> None:
         for row in rows:

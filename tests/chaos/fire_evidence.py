@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from serve_app.ledger.protocol import HistoryFlag, Ledger
 from serve_app.ledger.record import unpack_record
+from serve_app.log.compaction import compact
+from serve_app.log.copying import copy_records
 from serve_app.log.reader import read_log
 from serve_app.vocabulary import Action
 from tests.chaos.exactness_checker import Evidence, Kept, Logged, Lost, Person, Send, Use
@@ -21,8 +24,11 @@ _SLACK_US = 5_000_000
 
 
 def gather(data: Path, ledger: Ledger, people: dict[int, Person], book: Book) -> Evidence:
-    """Everything the checker needs. `people`: as they were before the run."""
+    """Everything the checker needs. `people`: as they were before the run. What the journal lacks, because a process died
+    between its commit and its answer, is copied from the ledger first, as the server's upkeep does."""
     read_ledger(ledger, people)
+    compact(data)
+    copy_records(data, ledger, now_us=time.time_ns() // 1000)
     rules = {
         path.stem: rules_of(path.stem, json.loads(path.read_text()))
         for path in (data / "policies").glob("*.json")

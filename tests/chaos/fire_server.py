@@ -18,7 +18,8 @@ from serve_app.settings import EXPENDABLE
 from tests.chaos.exactness_checker import Person
 from tests.chaos.fire_clients import hashed
 
-USERS = [f"fire-user-{number:02d}" for number in range(50)]
+HOT = [f"hot-{number:02d}" for number in range(50)]
+OTHERS = [f"other-{number:03d}" for number in range(300)]
 ZONES = ("Asia/Seoul", "America/New_York", "Europe/Berlin")
 SKEW_MS = (0, 2_000, -1_000)
 CAMPAIGNS: dict[str, tuple[str, list[str], str]] = {
@@ -78,7 +79,7 @@ def people_and_campaigns(url: str) -> dict[int, Person]:
     """PUT everybody and everything; gives the users with the version they begin the run with."""
     people = {}
     with httpx.Client(base_url=url, timeout=60.0) as http:
-        for number, name in enumerate(USERS):
+        for number, name in enumerate(HOT + OTHERS):
             zone = ZONES[number % len(ZONES)]
             known = {"zone": zone, "region": "us", "reachable": ["push", "email", "sms"]}
             answer = http.put(f"/v1/users/{name}", json=known).raise_for_status().json()

@@ -99,11 +99,7 @@ def test_a_decision_whose_process_died_is_an_unknown_outcome_unless_it_was_a_dry
 
 
 def test_what_a_replica_says_in_our_words_is_passed_on() -> None:
-    try:
-        try:
-            raise NotReady("not yet")
-        except NotReady as inner:
-            raise RuntimeError("wrapped by the way here") from inner
-    except RuntimeError as error:
-        assert str(own_error(error)) == "not yet"
+    wrapped = RuntimeError("wrapped by the way here")
+    wrapped.__cause__ = NotReady("not yet")
+    assert own_error(wrapped) is wrapped.__cause__
     assert own_error(RuntimeError("of somebody else")) is None
