@@ -94,7 +94,7 @@ def test_a_release_is_promoted_without_a_failed_request(instance: Instance, data
     # Answers under way at the flip may still be the old one's: four callers, so at most four.
     assert releases[done:].count(old) <= 4
     replicas = instance.get("/v1/replicas")["replicas"]
-    assert {one["role"] for one in replicas} == {"ingress", "retrieval", "features", "ranking", "decision"}
+    assert {one["role"] for one in replicas} == {"ingress", "retrieval", "features", "ranking", "decision", "worker"}
     assert all(new in one["releases"] for one in replicas)
 
 
