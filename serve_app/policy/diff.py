@@ -9,7 +9,7 @@ from typing import Any
 from serve_app.policy.base import Strict
 from serve_app.policy.document import PolicyDocument
 from serve_app.policy.rules import Cap, QuietHours
-from serve_app.policy.trials import Holdout
+from serve_app.policy.trials import Cells, Experiment, Holdout
 
 __all__ = ["policy_diff"]
 
@@ -28,8 +28,12 @@ def policy_diff(old: PolicyDocument, new: PolicyDocument) -> list[str]:
             lines += _parts(before, after, "quiet hours", _quiet_words, _settings_change)
         elif name == "holdouts":
             lines += _parts(before, after, "holdout", _holdout_words, _settings_change)
-        elif name in ("experiments", "segments"):
-            lines += _parts(before, after, name.removesuffix("s"), lambda one: one.id, _settings_change)
+        elif name == "experiments":
+            lines += _parts(before, after, "experiment", _experiment_words, _settings_change)
+        elif name == "segments":
+            lines += _parts(before, after, "segment", lambda one: one.id, _settings_change)
+        elif name == "cells" and (before is None or after is None):
+            lines.append(f"{_cells_words(before or after)} {'added' if before is None else 'removed'}")
         elif name == "kill_switches":
             lines += _switches(before, after)
         else:
@@ -50,9 +54,15 @@ def _parts(
     for name, one in after.items():
         if name in before and before[name] != one:
             lines += change(f"{kind} {words(before[name])}", before[name], one)
-    if not lines:
-        lines.append(f"{kind}: order changed to {', '.join(after)}")
-    return lines
+    return lines + _order(kind, list(before), list(after))
+
+
+def _order(kind: str, before: list[str], after: list[str]) -> list[str]:
+    """Order matters: the first of several rules that apply speaks, and shares of users follow it."""
+    stayed = [name for name in after if name in before]
+    if stayed == [name for name in before if name in after]:
+        return []
+    return [f"{kind}: order changed to {', '.join(after)}"]
 
 
 def _scope(cap: Cap) -> str:
@@ -86,6 +96,15 @@ def _holdout_words(holdout: Holdout) -> str:
     return f"{holdout.id} ({holdout.scope}, {holdout.percent:g} %)"
 
 
+def _experiment_words(experiment: Experiment) -> str:
+    return f"{experiment.id} ({', '.join(f'{arm.id} {arm.percent:g} %' for arm in experiment.arms)})"
+
+
+def _cells_words(cells: Cells) -> str:
+    shares = ", ".join(f"{one.id} {100 * one.probability:g} %" for one in cells.variants)
+    return f"cells ({shares}; drawn anew every {cells.epoch_hours:g} h)"
+
+
 def _settings_change(name: str, old: Strict, new: Strict) -> list[str]:
     return _walk(_plain(old), _plain(new), name)
 
@@ -115,10 +134,11 @@ def _plain_inside(value: Any) -> Any:
 
 def _walk(old: Any, new: Any, name: str) -> list[str]:
     """Changes below a path; lists of named parts are compared by id."""
+    lines: list[str] = []
     if isinstance(old, list) and isinstance(new, list) and _named(old) and _named(new):
         old, new = {one["id"]: one for one in old}, {one["id"]: one for one in new}
+        lines = _order(name, list(old), list(new))
     if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
         for key in [*old, *(key for key in new if key not in old)]:
             if key not in new:
                 lines.append(f"{name} {key}: {_shown(old[key])} removed")
@@ -137,6 +157,8 @@ def _named(values: list[Any]) -> bool:
 def _shown(value: Any) -> str:
     if value is None:
         return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list):
         return "[" + ", ".join(_shown(one) for one in value) + "]"
     if isinstance(value, dict):

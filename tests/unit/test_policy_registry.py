@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -22,7 +23,15 @@ from serve_app.policies import (
 )
 from serve_app.policy.diff import policy_diff
 from serve_app.policy.document import DEFAULT_POLICY, PolicyDocument, load_policy, parse_policy
+from tests.unit.decision_worlds import a_policy
 
+NIGHT = {"id": "night", "start": "22:00", "end": "08:00"}
+HOLDOUT = {"id": "h", "scope": "global", "percent": 2.5, "salt": "h"}
+EXPERIMENT: dict[str, Any] = {"id": "e", "salt": "e", "arms": [{"id": "a", "percent": 50}, {"id": "b", "percent": 50}]}
+CELLS: dict[str, Any] = {
+    "epoch_hours": 48, "variants": [{"id": "x", "probability": 0.6}, {"id": "y", "probability": 0.4}],
+}  # fmt: skip
+BUCKET = {"kind": "bucket", "salt": "v", "percent": 5}
 CAP = {"id": "day", "scope": "global", "limit": 3, "window": {"rolling_hours": 24}}
 
 
@@ -101,6 +110,58 @@ def test_a_server_that_refuses_keeps_the_old_policy(tmp_path: Path, phase: str) 
             ],
         ),
         ({"threshold": 0.1}, {"threshold": 0.25}, ["threshold 0.1 -> 0.25"]),
+        ({}, {"min_gap": {"minutes": 90}}, ["min gap minutes 0 -> 90"]),
+        ({}, {"deferral": {"spread_minutes": 10}}, ["deferral spread minutes 30 -> 10"]),
+        ({}, {"max_sends_per_decision": 2}, ["max sends per decision 1 -> 2"]),
+        ({}, {"default_zone": "UTC"}, ["default zone Asia/Seoul -> UTC"]),
+        ({}, {"quiet_hours": [NIGHT]}, ["quiet hours night (22:00 to 08:00, defer) added"]),
+        (
+            {"quiet_hours": [NIGHT]}, {"quiet_hours": [NIGHT | {"end": "07:30", "channels": ["sms"]}]},
+            [
+                "quiet hours night (22:00 to 08:00, defer) end 08:00 -> 07:30",
+                "quiet hours night (22:00 to 08:00, defer) channels [] -> [sms]",
+            ],
+        ),
+        (
+            {"quiet_hours": [NIGHT, NIGHT | {"id": "b"}]}, {"quiet_hours": [NIGHT | {"id": "b"}, NIGHT]},
+            ["quiet hours: order changed to b, night"],
+        ),
+        ({"regions": {"kr": {}}}, {"regions": {"kr": {"night_end": "09:00"}}}, ["regions kr night end 08:00 -> 09:00"]),
+        ({"regions": {"us": {"ad_label": None}}}, {"regions": {"us": {}}}, ["regions us ad label none -> (광고)"]),
+        ({}, {"holdouts": [HOLDOUT]}, ["holdout h (global, 2.5 %) added"]),
+        (
+            {"holdouts": [HOLDOUT]}, {"holdouts": [HOLDOUT | {"percent": 5, "blocking": True}]},
+            ["holdout h (global, 2.5 %) percent 2.5 -> 5", "holdout h (global, 2.5 %) blocking no -> yes"],
+        ),
+        ({}, {"experiments": [EXPERIMENT]}, ["experiment e (a 50 %, b 50 %) added"]),
+        (
+            {"experiments": [EXPERIMENT]}, {"experiments": [EXPERIMENT | {"arms": EXPERIMENT["arms"][::-1]}]},
+            ["experiment e (a 50 %, b 50 %) arms: order changed to b, a"],
+        ),
+        (
+            {"experiments": [EXPERIMENT]},
+            {"experiments": [EXPERIMENT | {"arms": [{"id": "a", "percent": 50},
+                                                    {"id": "b", "percent": 50, "overrides": {"threshold": 0.2}}]}]},
+            ["experiment e (a 50 %, b 50 %) arms b overrides threshold: 0.2 added"],
+        ),
+        ({"cells": CELLS}, {}, ["cells (x 60 %, y 40 %; drawn anew every 48 h) removed"]),
+        ({"cells": CELLS}, {"cells": CELLS | {"epoch_hours": 72}}, ["cells epoch hours 48 -> 72"]),
+        (
+            {"cells": CELLS}, {"cells": CELLS | {"variants": CELLS["variants"][::-1]}},
+            ["cells variants: order changed to y, x"],
+        ),
+        ({}, {"flips": {"probability": 0.05, "to": "none"}}, ["flips probability 0 -> 0.05", "flips to either -> none"]),
+        (
+            {}, {"message_classes": {"advertising": {"threshold": 0.5}}},
+            ["message classes advertising threshold none -> 0.5"],
+        ),
+        ({}, {"kill_switches": {"all": True}}, ["kill switch: everything off"]),
+        ({"kill_switches": {"channels": ["sms"]}}, {}, ["kill switch: channels sms on again"]),
+        ({}, {"segments": [{"id": "v", "where": BUCKET}]}, ["segment v added"]),
+        (
+            {"segments": [{"id": "v", "where": BUCKET}]}, {"segments": [{"id": "v", "where": BUCKET | {"percent": 6}}]},
+            ["segment v where percent 5 -> 6"],
+        ),
         ({}, {"kill_switches": {"campaigns": ["spring"]}}, ["kill switch: campaigns spring off"]),
         (
             {"surfaces": {"notification": {"head_weights": {"p_click": 1.0}}}},
@@ -111,6 +172,21 @@ def test_a_server_that_refuses_keeps_the_old_policy(tmp_path: Path, phase: str) 
 )  # fmt: skip
 def test_a_diff_is_said_in_words(before: dict[str, Any], after: dict[str, Any], lines: list[str]) -> None:
     assert policy_diff(policy(**before), policy(**after)) == lines
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_diff_is_empty_only_where_nothing_changed(seed: int) -> None:
+    rng = Random(seed)
+    one, other = a_policy(rng), a_policy(rng)
+    assert policy_diff(one, one) == []
+    plain = one.model_dump(mode="json")
+    assert policy_diff(one, parse_policy(plain)) == []
+    lines = policy_diff(one, other)
+    assert lines
+    assert len(set(lines)) == len(lines)
+    for name, value in other.model_dump(mode="json").items():
+        if value != plain[name] and name not in ("caps", "quiet_hours", "experiments", "cells"):  # trials name caps
+            assert policy_diff(one, parse_policy(plain | {name: value, "experiments": [], "cells": None})), name
 
 
 def test_the_command_checks_compares_promotes_and_shows(tmp_path: Path) -> None:
