@@ -62,7 +62,9 @@ class Server:
 
 
 @pytest.fixture(scope="module", params=["chain", "fused"])
-def server(request: pytest.FixtureRequest, ray_cluster: int, demo_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # fmt: skip
+def server(
+    request: pytest.FixtureRequest, ray_cluster: int, demo_release: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     data = data_copy(demo_release, tmp_path_factory.mktemp("deferrals") / "data")
     with receiver() as post:
         settings = generous(
