@@ -174,6 +174,9 @@ class JournalSettings(_Group):
     """`process` survives `kill -9` of the writer; `disk` also fsyncs (group commit) and survives power loss."""
     segment_bytes: int = Field(64 * 1024 * 1024, ge=64 * 1024, le=4 * 1024 * 1024 * 1024)
     """Size at which a journal file is closed and the next one begun."""
+    upkeep_s: float = Field(300, ge=0, le=86_400)
+    """Pause between runs that compact the journal, copy decision records into the log, forget erased users and take the
+    daily snapshot; 0: never (then run `hindcast log compact`). Erased users are off the disk after two runs."""
     log_rate: float = Field(1.0, ge=0, le=1)
     """Share of recommendation requests whose whole candidate set is logged (decisions always log all)."""
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from serve_app.clock import now_us
 from serve_app.errors import HindcastError, NotReady
 from serve_app.ingress.auth import Scope
 from serve_app.ingress.calls import Call, Incoming, json_answer
 from serve_app.ingress.problems import ProblemError
 from serve_app.ingress.schemas import Strict
+from serve_app.log.upkeep import upkeep
+from serve_app.serving.assemble import bridged
 from serve_app.serving.board import Kind
 from serve_app.serving.library import Library
+from serve_app.serving.upkeeping import upkeep_answer
 from serve_app.settings import Settings
 
 __all__ = ["OperateRoutes"]
+
+_UPKEEP_CALL_S = 120.0
 
 
 class VersionIn(Strict):
@@ -64,6 +71,22 @@ class Replicas(BaseModel):
     replicas: list[Replica]
 
 
+class Upkept(BaseModel):
+    """What one run of the log's upkeep did."""
+
+    rows: dict[str, int]
+    duplicates: dict[str, int]
+    frames: int
+    damaged: int
+    torn: int
+    records_copied: int
+    records_known: int
+    records_unreadable: int
+    rows_forgotten: int
+    journal_bytes_overwritten: int
+    snapshot_users: int | None
+
+
 class OperateRoutes:
     """Handlers of operations."""
 
@@ -78,6 +101,8 @@ class OperateRoutes:
             Call("GET", "/readyz", "Whether requests can be served", self._readyz, None, None, Ready, tag="operations"),
             Call("GET", "/v1/replicas", "Replicas and the versions they hold", self._replicas, Scope.admin, None, Replicas,
                  tag="operations"),
+            Call("POST", "/v1/log/upkeep", "Keep the log up now: compact, copy records, forget, snapshot", self._upkeep,
+                 Scope.admin, None, Upkept, tag="operations"),
             Call("GET", "/metrics", "Prometheus metrics of all replicas", self._metrics_text, Scope.read, tag="operations"),
         ]  # fmt: skip
         phases: list[tuple[Kind, str]] = [("release", "releases"), ("policy", "policies")]
@@ -118,6 +143,12 @@ class OperateRoutes:
                 ]
             }
         )
+
+    async def _upkeep(self, incoming: Incoming) -> Response:
+        del incoming
+        ledger = bridged(self._owner.call, asyncio.get_running_loop(), _UPKEEP_CALL_S)
+        result = await asyncio.to_thread(lambda: upkeep(self._settings.data, ledger, now_us=now_us()))
+        return json_answer(upkeep_answer(result))
 
     async def _metrics_text(self, incoming: Incoming) -> Response:
         del incoming

@@ -13,7 +13,7 @@ import orjson
 from starlette.responses import Response
 
 from serve_app.campaigns import CampaignDocument, parse_campaign, validate_campaign
-from serve_app.clock import micros_of, text_of
+from serve_app.clock import micros_of, now_us, text_of
 from serve_app.errors import InvalidInput, UnknownIdentifier
 from serve_app.ids import hash_id
 from serve_app.ingress.auth import Scope
@@ -41,6 +41,7 @@ from serve_app.ingress.schemas_state import (
     UserState,
 )
 from serve_app.ledger.protocol import Consent, UserChanges, UserRecord
+from serve_app.log.erasure import erase_user
 from serve_app.policy.zones import zone_index
 from serve_app.regions import region_index
 from serve_app.serving.journalling import JournalHost
@@ -61,7 +62,7 @@ class StateRoutes:
 
     def __init__(self, owner: Any, library: Library, journal: JournalHost, pool: Executor, settings: Settings) -> None:
         self._owner, self._library, self._journal, self._pool = owner, library, journal, pool
-        self._limits = settings.limits
+        self._limits, self._data = settings.limits, settings.data
 
     def calls(self) -> list[Call]:
         """The calls of this module."""
@@ -76,7 +77,8 @@ class StateRoutes:
             Call("PUT", "/v1/users/{id}", "Consents, opt-outs, reachability, zone of a user", self._put_user,
                  Scope.events, UserDocument, UserState, size, "facts", user),
             Call("GET", "/v1/users/{id}", "A user's state", self._get_user, Scope.read, None, UserState, 0, "facts", user),
-            Call("DELETE", "/v1/users/{id}", "Forget a user", self._delete_user, Scope.events, None, None, 0, "facts", user),
+            Call("DELETE", "/v1/users/{id}", "Forget a user: state, history, log", self._delete_user, Scope.events, None, None,
+                 0, "facts", user),
             Call("PUT", "/v1/items/{id}", "Hide an item, show it, or offer a new one", self._put_item,
                  Scope.events, ItemDocument, ItemState, size, "facts", item),
             Call("PUT", "/v1/campaigns/{id}", "Store a campaign; every change is a new version", self._put_campaign,
@@ -150,9 +152,12 @@ class StateRoutes:
         return json_answer(_user_state(name, record))
 
     async def _delete_user(self, incoming: Incoming) -> Response:
-        name = incoming.params["id"]
-        if not await self._owner.call("delete_user", hash_id(name)):
-            raise UnknownIdentifier(f"nothing is known of user {name[:60]!r}", field="id")
+        """Idempotent, and no question about whether the user was known: the log may know users the ledger never met."""
+        user = hash_id(incoming.params["id"])
+        await in_pool(self._pool, lambda: erase_user(self._data, user, incoming.at_us))
+        await self._owner.call("delete_user", user)
+        # Decisions that were under way are before this instant; what the user does from here on is new.
+        await in_pool(self._pool, lambda: erase_user(self._data, user, now_us()))
         return Response(status_code=204)
 
     async def _put_item(self, incoming: Incoming) -> Response:

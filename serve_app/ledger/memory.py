@@ -270,7 +270,8 @@ class MemoryLedger:
             users = self._table.known_users()
         for start in range(0, len(users), chunk):
             with self._lock:
-                yield from self._table.snapshot(users[start : start + chunk], as_of, chunk)
+                views = list(self._table.snapshot(users[start : start + chunk], as_of, chunk))
+            yield from views  # not under the lock: the next page may be asked for by another thread
 
     def set_history_horizon(self, horizon_us: int) -> None:
         """See Ledger."""

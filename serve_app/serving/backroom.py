@@ -1,5 +1,5 @@
-"""Work that nobody waits for, put together: deferrals decided anew, queued messages handed over, segments refreshed, queues
-measured."""
+"""Work that nobody waits for, put together: deferrals decided anew, queued messages handed over, segments refreshed, the log
+kept up, queues measured."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from serve_app.clock import now_us
 from serve_app.errors import HindcastError, InvalidInput
 from serve_app.segments.periodic import SegmentRefresher
+from serve_app.serving.assemble import bridged
 from serve_app.serving.deciding import DecideCall, Decided
 from serve_app.serving.editions import EditionNow, OwnerCall, editions
 from serve_app.serving.journalling import JournalHost
@@ -21,6 +22,7 @@ from serve_app.serving.library import Library
 from serve_app.serving.meters import gauge
 from serve_app.serving.outbox import DeskSettings, OutboxDesk
 from serve_app.serving.sweeping import Sweeper, SweepSettings
+from serve_app.serving.upkeeping import Upkeeper
 from serve_app.serving.webhook import WebhookSettings, WebhookWorker
 from serve_app.settings import OutboxSettings, Settings
 
@@ -29,6 +31,7 @@ __all__ = ["Backroom", "outbox_desk"]
 _LOG = logging.getLogger("hindcast.serving")
 _MEASURE_S = 15.0
 _LIVE_MS = 5_000.0
+_UPKEEP_CALL_S = 120.0
 
 
 def outbox_desk(
@@ -67,12 +70,17 @@ class Backroom:
         redis_url = settings.ledger.redis_url if settings.ledger.backend == "redis" else None
         refresher = SegmentRefresher(settings.data, refresh_minutes=minutes, redis_url=redis_url)
         self.refresher = refresher if minutes else None
+        self._settings, self._pool = settings, pool
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin; from here on everything goes by itself."""
         parts: list[Coroutine[Any, Any, None]] = [self._measure()]
         parts += [part.run() for part in (self.sweeper, self.webhook, self.refresher) if part is not None]
+        every_s = self._settings.journal.upkeep_s
+        if every_s:
+            ledger = bridged(self._call, asyncio.get_running_loop(), _UPKEEP_CALL_S)
+            parts.append(Upkeeper(self._settings.data, ledger, self._pool, every_s=every_s, clock=self._clock).run())
         self._tasks = [asyncio.get_running_loop().create_task(part) for part in parts]
 
     async def stop(self) -> None:

@@ -168,8 +168,10 @@ class LedgerClient:
         return self._ask("queue_depths", now)
 
     def snapshot(self, as_of: int, chunk: int = 10_000) -> Iterator[LedgerView]:
-        """See Ledger. A client gets all pages in one answer."""
-        return iter(self._ask("snapshot_pages", as_of, chunk))
+        """See Ledger. Page by page."""
+        token = self._ask("snapshot_open", as_of, chunk)
+        while (page := self._ask("snapshot_next", token)) is not None:
+            yield page
 
     def set_history_horizon(self, horizon_us: int) -> None:
         """See Ledger."""

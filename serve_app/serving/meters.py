@@ -23,6 +23,7 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "hindcast_outbox": ("Outbox rows taken, by what became of them", ("outcome",)),
     "hindcast_unledgered": ("Transactional messages sent while the ledger was down", ()),
     "hindcast_feature_values": ("Feature values read, by status", ("status",)),
+    "hindcast_upkeep": ("Runs that keep log and ledger one truth, by outcome", ("outcome",)),
     "hindcast_segment_sets": ("Segment membership sets by what became of them", ("outcome",)),
 }
 """Counters: name -> (meaning, tags)."""

@@ -22,13 +22,13 @@ from serve_app.ledger.protocol import (
     CatalogueChange,
     Consent,
     Ledger,
-    LedgerView,
     Recents,
     UserChanges,
     UserRecord,
     UserState,
 )
 from serve_app.serving.board import Board, Kind, Orders, Report
+from serve_app.serving.snapshot_pages import SnapshotPages
 
 __all__ = ["LiveAnswer", "Optings", "StateOwner"]
 
@@ -85,11 +85,12 @@ class StateOwner:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ledger")
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._clock = clock
+        self._pages = SnapshotPages(ledger)
 
     async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """One method of the ledger, by name."""
-        if method == "snapshot_pages":
-            return await self._run(self._snapshot_pages, *arguments)
+        if method in ("snapshot_open", "snapshot_next"):
+            return await self._run(getattr(self._pages, method.removeprefix("snapshot_")), *arguments)
         if method not in _CALLABLE:
             raise InvalidInput(f"the ledger has no method {method!r}", field="method")
         return await self._run(getattr(self._ledger, method), *arguments, **keywords)
@@ -160,9 +161,6 @@ class StateOwner:
             stored = self._ledger.get_user(user)
         never = Consent(0)
         return stored or UserRecord(user, version, never, never, 0, 0, 0, "", "")  # erased right after
-
-    def _snapshot_pages(self, as_of: int, chunk: int) -> list[LedgerView]:
-        return list(self._ledger.snapshot(as_of, chunk))
 
 
 def _fields(changes: UserChanges) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""The log kept up while a server runs: journal compacted, decision records copied, erased users forgotten, daily snapshots.
+
+One worker does it at a time (the log's writer lock); the others find it at work and wait for their next turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+from serve_app.clock import now_us
+from serve_app.errors import HindcastError, NotReady
+from serve_app.log.upkeep import UpkeepLedger, UpkeepResult, upkeep
+from serve_app.serving.meters import count
+from serve_app.serving.stages import in_pool
+
+__all__ = ["Upkeeper", "upkeep_answer"]
+
+_LOG = logging.getLogger("hindcast.serving")
+
+
+class Upkeeper:
+    """See the module. every_s: from the end of one run to the next. The work is done in threads of `pool`."""
+
+    def __init__(
+        self, data: Path, ledger: UpkeepLedger, pool: Executor, *, every_s: float, clock: Callable[[], int] = now_us
+    ) -> None:
+        self._data, self._ledger, self._pool, self._clock = data, ledger, pool, clock
+        self._every_s = every_s
+
+    async def run(self) -> None:
+        """Until cancelled. An error is said, counted, and tried again at the next turn: nothing is lost meanwhile."""
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                await self.once()
+            except NotReady as busy:
+                count("hindcast_upkeep", outcome="busy")
+                _LOG.info("the log is kept up by somebody else: %s", busy.message)
+            except (HindcastError, OSError) as error:
+                count("hindcast_upkeep", outcome="failed")
+                _LOG.warning("the log cannot be kept up: %s", error)
+
+    async def once(self) -> UpkeepResult:
+        """One run."""
+        result = await in_pool(self._pool, lambda: upkeep(self._data, self._ledger, now_us=self._clock()))
+        count("hindcast_upkeep", outcome="done")
+        if result.copies.unreadable:
+            _LOG.error("%d decision records cannot be read: hindcast ledger check", result.copies.unreadable)
+        return result
+
+
+def upkeep_answer(result: UpkeepResult) -> dict[str, Any]:
+    """What one run did, as JSON."""
+    done, copies = result.compaction, result.copies
+    return {
+        "rows": dict(sorted(done.rows.items())),
+        "duplicates": dict(sorted(done.duplicates.items())),
+        "frames": done.frames,
+        "damaged": done.damaged,
+        "torn": done.torn,
+        "records_copied": copies.copied,
+        "records_known": copies.known,
+        "records_unreadable": copies.unreadable,
+        "rows_forgotten": result.forgotten,
+        "journal_bytes_overwritten": result.overwritten,
+        "snapshot_users": result.snapshot_users if result.snapshot_users >= 0 else None,
+    }
