@@ -68,10 +68,7 @@ def test_from_the_moment_of_erasure_no_reader_shows_the_user(tmp_path: Path) -> 
         for table in ("events", "requests", "users"):
             assert people(tmp_path, table) == [BOB]
         (group,) = {one.files["events"] for one in bucket_groups(tmp_path, ["events"]) if one.low <= ANN >> 52 <= one.high}
-        assert (
-            read_files(group, "events", columns=["quantity"]).num_rows
-            == read_files(group, "events", columns=["user"]).num_rows
-        )
+        assert len(read_files(group, "events", columns=["quantity"])) == len(read_files(group, "events"))
         assert ANN not in read_files(group, "events", columns=["user"])["user"].to_pylist()
 
 
@@ -86,7 +83,7 @@ def test_what_the_user_does_afterwards_is_kept(tmp_path: Path) -> None:
 
 
 def test_two_upkeeps_take_the_user_off_the_disk(tmp_path: Path) -> None:
-    ledger, name, other = MemoryLedger(), b"name-of-ann", b"name-of-bob"
+    ledger, name = MemoryLedger(), b"name-of-ann"
     catalogue(tmp_path)
     with Journal(tmp_path, "w") as journal:
         journal.append(facts(["ann", "bob"], [T, T + 1]))
@@ -112,7 +109,6 @@ def test_two_upkeeps_take_the_user_off_the_disk(tmp_path: Path) -> None:
     users = pq.read_table(tmp_path / "catalogue/users.parquet")["user_id"].to_pylist()
     assert users == ["bob"]
     assert pq.read_table(tmp_path / "catalogue/reviews.parquet")["user_id"].to_pylist() == ["", "bob", ""]
-    assert other in b"".join(path.read_bytes() for path in tmp_path.rglob("*.parquet")) or people(tmp_path, "users")
 
 
 def catalogue(data: Path) -> None:
