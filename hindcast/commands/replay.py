@@ -64,7 +64,7 @@ def _moment(text: str, otherwise: int) -> int:
 
 def _spec(data: Path, names: list[str], baseline: str, start: int, end: int, steady: bool) -> ReplaySpec:
     from serve_app.policy.document import canonical_json, load_policy
-    from simulators.replay.job import logged_revisions
+    from simulators.replay.job import log_end, logged_revisions
     from simulators.replay.spec import ReplaySpec, Target, logged_document
 
     given = load_policy(baseline) if baseline else None
@@ -79,6 +79,7 @@ def _spec(data: Path, names: list[str], baseline: str, start: int, end: int, ste
         start,
         end,
         steady,
+        log_end=log_end(data),
     )
 
 
@@ -124,7 +125,7 @@ def _show(result: Shard, spec: ReplaySpec) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from simulators.replay.summary import summary
+    from simulators.replay.summary import estimate_lines, summary
 
     parity = result.parity
     console = Console()
@@ -135,3 +136,7 @@ def _show(result: Shard, spec: ReplaySpec) -> None:
     for row in summary(result.counts, [one.name for one in spec.targets]):
         table.add_row(*row)
     console.print(table)
+    estimates = Table("metric a user", "estimator", *(one.name for one in spec.targets), caption="difference from the log")
+    for row in estimate_lines(result.suite, [one.name for one in spec.targets]):
+        estimates.add_row(*row)
+    console.print(estimates)

@@ -53,8 +53,12 @@ class Course:
         """Take the sends and ghosts of a decided (or logged) wave into the histories."""
         self._histories.add(rows, decided.requests["decided_at"], *history_entries(decided, self._policies))
 
-    def recall(self, asked: Opportunities, behaviour: Sequence[CompiledPolicy], *, until: int) -> None:
-        """Take what was logged before `until` into the histories. behaviour: the policies of `asked.revisions`."""
+    def recall(self, logged: Batch, rows: I64, behaviour: Sequence[CompiledPolicy]) -> None:
+        """Take a logged wave into the histories. behaviour: the policies that its `policy` column names."""
+        self._histories.add(rows, logged.requests["decided_at"], *history_entries(logged, behaviour))
+
+    def recall_before(self, asked: Opportunities, behaviour: Sequence[CompiledPolicy], until: int) -> None:
+        """Take all that was logged before `until` into the histories. behaviour: the policies of `asked.revisions`."""
         before = np.flatnonzero(asked.batch.requests["decided_at"] < until)
         if len(before):
             logged = asked.as_logged().take(before)
@@ -74,14 +78,20 @@ def in_waves(users: I64) -> tuple[I64, I64]:
     return order, lengths_to_offsets(np.bincount(rank, minlength=0))
 
 
-def follow_log(asked: Opportunities, course: Course, consume: Consume, *, own_history: bool = True) -> None:
-    """Decide every logged request. own_history False: histories take the logged grants instead of the decided ones."""
+def follow_log(
+    asked: Opportunities, course: Course, consume: Consume, *, logged_under: Sequence[CompiledPolicy] | None = None
+) -> None:
+    """Decide every logged request. logged_under: the policies of `asked.revisions`; given, histories take the logged grants
+    instead of the decided ones."""
     order, bounds = in_waves(asked.owner)
     waves, rows = asked.batch.take(order), asked.owner[order]
-    logged = None if own_history else asked.as_logged().take(order)
+    logged = None if logged_under is None else asked.as_logged().take(order)
     for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         decided = course.decide(waves.slice(begin, end), rows[begin:end])
-        course.remember(decided if logged is None else logged.slice(begin, end), rows[begin:end])
+        if logged is None or logged_under is None:
+            course.remember(decided, rows[begin:end])
+        else:
+            course.recall(logged.slice(begin, end), rows[begin:end], logged_under)
         consume(order[begin:end], decided)
 
 

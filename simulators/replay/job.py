@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ import orjson
 import pyarrow.compute as pc
 
 from serve_app.errors import InvalidInput
-from serve_app.log.reader import BucketGroup, bucket_groups, read_files
+from serve_app.log.reader import BucketGroup, bucket_groups, log_days, read_files
 from serve_app.release.manifest import write_text_atomically
 from serve_app.vocabulary import Surface
 from simulators.replay.partition import TABLES_READ
-from simulators.replay.shard import Shard, read_shard, replay_group, write_shard
+from simulators.replay.shard import Shard, empty_shard, read_shard, replay_group, write_shard
 from simulators.replay.spec import ReplaySpec
 
-__all__ = ["logged_revisions", "run_replay"]
+__all__ = ["log_end", "logged_revisions", "run_replay"]
 
 Task = dict[str, Any]
 
@@ -42,9 +43,9 @@ def run_replay(
     for _ in (map if local else _on_ray)(_task(spec, folder), [_as_task(one) for one in missing]):
         done += 1
         progress(done, len(groups))
-    total = Shard()
+    total = empty_shard(spec)
     for group in groups:
-        total = total + read_shard(_file(folder, group))
+        total = total + read_shard(_file(folder, group), spec)
     return total
 
 
@@ -56,6 +57,12 @@ def logged_revisions(data: Path) -> list[str]:
         mine = rows.filter(pc.equal(rows["surface"], int(Surface.notification)))["policy_revision"]
         found.update(pc.unique(mine).to_pylist())
     return sorted(found)
+
+
+def log_end(data: Path) -> int:
+    """Until when events can be expected to be in the log: midnight (UTC) after its last day with events; 0 without any."""
+    days = log_days(data, "events")
+    return (date.fromisoformat(days[-1]).toordinal() - date(1970, 1, 1).toordinal() + 1) * 86_400_000_000 if days else 0
 
 
 def _folder(out: Path, spec: ReplaySpec, groups: Sequence[BucketGroup]) -> Path:
@@ -70,7 +77,7 @@ def _folder(out: Path, spec: ReplaySpec, groups: Sequence[BucketGroup]) -> Path:
 
 
 def _file(folder: Path, group: BucketGroup) -> Path:
-    return folder / f"buckets-{group.low:04d}-{group.high:04d}.parquet"
+    return folder / f"buckets-{group.low:04d}-{group.high:04d}.npz"
 
 
 def _as_task(group: BucketGroup) -> Task:

@@ -20,6 +20,7 @@ from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.errors import DamagedArtifact
 from serve_app.kernels import kernel
 from serve_app.log.places import region_indices, zone_indices
+from serve_app.policy.assign import assign
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.vocabulary import Origin, Surface
 from simulators.replay.memberships import segments_under
@@ -114,13 +115,23 @@ class Opportunities:
         out[order[place[found]]] = again[found]
         return out
 
+    def assigned(self, policy: CompiledPolicy) -> dict[str, Array]:
+        """Request columns of the policy's own assignment: arms, cell, epoch, p_cell, variant."""
+        own = assign(policy.trials, self.batch.requests["user"], self.batch.requests["decided_at"])
+        return {name: getattr(own, name) for name in ("arms", "cell", "epoch", "p_cell", "variant")}
+
+    def with_requests(self, requests: Columns) -> Opportunities:
+        """The same candidates under other request columns."""
+        return replace(self, batch=Batch(requests, self.batch.candidates, self.batch.offsets, self.batch.meta))
+
     def as_logged(self) -> Batch:
-        """The batch with the logged outcome in it: what the ledger was told."""
+        """The batch with the logged outcome in it: what the ledger was told. Its `policy` column names `revisions`."""
         names = ("slot", "ghost", "holdout", "action", "reason", "p_choice")
         columns = dict(self.batch.candidates) | {name: self.logged_candidates[name] for name in names}
         columns["slot"] = np.where(self.logged["granted"][self.batch.owner], columns["slot"], -1).astype(np.int32)
         candidates = Columns(self.batch.candidates.rows, CANDIDATE_COLUMNS, columns)
-        return Batch(self.batch.requests, candidates, self.batch.offsets, self.batch.meta)
+        requests = Columns(len(self), REQUEST_COLUMNS, dict(self.batch.requests) | {"policy": self.logged["policy"]})
+        return Batch(requests, candidates, self.batch.offsets, self.batch.meta)
 
 
 @kernel
@@ -158,7 +169,7 @@ def opportunities_of(requests: pa.Table, candidates: pa.Table, decisions: pa.Tab
         batch,
         revisions,
         items,
-        {name: _flat(decisions, name)[chosen] for name in _DECIDED},
+        {"policy": batch.requests["policy"], **{name: _flat(decisions, name)[chosen] for name in _DECIDED}},
         {name: _values(candidates, name, rows) for name in _OUTCOMES},
     )
 

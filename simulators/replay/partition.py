@@ -16,6 +16,7 @@ from serve_app.log.reader import BucketGroup, read_files
 from serve_app.vocabulary import EventType
 from simulators.replay.histories import Failures
 from simulators.replay.opportunities import COLUMNS_READ, Opportunities, opportunities_of
+from simulators.replay.rewards import EVENT_COLUMNS
 
 __all__ = ["TABLES_READ", "Partition", "read_partition"]
 
@@ -23,24 +24,25 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
 TABLES_READ = ("requests", "candidates", "decisions", "events", "ledger_snapshot")
-_FAILURE_COLUMNS = ("user", "ts", "decision_request_id", "slot", "type")
 
 
 @dataclass(frozen=True)
 class Partition:
     """asked: every notification request from the snapshot on. start: histories of `asked.users` at the snapshot;
-    known_since i64[u]: each is complete for later times."""
+    known_since i64[u]: each is complete for later times. events: of the same users, `EVENT_COLUMNS`."""
 
     asked: Opportunities
     start: Histories
     known_since: I64
-    _failed: pa.Table
+    events: pa.Table
 
     def failures(self) -> Failures:
         """Failed deliveries, none applied yet."""
-        columns = (self._failed[name].to_numpy() for name in _FAILURE_COLUMNS[:4])
-        user, at, request, slot = columns
-        return Failures.of(self.asked.users, user, at, request, slot.astype(np.int16))
+        kind, decided = self.events["type"], self.events["decision_request_id"]
+        failed = self.events.filter(pc.and_(pc.equal(kind, int(EventType.delivery_failed)), pc.is_valid(decided)))
+        user, at, request = (failed[name].to_numpy() for name in ("user", "ts", "decision_request_id"))
+        slot = pc.fill_null(failed["slot"], 0).to_numpy().astype(np.int16)
+        return Failures.of(self.asked.users, user, at, request, slot)
 
 
 def read_partition(group: BucketGroup, *, start_at: int | None = None) -> Partition:
@@ -55,14 +57,7 @@ def read_partition(group: BucketGroup, *, start_at: int | None = None) -> Partit
     if not later.all():
         asked = asked.take(np.flatnonzero(later))
         start, known_since, _ = _start(snapshots, asked, start_at)
-    events = read_files(group.files.get("events", ()), "events", columns=_FAILURE_COLUMNS)
-    failed = pc.and_(pc.equal(events["type"], int(EventType.delivery_failed)), pc.is_valid(events["decision_request_id"]))
-    return Partition(asked, start, known_since, _filled(events.filter(failed)))
-
-
-def _filled(events: pa.Table) -> pa.Table:
-    slot = events.schema.get_field_index("slot")
-    return events.set_column(slot, "slot", pc.fill_null(events["slot"], 0)).combine_chunks()
+    return Partition(asked, start, known_since, read_files(group.files.get("events", ()), "events", columns=EVENT_COLUMNS))
 
 
 def _start(snapshots: pa.Table, asked: Opportunities, start_at: int | None) -> tuple[Histories, I64, I64]:

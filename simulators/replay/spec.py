@@ -14,7 +14,11 @@ from serve_app.policies import read_policy
 from serve_app.policy.compile import CompiledPolicy, compile_policy
 from serve_app.policy.document import PolicyDocument, parse_policy
 
-__all__ = ["ReplaySpec", "Target", "compiled", "logged_document"]
+__all__ = ["CONTROL", "ReplaySpec", "Target", "compiled", "logged_document"]
+
+
+CONTROL = "logged again"
+"""Name of the A/A control: the policies that logged, estimated as if they were a target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,8 @@ class Target:
 class ReplaySpec:
     """data: the data folder. targets: the policies to judge. behaviour: canonical documents of the revisions found in the
     log. start, end: the window that counts, microseconds UTC. steady: the targets run from the snapshot on, so that the
-    window sees no transient; else they begin at `start` on logged histories."""
+    window sees no transient; else they begin at `start` on logged histories. attribution_us: how long after a decision an
+    event counts for it; decisions younger than that at log_end are left out of estimates."""
 
     data: str
     targets: tuple[Target, ...]
@@ -37,6 +42,8 @@ class ReplaySpec:
     start: int
     end: int
     steady: bool = False
+    attribution_us: int = 86_400_000_000
+    log_end: int = 2**62
 
     def digest(self, files: list[str]) -> str:
         """Names a result: equal inputs, equal code, equal digest. `files`: the log's files that are read."""

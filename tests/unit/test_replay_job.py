@@ -86,7 +86,7 @@ def test_a_killed_replay_goes_on_where_it_stopped_and_gives_the_same_bytes(
     monkeypatch.setattr(job, "replay_group", lambda group, spec: done.append(group.low) or honest(group, spec))
     run_replay(spec, tmp_path / "resumed", local=True)
     assert len(done) == len(set(done)), "no group is replayed twice"
-    whole, resumed = (sorted((tmp_path / one).rglob("*.parquet")) for one in ("whole", "resumed"))
+    whole, resumed = (sorted((tmp_path / one).rglob("*.npz")) for one in ("whole", "resumed"))
     assert [one.read_bytes() for one in whole] == [one.read_bytes() for one in resumed]
 
 
@@ -131,8 +131,9 @@ def test_a_log_without_requests_is_refused(tmp_path: Path, behaviour: PolicyDocu
 
 
 def test_a_damaged_part_is_named(world: Path, behaviour: PolicyDocument, tmp_path: Path) -> None:
-    run_replay(_spec(world, behaviour, _target("same", behaviour)), tmp_path, local=True)
-    part = next(tmp_path.rglob("*.parquet"))
+    spec = _spec(world, behaviour, _target("same", behaviour))
+    run_replay(spec, tmp_path, local=True)
+    part = next(tmp_path.rglob("*.npz"))
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(Exception, match=part.name):
-        read_shard(part)
+        read_shard(part, spec)
