@@ -4,10 +4,11 @@ Users lie in 4,096 buckets; sixteen neighbours form a shard, the unit of a Redis
 queues. Every key carries its shard as hash tag, `hc:{007}:` and a letter:
 
     n  meta (counters)        u<user>  state and history      w<user>  names and proofs (hash)
-    c<number>  records        k<key>   idempotency key        s<user>  recents (list)        e<id>  event seen
-    z, y  deferrals by time, their records                    p, o, a  outbox by time, payloads, attempts
+    c<number>  whose records are where      b<name>  records      k<key>  idempotency key
+    s<user>  recents (list)      e<id>  event seen
+    z, y  deferrals by time, their records                        p, o, a  outbox by time, payloads, attempts
 
-Users, ids and chunk numbers are 8 bytes, big-endian. What lies in them: redis_commit.lua, redis_rows.
+Users, ids, chunk numbers and names are 8 bytes, numbers big-endian. What lies in them: redis_commit.lua, redis_rows.
 """
 
 from __future__ import annotations
@@ -53,10 +54,13 @@ _END = np.frombuffer(b"\r\n", "V2")[0]
 
 
 class Command(NamedTuple):
-    """One command as it goes over the wire, and the script it calls, if any."""
+    """One command as it goes over the wire, and the script it calls, if any. `lead`: replies before its own, to commands
+    that prepare it; atomic: all of them stand in MULTI and EXEC."""
 
     data: bytes
     script: Script | None = None
+    lead: int = 0
+    atomic: bool = False
 
 
 def command(*arguments: bytes | str | float, script: Script | None = None) -> Command:

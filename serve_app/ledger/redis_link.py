@@ -21,6 +21,7 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
+    ExecAbortError,
     MovedError,
     NoPermissionError,
     NoScriptError,
@@ -32,7 +33,7 @@ from redis.exceptions import (
 )
 
 from serve_app.errors import LedgerUnavailable, NotReady, OutcomeUnknown
-from serve_app.ledger.redis_keys import command
+from serve_app.ledger.redis_keys import Command, command
 
 __all__ = ["ELSEWHERE", "Exchange", "Link", "require_settings", "told"]
 
@@ -42,6 +43,7 @@ _REFUSED = (
     *ELSEWHERE,
     NoScriptError,
     ClusterDownError,
+    ExecAbortError,
     BusyLoadingError,
     OutOfMemoryError,
     AuthenticationError,
@@ -83,6 +85,17 @@ def _read(connection: Any) -> Any:
         return error
 
 
+def _answer(connection: Any, sent: Command) -> Any:
+    """The reply to a command, after those to the commands that prepare it."""
+    if not sent.lead:
+        return _read(connection)
+    lead = [_read(connection) for _ in range(sent.lead)]
+    reply = _read(connection)
+    if isinstance(reply, RedisError):
+        return next((one for one in lead if isinstance(one, RedisError)), reply)  # why, and not only that
+    return reply[-1] if sent.atomic else reply
+
+
 class Link:
     """A node. `connect()` makes a connection object (redis-py's), not yet connected; `write_confirmed`: (replicas, ms) that
     each write waits for, or None."""
@@ -109,7 +122,7 @@ class Link:
 
     def ask(self, *arguments: bytes | str | float) -> Any:
         """The reply to one command that writes nothing; raises LedgerUnavailable."""
-        (reply,) = self.begin([command(*arguments).data], write=False).finish()
+        (reply,) = self.begin([command(*arguments)], write=False).finish()
         answer = told(reply, write=False)
         if isinstance(answer, LedgerUnavailable):
             raise answer
@@ -124,11 +137,11 @@ class Link:
             if cursor == b"0":
                 return
 
-    def begin(self, commands: Sequence[bytes], *, write: bool) -> Exchange:
+    def begin(self, commands: Sequence[Command], *, write: bool) -> Exchange:
         """Send commands; their replies are read by `Exchange.finish`. Raises LedgerUnavailable: nothing was sent."""
         connection = self._ready()
-        exchange = Exchange(self, connection, len(commands), write, self._confirmed if write else None)
-        sent = list(commands)
+        exchange = Exchange(self, connection, commands, write, self._confirmed if write else None)
+        sent = [one.data for one in commands]
         if exchange.confirmed:
             sent.append(command("WAIT", *exchange.confirmed).data)
         try:
@@ -196,9 +209,12 @@ class Link:
 class Exchange:
     """Commands sent to one node, their replies to come."""
 
-    def __init__(self, link: Link, connection: Any, count: int, write: bool, confirmed: tuple[int, int] | None) -> None:
+    def __init__(
+        self, link: Link, connection: Any, commands: Sequence[Command], write: bool, confirmed: tuple[int, int] | None
+    ) -> None:
         self.confirmed = confirmed
-        self._link, self._connection, self._count, self._write = link, connection, count, write
+        self._link, self._connection, self._commands, self._write = link, connection, commands, write
+        self._count = len(commands)
         self._replies: list[Any] = []
         self._done = False
 
@@ -216,8 +232,8 @@ class Exchange:
         if self._done:
             return self._replies
         try:
-            while len(self._replies) < self._count:
-                self._replies.append(_read(self._connection))
+            for one in self._commands:
+                self._replies.append(_answer(self._connection, one))
             if self.confirmed:
                 self._confirm(_read(self._connection), self.confirmed[0])
         except (RedisError, OSError) as error:

@@ -10,16 +10,15 @@ if what == 'state' then
 end
 local place = call('GETRANGE', prefix .. 'u' .. user, -40, -33)
 while #place == 8 and place ~= string.rep('\0', 8) do
-  local chunk, number = read('<I5I3', place)
+  local chunk, number = read('>I6I2', place)
   local name = prefix .. 'c' .. pack('>I8', chunk)
-  local head = call('GETRANGE', name, 16 + 80 * number, 95 + 80 * number)
-  if #head < 80 or sub(head, 1, 8) ~= user then return false end -- dropped, with all before it
+  local head = call('GETRANGE', name, 24 + 64 * number, 87 + 64 * number)
+  if #head < 64 or sub(head, 1, 8) ~= user then return false end -- dropped, with all before it
   if sub(head, 9, 16) == request then
     local offset, length = read('<I4I4', head, 25)
     if length == 0 then return false end
-    local first = 16 + 80 * read('<I4', call('GETRANGE', name, 8, 11)) + offset
-    return call('GETRANGE', name, first, first + length - 1)
+    return call('GETRANGE', prefix .. 'b' .. call('GETRANGE', name, 16, 23), offset, offset + length - 1)
   end
-  place = sub(head, 73, 80)
+  place = sub(head, 41, 48)
 end
 return false

@@ -6,6 +6,7 @@ one call for a thousand rows of any shards, which costs it one sync of its file 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from serve_app.ledger.plans import value_at
 from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan, LedgerSettings
-from serve_app.ledger.redis_keys import META_KEYS, Command, Script, shards_of
+from serve_app.ledger.redis_keys import META_KEYS, Command, Script, key_of, shards_of
 
 __all__ = ["Answered", "Piece", "Put", "answered", "commit_pieces", "in_pieces", "put_pieces"]
 
@@ -26,14 +27,14 @@ _ROW = np.dtype(
     [
         ("user", ">u8"),
         ("request", ">u8"),
-        ("version", "<i8"),
+        ("version", ">i8"),
         ("offset", "<u4"),
         ("length", "<u4"),
         ("state", "<u4"),
         ("spare", "<u4"),
         ("key", "V16"),
         ("digest", "V16"),
-        ("read_version", "<i8"),
+        ("read_version", ">i8"),
         ("oldest", "<i8"),
         ("entries", "<u4"),
         ("flags", "<u4"),
@@ -45,8 +46,8 @@ _GROUP = np.dtype([("seen", "<i8"), ("rows", "<u4"), ("bytes", "<u4")])
 _PUT = np.dtype(
     [
         ("user", ">u8"),
-        ("read_version", "<i8"),
-        ("version", "<i8"),
+        ("read_version", ">i8"),
+        ("version", ">i8"),
         ("place", "<u4"),
         ("length", "<u4"),
         ("fields", "<u4"),
@@ -56,6 +57,7 @@ _PUT = np.dtype(
 _HAS_ROW, _KEY, _OUTBOX, _DEFERRED, _SETTLES = 1, 2, 4, 8, 16
 _MOST_ROWS, _MOST_BYTES = 1_000, 8 << 20
 _COPIED = 1
+_PASSING = b"$2\r\nPX\r\n$6\r\n600000\r\n"  # ten minutes
 
 
 class Piece(NamedTuple):
@@ -81,7 +83,10 @@ def answered(reply: Sequence[Any]) -> Answered:
     counters, status, versions, *stored = reply
     pairs = list(zip(map(int, stored[::2]), stored[1::2], strict=True))
     return Answered(
-        np.frombuffer(counters, np.int64), np.frombuffer(status, np.uint8), np.frombuffer(versions, np.int64), pairs
+        np.frombuffer(counters, np.int64),
+        np.frombuffer(status, np.uint8),
+        np.frombuffer(versions, ">i8").astype(np.int64),
+        pairs,
     )
 
 
@@ -110,14 +115,14 @@ def _groups(shards: npt.NDArray[np.uint8], seen: I64) -> tuple[npt.NDArray[np.in
 
 @dataclass(slots=True)
 class _Sorted:
-    """A plan's rows sorted by shard, as arguments: fixed part, entries and records (with the bytes up to each row)."""
+    """A plan's rows sorted by shard, as arguments: fixed part, entries, and records with the bytes up to each row."""
 
     order: I64
     shards: npt.NDArray[np.uint8]
     rows: npt.NDArray[np.void]
     entries: npt.NDArray[np.void]
     entry_ends: I64
-    records: bytes
+    records: list[bytes]
     ends: I64
 
 
@@ -157,15 +162,17 @@ def _sorted(plan: CommitPlan, settings: LedgerSettings, horizon_us: int) -> _Sor
     return _Sorted(order, shards[order], rows, _entries(plan, order, counts), np.cumsum(counts), records, np.cumsum(lengths))
 
 
-def _records(plan: CommitPlan, order: I64, flags: npt.NDArray[np.uint32], settings: LedgerSettings) -> tuple[bytes, I64]:
+def _records(
+    plan: CommitPlan, order: I64, flags: npt.NDArray[np.uint32], settings: LedgerSettings
+) -> tuple[list[bytes], I64]:
     """Records in order, without those nobody will ask for, and their lengths."""
     if not len(plan.records):
-        return b"", np.zeros(len(order), np.int64)
+        return [], np.zeros(len(order), np.int64)
     wanted = [plan.records[row] for row in order.tolist()]
     if not settings.keep_records:
         needed = (flags & (_KEY | _DEFERRED)) != 0
         wanted = [record if need else b"" for record, need in zip(wanted, needed.tolist(), strict=True)]
-    return b"".join(wanted), np.fromiter(map(len, wanted), np.int64, len(wanted))
+    return wanted, np.fromiter(map(len, wanted), np.int64, len(wanted))
 
 
 def _entries(plan: CommitPlan, order: I64, counts: I64) -> npt.NDArray[np.void]:
@@ -184,20 +191,47 @@ def commit_pieces(
     out = []
     for start, end in in_pieces(made.shards, made.ends, by_shard=by_shard):
         rows, ends = made.rows[start:end], made.ends[start:end]
-        first_byte = int(made.ends[start - 1]) if start else 0
         first_entry = int(made.entry_ends[start - 1]) if start else 0
         distinct, groups, starts = _groups(made.shards[start:end], seen)
         begins = ends - rows["length"]  # of each record
         group_begins = begins[starts]
         groups["bytes"] = np.diff(group_begins, append=ends[-1])
         rows["offset"] = begins - np.repeat(group_begins, groups["rows"])
-        records = made.records[first_byte : int(ends[-1])]
+        name = os.urandom(8)
         entries = made.entries[first_entry : int(made.entry_ends[end - 1])].tobytes()
         payloads = [value for row in made.order[start:end].tolist() if (value := value_at(plan.outbox, row))]
         keys = [META_KEYS[shard] for shard in distinct.tolist()]
-        call = script.call(keys, *fixed, groups.tobytes(), rows.tobytes(), entries, records, *payloads)
+        passing = int(by_shard)
+        call = script.call(keys, *fixed, groups.tobytes(), rows.tobytes(), entries, name, passing, *payloads)
+        if made.records:
+            call = _with_records(call, distinct, groups, made.records[start:end], name, passing=by_shard)
         out.append(Piece(distinct, made.order[start:end], int(distinct[0]), call))
     return out
+
+
+def _with_records(
+    call: Command, shards: I64, groups: npt.NDArray[np.void], records: list[bytes], name: bytes, *, passing: bool
+) -> Command:
+    """The call after the commands that bring its shards' records.
+
+    Records do not pass through the script: Lua would hash and copy each of them several times. On a single server both are
+    one transaction. On a cluster, records expire unless the script keeps them, so none is left behind by a crash between.
+    """
+    parts: list[bytes] = []
+    start = stored = 0
+    for shard, (_, rows, size) in zip(shards.tolist(), groups.tolist(), strict=True):
+        if size:
+            parts += (b"$18\r\n", key_of(shard, b"b", name), b"\r\n$%d\r\n" % size, *records[start : start + rows], b"\r\n")
+            stored += 1
+        start += rows
+    if not stored:
+        return call
+    if passing:
+        head = b"*5\r\n$3\r\nSET\r\n"
+        return Command(b"".join((head, *parts, _PASSING, call.data)), call.script, lead=1)
+    head = b"*1\r\n$5\r\nMULTI\r\n*%d\r\n$4\r\nMSET\r\n" % (2 * stored + 1)
+    data = b"".join((head, *parts, call.data, b"*1\r\n$4\r\nEXEC\r\n"))
+    return Command(data, call.script, lead=3, atomic=True)
 
 
 class Put(NamedTuple):

@@ -6,9 +6,9 @@
 -- ARGV[4...]  per row `fields` times field, value of hc:{shard}:w<user>; "" removes the field
 -- returns  {counters i8, statuses u1, versions i8}
 local COMMITTED, CONFLICT, REGRESSED = '\0', '\1', '\4'
-local META, STATE, HEAD = '<i8i8i8i8i8i8', 48, 48
+local META, STATE = '>i8i8i8i8i8i8', 48
 local ZERO = string.rep('\0', 8)
-local BLANK, BLANK_HEAD = string.rep('\0', STATE), string.rep('\0', 32) .. struct.pack('<i8', -2 ^ 63) .. ZERO
+local BLANK, BLANK_HEAD = string.rep('\0', STATE), string.rep('\0', 32) .. struct.pack('>i8', -2 ^ 63) .. ZERO
 local call, sub, read, pack = redis.call, string.sub, struct.unpack, struct.pack
 local groups, rows, bytes = ARGV[1], ARGV[2], ARGV[3]
 
@@ -27,7 +27,7 @@ for group = 1, #KEYS do
   for r = row + 1, row + count do
     local user, expected, version, place, length, fields = read('<c8c8c8I4I4I4', rows, (r - 1) * 40 + 1)
     local key, person = prefix .. 'u' .. user, prefix .. 'w' .. user
-    local head = call('GETRANGE', key, -HEAD, -1)
+    local head = call('GETRANGE', key, '-48', '-1')
     local current = head == '' and ZERO or sub(head, 1, 8)
     if closed > 0 or current ~= expected then
       statuses[r], versions[r] = closed > 0 and REGRESSED or CONFLICT, current
@@ -39,7 +39,7 @@ for group = 1, #KEYS do
         call('SET', key, BLANK .. head)
       end
       if length > 0 then call('SETRANGE', key, place, sub(bytes, byte_at, byte_at + length - 1)) end
-      call('SETRANGE', key, STATE + 56 * read('<I4', head, 17), version .. sub(head, 9, 40) .. ZERO)
+      call('SETRANGE', key, STATE + 56 * read('>I4', head, 17), version .. sub(head, 9, 40) .. ZERO)
       for i = field_at, field_at + 2 * fields - 1, 2 do
         if ARGV[i + 1] == '' then
           call('HDEL', person, ARGV[i])

@@ -8,7 +8,7 @@
 --   buried until limit             -> like claim, of those put off until exactly then
 --   drop pair                      -> 1 or 0
 --   reopen seen                    -> counter, after a fail-over was reconciled
-local META = '<i8i8i8i8i8i8'
+local META = '>i8i8i8i8i8i8'
 local call, sub, read, pack = redis.call, string.sub, struct.unpack, struct.pack
 local prefix, what, out = sub(KEYS[1], 1, -2), ARGV[1], {}
 
@@ -25,9 +25,9 @@ end
 -- Nothing in it waits: every row was copied or erased, or a fail-over lost it.
 local function done(chunk)
   local count = rows_of(chunk)
-  local heads = call('GETRANGE', chunk_name(chunk), 16, 15 + 80 * count)
+  local heads = call('GETRANGE', chunk_name(chunk), 24, 23 + 64 * count)
   for row = 0, count - 1 do
-    if read('<I4', heads, 80 * row + 33) == 0 then return false end
+    if read('<I4', heads, 64 * row + 33) == 0 then return false end
   end
   return true
 end
@@ -54,7 +54,7 @@ if what == 'ack_records' then
       copied_to = chunk -- the usual case: a whole chunk, in order
     else
       for _, row in ipairs(marked[chunk]) do
-        local at = 16 + 80 * row + 32
+        local at = 24 + 64 * row + 32
         if row < count and call('GETRANGE', chunk_name(chunk), at, at) == '\0' then
           call('SETRANGE', chunk_name(chunk), at, '\1')
         end

@@ -26,16 +26,16 @@ from serve_app.ledger.redis_wire import checked
 
 __all__ = ["RedisQueues"]
 
-_PAIR, _META, _CHUNK = struct.Struct(">QQ"), struct.Struct("<6q"), struct.Struct("<qII")
+_PAIR, _META, _CHUNK = struct.Struct(">QQ"), struct.Struct(">6q"), struct.Struct("<qII8s")
 _HEAD = np.dtype(
     [
         ("user", ">u8"),
         ("request", ">u8"),
-        ("version", "<i8"),
+        ("version", ">i8"),
         ("offset", "<u4"),
         ("length", "<u4"),
         ("state", "<u4"),
-        ("spare", "V44"),
+        ("spare", "V28"),
     ]
 )
 _NUMBER_BITS = 48  # an outbox row's id: shard, number
@@ -55,11 +55,18 @@ class RedisQueues(RedisStore):
             some = list(islice(places, min(limit - len(out), _MOST_CHUNKS)))
             if not some:
                 break
-            gets = [command("GET", key_of(shard, b"c", number.to_bytes(8, "big"))) for shard, number in some]
-            chunks = self._wire.run(gets, [shard for shard, _ in some], write=False)
-            for (shard, number), chunk in zip(some, chunks, strict=True):
-                out += _records_of(shard, number, checked(chunk))
+            shards = [shard for shard, _ in some]
+            chunks = self._gets(shards, [key_of(shard, b"c", number.to_bytes(8, "big")) for shard, number in some])
+            # None: a fail-over lost the chunk
+            names = [
+                key_of(shard, b"b", chunk[16:24] if chunk else b"") for shard, chunk in zip(shards, chunks, strict=True)
+            ]
+            for place, chunk, records in zip(some, chunks, self._gets(shards, names), strict=True):
+                out += _records_of(*place, chunk, records) if chunk and records else []
         return out[:limit]
+
+    def _gets(self, shards: Sequence[int], keys: Sequence[bytes]) -> list[bytes | None]:
+        return [checked(reply) for reply in self._wire.run([command("GET", key) for key in keys], shards, write=False)]
 
     def _waiting_chunks(self) -> Iterator[tuple[int, int]]:
         """(shard, chunk) that may hold records not acknowledged, oldest of every shard first."""
@@ -176,17 +183,14 @@ class RedisQueues(RedisStore):
         return sum(int(checked(reply)) for reply in self._wire.run(commands, list(calls), write=True))
 
 
-def _records_of(shard: int, number: int, chunk: bytes | None) -> list[StoredRecord]:
-    """Records of a chunk that nobody has acknowledged or erased; None: a fail-over lost the chunk."""
-    if chunk is None:
-        return []
-    _, count, _ = _CHUNK.unpack_from(chunk)
+def _records_of(shard: int, number: int, chunk: bytes, records: bytes) -> list[StoredRecord]:
+    """Records of a chunk that nobody has acknowledged or erased."""
+    _, count, _, _ = _CHUNK.unpack_from(chunk)
     heads = np.frombuffer(chunk, _HEAD, count, _CHUNK.size)
-    base = _CHUNK.size + count * _HEAD.itemsize
     rows = np.flatnonzero((heads["state"] == _WAITING) & (heads["length"] > 0))
     first = shard << _CHUNK_BITS + _ROW_BITS | number << _ROW_BITS
     columns = (heads[name][rows].tolist() for name in ("user", "request", "version", "offset", "length"))
     return [
-        StoredRecord(first | row, user, request, version, chunk[base + at : base + at + length])
+        StoredRecord(first | row, user, request, version, records[at : at + length])
         for row, user, request, version, at, length in zip(rows.tolist(), *columns, strict=True)
     ]

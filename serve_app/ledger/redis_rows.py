@@ -48,7 +48,7 @@ STATE = np.dtype(
         ("spare", "<u4"),
     ]
 )
-_HEAD = struct.Struct("<qQIIqqq")  # version, newest record, entries, of which dropped, first kept, known since, erased
+_HEAD = struct.Struct(">qQIIQqq")  # version, newest record, entries, of which dropped, first kept, known since, erased
 ENTRIES_AT = STATE.itemsize
 _BLANK = bytes(ENTRIES_AT) + _HEAD.pack(0, 0, 0, 0, 0, NEVER_KNOWN, 0)
 _CONSENT = struct.Struct("<qq")
@@ -84,20 +84,15 @@ def _regions() -> _Names:
 
 
 @kernel
-def _spread(words: I64, ends: I64, columns: I64, counts: I64) -> int:
-    """Fixed words of each row into `columns`[12, n], kept entries into `counts`; -1, or the row that is damaged."""
+def _spread(words: I64, ends: I64, columns: I64) -> None:
+    """The six words before and the six behind the entries of each row into `columns`[12, n]."""
     start = 0
     for i in range(len(ends)):
         end = ends[i]
         for k in range(6):
             columns[k, i] = words[start + k]
             columns[6 + k, i] = words[end - 6 + k]
-        total, skipped = columns[8, i] & 0xFFFFFFFF, (columns[8, i] >> 32) & 0xFFFFFFFF
-        if end - start != 12 + 7 * total or skipped > total:
-            return i
-        counts[i] = total - skipped
         start = end
-    return -1
 
 
 @kernel
@@ -114,19 +109,28 @@ def view_of(users: U64, rows: Sequence[bytes | None]) -> LedgerView:
     """What `Ledger.read` returns, of the users' rows (None: never written)."""
     texts = [row or _BLANK for row in rows]
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    words, ends = np.frombuffer(b"".join(texts).ljust(int(lengths.sum()) + 7 & ~7), np.int64), np.cumsum(lengths) >> 3
-    columns, counts = np.empty((12, len(texts)), np.int64), np.empty(len(texts), np.int64)
-    odd = np.flatnonzero((lengths & 7 != 0) | (lengths < len(_BLANK)))
-    bad = int(odd[0]) if len(odd) else _spread(words, ends, columns, counts)
-    if bad >= 0:
-        raise DamagedArtifact(f"the row of user {int(users[bad]):016x} in Redis is damaged", hint="restore it from a copy")
-    offsets = lengths_to_offsets(counts)
+    total, odd = np.divmod(lengths - len(_BLANK), HISTORY_DTYPE.itemsize)
+    if odd.any() or (total < 0).any():
+        raise _damaged(users, (odd != 0) | (total < 0))
+    words, ends = np.frombuffer(b"".join(texts), np.int64), np.cumsum(lengths) >> 3
+    columns = np.empty((12, len(texts)), np.int64)
+    _spread(words, ends, columns)
+    heads = columns[6:].byteswap()  # version, newest record, entries and of them dropped, first kept, known since, erased
+    skipped = heads[2] & 0xFFFFFFFF
+    if (heads[2] >> 32 != total).any() or (skipped > total).any():
+        raise _damaged(users, (heads[2] >> 32 != total) | (skipped > total))
+    offsets = lengths_to_offsets(total - skipped)
     entries = np.empty(int(offsets[-1]), HISTORY_DTYPE)
     _collect(words, ends, offsets, entries.view(np.int64))
     zones, regions = _zones().indices(columns[3].view(np.uint64)), _regions().indices(columns[4].view(np.uint64))
     bits = columns[5].view(np.uint16).reshape(-1, 4)
     state = UserState(zones, regions, columns[0], columns[1], columns[2], bits[:, 0].copy(), bits[:, 1].copy())
-    return LedgerView(users, columns[6], state, Histories(entries, offsets), columns[10])
+    return LedgerView(users, heads[0], state, Histories(entries, offsets), heads[4])
+
+
+def _damaged(users: U64, bad: npt.NDArray[np.bool_]) -> DamagedArtifact:
+    user = int(users[np.flatnonzero(bad)[0]])
+    return DamagedArtifact(f"the row of user {user:016x} in Redis is damaged", hint="restore it from a copy")
 
 
 def erased_of(row: bytes | None) -> bool:

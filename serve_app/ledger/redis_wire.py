@@ -99,7 +99,7 @@ class Wire:
         lost = False
         for link, group in groups.items():
             try:
-                sent.append((group, link.begin([commands[i].data for i in group], write=write)))
+                sent.append((group, link.begin([commands[i] for i in group], write=write)))
             except LedgerUnavailable as error:
                 lost = True
                 for index in group:
@@ -119,7 +119,7 @@ class Wire:
             if isinstance(replies[index], NoScriptError) and script is not None:
                 missing.setdefault(self._owners[routes[index]], {})[script.sha] = script
         for link, scripts in missing.items():
-            load = [command("SCRIPT", "LOAD", script.text).data for script in scripts.values()]
+            load = [command("SCRIPT", "LOAD", script.text) for script in scripts.values()]
             try:
                 link.begin(load, write=False).finish()
             except LedgerUnavailable:
