@@ -8,7 +8,7 @@ DATA ?= demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench unit cluster clean format
+.PHONY: help run test check bench unit cluster chaos clean format
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ unit: $(STAMP) ## The quick tests only
 
 cluster: $(STAMP) ## Tests that start Ray, and those that kill things
 	@$(BIN)/pytest tests/cluster tests/chaos
+
+chaos: $(STAMP) ## Exactness under fire at full length: 200,000 decisions while processes are killed
+	@FIRE_DECISIONS=200000 $(BIN)/pytest -s tests/chaos/test_exact_under_fire.py
 
 check: $(STAMP) ## Lint, format check, types
 	@$(BIN)/ruff check .
