@@ -84,21 +84,15 @@ class CompiledPolicy:
         return self._retrieval[name, variant]
 
 
-def compile_policy(
-    document: PolicyDocument, *, heads: Sequence[str] | Mapping[str, Sequence[str]], segments: Sequence[str] = ()
-) -> CompiledPolicy:
+def compile_policy(document: PolicyDocument, *, heads: Sequence[str] | Mapping[str, Sequence[str]]) -> CompiledPolicy:
     """Compile for a release that provides `heads` (names; or per surface, where only the surfaces given are checked).
 
-    `segments` are ids of memberships the shell can look up; empty: not checked. Raises InvalidInput naming a head that the
-    document weighs and nobody provides, or a segment nobody evaluates.
+    Raises InvalidInput naming a head that the document weighs and nobody provides.
     """
     by_surface = _heads_by_surface(heads)
     variants = _variants(document)
     for variant in variants:
         _check_heads(variant, by_surface)
-    missing = [one.id for one in document.segments if segments and one.id not in segments]
-    if missing:
-        raise InvalidInput(f"nobody evaluates segment {missing[0]!r}", field="segments", hint="evaluate it, or remove it")
     return CompiledPolicy(
         document=document,
         revision=document.revision,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from serve_app.catalogue import Catalogue, table_of
-from serve_app.vocabulary import Delivery, MessageClass
+from serve_app.vocabulary import Channel, Delivery, MessageClass
+from simulators.world.campaigns import AD_LABEL, CHANNEL_COST
 from simulators.world.model import Model
 from simulators.world.names import CATEGORIES
 from simulators.world.places import PLACES
@@ -75,7 +77,7 @@ def _reviews(model: Model, reviews: Reviews) -> Any:
 
 def _campaigns(model: Model) -> Any:
     campaigns = model.campaigns
-    return table_of(
+    lived = table_of(
         "campaigns",
         {
             "campaign_id": campaigns.campaign_id,
@@ -92,5 +94,31 @@ def _campaigns(model: Model) -> Any:
             "priority": campaigns.priority,
             "delivery": [Delivery.caller.name] * len(campaigns),
             "segment": [None] * len(campaigns),
+        },
+    )
+    return pa.concat_tables([lived, _planned(model)])
+
+
+def _planned(model: Model) -> Any:
+    """A campaign that begins when the world ends, for the segment `window-shoppers` of the policy that then serves."""
+    settings = model.settings
+    ends = settings.start_us + settings.days * DAY_US
+    return table_of(
+        "campaigns",
+        {
+            "campaign_id": ["welcome-first-order"],
+            "title": ["첫 구매 15% 할인"],
+            "text": [f"{AD_LABEL} 하인드샵 첫 구매 15% 할인, 무료수신거부 080-000-0000"],
+            "item_id": [None],
+            "category": [CATEGORIES[0].name],
+            "message_class": [MessageClass.advertising.name],
+            "channels": [[Channel.push.name, Channel.email.name]],
+            "starts_at": [ends],
+            "expires_at": [ends + 730 * DAY_US],
+            "cost": [max(CHANNEL_COST[Channel.push], CHANNEL_COST[Channel.email])],
+            "margin": [9_000.0],
+            "priority": [0],
+            "delivery": [Delivery.caller.name],
+            "segment": ["window-shoppers"],
         },
     )

@@ -64,7 +64,7 @@ def test_a_malformed_campaign_names_its_field(fields: dict[str, Any], error: str
 
 def test_a_segment_the_policy_does_not_define_is_refused_and_later_never_sent() -> None:
     limited = parse_campaign(campaign(segment="vip"))
-    with pytest.raises(InvalidInput, match=r"segment: no segment 'vip' in the policy \(known: none\)"):
+    with pytest.raises(InvalidInput, match=r"segment: no segment 'vip' in the policy \(known: window-shoppers, korea-trial\)"):
         validate_campaign(limited, KOREA)
     table = CampaignTable.of([limited], compiled())
     assert notification_candidates(requests(1), table, Ragged.of([[0]], np.int32)).candidates["campaign_killed"].all()

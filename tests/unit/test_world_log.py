@@ -24,7 +24,7 @@ def test_the_catalogue_validates_and_is_whole() -> None:
     catalogue = read_catalogue(world_data() / "catalogue")
     assert len(catalogue.items) == SETTINGS.items
     assert len(catalogue.users) == SETTINGS.users
-    assert len(catalogue.campaigns) == SETTINGS.campaigns
+    assert catalogue.campaigns["segment"].to_pylist() == [None] * SETTINGS.campaigns + ["window-shoppers"]
     assert len(catalogue.reviews) == SETTINGS.items * 3
     assert len(set(catalogue.reviews["text"].to_pylist())) > 100
 
