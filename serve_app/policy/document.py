@@ -148,8 +148,8 @@ def _parsed(data: Any, positions: Positions, name: str) -> tuple[PolicyDocument 
     try:
         return PolicyDocument.model_validate(data), []
     except ValidationError as error:
-        # A misspelt key is also a missing one: name the spelling first.
-        found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        # By line; but a misspelt key is also a missing one, and its spelling is named first.
+        found = sorted(error.errors(), key=lambda one: (one["type"] == "missing", positions.line(_path(one))))
         return None, [_malformed(one, positions, name) for one in _one_for_each_value(found)]
     except ContradictoryPolicy as error:
         return None, [_located(one, positions, name) for one in (error, *error.also)]

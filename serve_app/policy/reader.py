@@ -34,15 +34,20 @@ class Positions:
     lines: dict[Path_, int]
 
     def text(self, path: Path_) -> str:
-        """`` line 12`` of the path, or of its nearest known ancestor; empty when nothing is known. List elements may be
-        given by position or, as dotted paths do, by number in text; a key that has dots itself may be given in parts."""
+        """`` line 12`` of the path, or of its nearest known ancestor; empty when nothing is known."""
+        line = self.line(path)
+        return f" line {line}" if line else ""
+
+    def line(self, path: Path_) -> int:
+        """The same as a number, 0 when nothing is known. List elements may be given by position or, as dotted paths do, by
+        number in text; a key that has dots itself may be given in parts."""
         path = tuple(int(part) if isinstance(part, str) and part.isdecimal() else part for part in path)
         for length in range(len(path), 0, -1):
             whole = (*path[: length - 1], ".".join(str(part) for part in path[length - 1 :]))
             line = self.lines.get(path[:length], self.lines.get(whole))
             if line is not None:
-                return f" line {line}"
-        return ""
+                return line
+        return 0
 
 
 class _Loader(yaml.SafeLoader):

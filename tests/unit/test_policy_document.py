@@ -1,4 +1,4 @@
-"""The document: the default compiles, revisions follow content, malformed documents name line, field and fix."""
+"""The document: the default compiles, revisions follow content, variants combine."""
 
 from __future__ import annotations
 
@@ -14,82 +14,7 @@ from serve_app.policy.document import DEFAULT_POLICY, PolicyDocument, canonical_
 from serve_app.policy.tables import CAP_LIMIT
 from serve_app.vocabulary import Surface
 
-ARMS = "arms: [{id: a, percent: 50}, {id: b, percent: 50, overrides: {%s}}]}\n"
 NOTIFICATION = {"notification": ("p_click", "p_convert", "p_optout", "uplift")}
-
-# (document, error text): line, field and fix are all in it.
-MALFORMED = [
-    ("name: a\nthresholt: 1\n", r"thresholt: .* line 2: unknown key \(remove it or correct its spelling\)"),
-    ("threshold: 1\n", r"name: .*: missing \(state it\)"),
-    ("name: a\nthreshold: high\n", r"threshold: .* line 2: input should be a valid number.*\(got 'high'\)"),
-    ("name: a\nname: b\n", r"name: .* line 2: the key stands twice, first in line 1 \(keep one of them\)"),
-    ("name: [a\n", r"document: .* line 2: .*\(fix the YAML\)"),
-    ("", r"document: .* is empty \(start from"),
-    ("name: a\ncaps:\n  - {id: c, scope: global, limit: -1, window: {rolling_hours: 24}}\n",
-     r"caps.0.limit: .* line 3: .*greater than or equal to 0"),
-    ("name: a\ncaps:\n  - {id: c, scope: global, limit: 1, window: {rolling_hours: 24, calendar: day}}\n",
-     r"caps.0.window: .* line 3: give exactly one of rolling_hours and calendar"),
-    ("name: a\ncaps:\n  - {id: c, scope: channel, only: [fax], limit: 1, window: {calendar: day}}\n",
-     r"caps.0: .* unknown channel 'fax'.*one of push"),
-    ("name: a\ncaps:\n  - {id: c, scope: global, limit: 1, window: {calendar: day}}\n"
-     "  - {id: c, scope: global, limit: 2, window: {calendar: day}}\n",
-     r"caps.1.id: .* line 4: the id 'c' stands twice \(rename one\)"),
-    ("name: a\nquiet_hours:\n  - id: n\n    start: '22:00'\n    end: '8:00'\n",
-     r"quiet_hours.0.end: .* line 5: '8:00' is not a time of day; write it in quotes as \"HH:MM\""),
-    ("name: a\nquiet_hours:\n  - {id: n, start: '22:00', end: '22:00'}\n", r"start equals end"),
-    ("name: a\ndefault_zone: Korea\n", r"zone: .*'Korea' is not a time zone \(use an IANA name such as Asia/Seoul\)"),
-    ("name: a\nholdouts:\n  - {id: h, scope: global, percent: 0.005, salt: s}\n",
-     r"holdouts.0.percent: .* line 3: 0.005 has more than two decimals; percent is exact to 0.01"),
-    ("name: a\nholdouts:\n  - {id: h, scope: campaign, percent: 1, salt: s}\n", r"scope campaign needs `campaigns`"),
-    ("name: a\nholdouts:\n  - {id: h, scope: global, percent: 1, salt: s, starts_at: '2026-02-01T00:00:00Z', "
-     "ends_at: '2026-01-01T00:00:00Z'}\n", r"holdouts.0.ends_at: .* ends_at is not after starts_at"),
-    ("name: a\nholdouts:\n  - {id: h, scope: global, percent: 1, salt: s, starts_at: 2026-02-01}\n",
-     r"is not an instant; write date, time and offset as 2026-01-31T09:00:00\+09:00"),
-    ("name: a\nholdouts:\n  - {id: h, scope: global, percent: 1, salt: s}\n"
-     "  - {id: i, scope: global, percent: 1, salt: s}\n",
-     r"holdouts.1.salt: .* line 4: the salt 's' is also that of holdouts.0.salt.*\(give each its own salt\)"),
-    ("name: a\nexperiments:\n  - {id: e, salt: s, arms: [{id: a, percent: 50}, {id: b, percent: 40}]}\n",
-     r"experiments.0: .* the arms' percents sum to 90, not to 100"),
-    ("name: a\nexperiments:\n  - {id: e, salt: s, " + ARMS % "caps.x.limit: 1",
-     r"experiments.0.arms.1.overrides.caps.x.limit: .* no element 'x' at caps.x \(ids there: none\)"),
-    ("name: a\nexperiments:\n  - {id: e, salt: s, " + ARMS % "regions.kr: 1",
-     r"'regions' must not be overridden here \(one of caps"),
-    ("name: a\nexperiments:\n  - {id: e, salt: s, " + ARMS % "flips.probability: 2",
-     r"override gives flips.probability: Input should be less than or equal to 1"),
-    ("name: a\nexperiments:\n  - {id: e, salt: s, " + ARMS % "threshold: 2" +
-     "  - {id: f, salt: t, " + ARMS % "threshold: 3",
-     r"experiments.1.arms.1.overrides.threshold: .* line 4: 'threshold' is also overridden by experiment 'e' \(let one"),
-    ("name: a\ncaps:\n  - {id: c, scope: global, limit: 1, window: {rolling_hours: 48}}\ncells:\n  epoch_hours: 24\n"
-     "  variants: [{id: a, probability: 0.5}, {id: b, probability: 0.5}]\n",
-     r"cells.epoch_hours: .* line 5: an epoch of 24 h is shorter than the longest window, 48 h \(make epoch_hours at"),
-    ("name: a\ncells: {epoch_hours: 24, variants: [{id: a, probability: 0.5}, {id: b, probability: 0.4}]}\n",
-     r"the cells' probabilities sum to 0.9, not to 1; add a cell without overrides for the rest"),
-    ("name: a\nsegments:\n  - {id: s, where: {kind: segment, id: t}}\n",
-     r"segments.0.where: .* line 3: no segment 't' \(define it\)"),
-    ("name: a\nsegments:\n  - {id: s, where: {kind: not, of: {kind: segment, id: s}}}\n", r"the segment refers to itself"),
-    ("name: a\nsurfaces: {gateway: {sources: {similar: 10, magic: 5}}}\n", r"unknown source 'magic'; one of similar"),
-    ("name: a\nregions: {kr: {ad_label: '(광고)'}, us: {ad_label: AD}}\n", r"regions demand different labels"),
-    ("name: a\nregions: {Korea: {}}\n", r"regions.Korea.*should match pattern"),
-    ("name: a\nflips: {probability: .nan}\n", r"flips.probability"),
-    ("[1, 2]", r"document: .*valid dictionary"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("text", "error"), MALFORMED)
-def test_a_malformed_document_is_refused_with_line_field_and_fix(text: str, error: str, tmp_path: Path) -> None:
-    path = tmp_path / "policy.yaml"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(InvalidInput, match=error):
-        load_policy(path)
-
-
-def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="cannot read"):
-        load_policy(tmp_path / "none.yaml")
-    binary = tmp_path / "binary.yaml"
-    binary.write_bytes(b"name: \xff\xfe")
-    with pytest.raises(InvalidInput, match="not UTF-8"):
-        load_policy(binary)
 
 
 def test_the_default_policy_loads_compiles_and_survives_json(tmp_path: Path) -> None:

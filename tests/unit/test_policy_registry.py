@@ -23,6 +23,7 @@ from serve_app.policies import (
 )
 from serve_app.policy.diff import policy_diff
 from serve_app.policy.document import DEFAULT_POLICY, PolicyDocument, load_policy, parse_policy
+from serve_app.policy.remarks import remarks
 from tests.unit.decision_worlds import a_policy
 
 NIGHT = {"id": "night", "start": "22:00", "end": "08:00"}
@@ -207,3 +208,68 @@ def test_the_command_checks_compares_promotes_and_shows(tmp_path: Path) -> None:
     assert current_policy(tmp_path / "data") == load_policy(DEFAULT_POLICY)
     wrong = runner.invoke(cli.app, ["policy", "check", str(tmp_path / "none.yaml")])
     assert isinstance(wrong.exception, InvalidInput)
+
+
+def test_check_ends_in_0_for_good_1_for_remarks_under_strict_and_2_for_refused(tmp_path: Path) -> None:
+    cli._register()
+    runner, file = CliRunner(), tmp_path / "p.yaml"
+
+    def check(text: str, *options: str) -> tuple[int, str]:
+        file.write_text(text)
+        done = runner.invoke(cli.app, ["policy", "check", *options, str(file)])
+        return done.exit_code, done.output
+
+    assert check("name: a\n", "--strict")[0] == 0
+    gap = "name: a\nmin_gap: {minutes: 720}\ncaps:\n  - {id: day, scope: global, limit: 3, window: {rolling_hours: 24}}\n"
+    code, said = check(gap)
+    assert code == 0
+    assert (
+        "remark: p.yaml line 4: caps.0.limit: cap 'day' is never reached: the gap of 720 min lets at most 2" in said
+    )
+    assert check(gap, "--strict")[0] == 1
+    code, said = check("name: a\nthresholt: 1\nmin_gap: 5\n")
+    assert code == 2
+    assert "hindcast: thresholt: p.yaml line 2: unknown key (remove it or correct its spelling)" in said
+    assert "hindcast: min_gap: p.yaml line 3:" in said
+    assert check("name: [a\n")[0] != 0
+
+
+REMARKS: list[tuple[dict[str, Any], str, str]] = [
+    ({"caps": [CAP | {"binds": ["transactional"]}]}, "caps.0.binds", "refuses nothing: transactional is all it binds"),
+    ({"caps": [CAP | {"binds": []}]}, "caps.0.binds", "refuses nothing: no class is all it binds"),
+    ({"caps": [CAP | {"counts": []}]}, "caps.0.counts", "counts no class"),
+    ({"caps": [CAP | {"limit": 0}]}, "caps.0.limit", "sends nothing, ever"),
+    ({"caps": [CAP], "min_gap": {"minutes": 480}}, "caps.0.limit", "lets at most 3 into its 24 h"),
+    ({"caps": [CAP, CAP | {"id": "b", "scope": "campaign", "limit": 3}]}, "caps.1.limit", "'day' allows 3 per rolling 24 h"),
+    (
+        {"caps": [CAP | {"id": "b", "scope": "campaign", "limit": 1}], "duplicate_window_hours": 24}, "caps.0.limit",
+        "duplicate_window_hours 24 is tighter",
+    ),
+    ({"min_gap": {"minutes": 5}, "max_sends_per_decision": 3}, "max_sends_per_decision", "cannot keep a gap of 5 min"),
+    ({"quiet_hours": [NIGHT | {"classes": ["transactional"]}]}, "quiet_hours.0.classes", "silence nothing"),
+    ({"quiet_hours": [NIGHT, NIGHT | {"id": "b", "start": "08:00", "end": "22:00"}]}, "quiet_hours", "cover the whole day"),
+    (
+        {"quiet_hours": [NIGHT], "deferral": {"max_attempts": 0}}, "deferral.max_attempts", "no deferral is allowed",
+    ),
+    (
+        {"quiet_hours": [NIGHT | {"start": "09:00"}], "deferral": {"spread_minutes": 120}}, "deferral.spread_minutes",
+        "leave 60 min of the day",
+    ),
+    ({"holdouts": [HOLDOUT | {"classes": ["transactional"]}]}, "holdouts.0.classes", "withholds transactional messages"),
+    ({"flips": {"probability": 0.1, "classes": []}}, "flips.classes", "nothing is ever flipped"),
+    ({"experiments": [EXPERIMENT]}, "experiments.0.arms", "changes nothing in any arm"),
+    ({"threshold": 0.1}, "surfaces.notification.head_weights", "advertising messages are never sent"),
+    (
+        {"message_classes": {"advertising": {"bypass_opt_out": True}}}, "message_classes.advertising.bypass_opt_out",
+        "which consent laws forbid",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "field", "words"), REMARKS)
+def test_rules_that_can_never_bite_are_remarked_on(settings: dict[str, Any], field: str, words: str) -> None:
+    assert any(one.field == field and words in one.message for one in remarks(policy(**settings)))
+
+
+def test_the_default_policy_gives_no_cause_for_remarks() -> None:
+    assert remarks(load_policy(DEFAULT_POLICY)) == []
