@@ -2,7 +2,8 @@
 
 The ledger keeps the deferrals; the sweeper keeps nothing. Several of them, or one that died half way, do no harm: a child's
 request id and key follow from its parent, and the commit that answers a deferral removes it (see `serve_app.serving.again`).
-A deferral that cannot be decided for a reason of its own is set aside for a while, so that it does not hold up the others.
+A deferral that cannot be decided now (its bucket is closed, its record unreadable) is set aside for a while, so that it does
+not hold up the others.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = ["SweepSettings", "Sweeper", "Swept"]
 
 _LOG = logging.getLogger("hindcast.serving")
 _SECOND = 1_000_000
-_ASIDE_S, _ASIDE_MOST_S = 5, 3600
+_ASIDE_S, _ASIDE_MOST_S, _ASIDE_BATCHES = 5, 3600, 20
 _OPEN = (DecideStatus.ledger_unavailable, DecideStatus.outcome_unknown, DecideStatus.contended)
 
 
@@ -137,7 +138,7 @@ class Sweeper:
             status = DecideStatus(int(decided.status[row]))
             observe("hindcast_sweep_lag_ms", max(now - one.deferral.until, 0) / 1e3)
             if status in _OPEN:
-                swept.outcomes["open"] += 1
+                self._set_aside(one.deferral, now, "open", status.name, swept)
             elif status is DecideStatus.duplicate:
                 swept.outcomes["answered already"] += 1
                 await self._call("drop_deferral", one.deferral.user, one.deferral.request_id)
@@ -153,9 +154,11 @@ class Sweeper:
     def _set_aside(self, one: Deferral, now: int, outcome: str, why: str, swept: Swept) -> None:
         _, times = self._aside.get((one.user, one.request_id), (0, 0))
         wait_s = min(_ASIDE_S * 2**times, _ASIDE_MOST_S)
-        self._aside[one.user, one.request_id] = (now + wait_s * _SECOND, times + 1)
         swept.outcomes[outcome] += 1
-        _LOG.error("deferral %016x of user %016x is set aside for %d s: %s", one.request_id, one.user, wait_s, why)
+        if times or len(self._aside) < _ASIDE_BATCHES * self._settings.batch:
+            self._aside[one.user, one.request_id] = (now + wait_s * _SECOND, times + 1)
+        level = logging.DEBUG if outcome == "open" else logging.ERROR
+        _LOG.log(level, "deferral %016x of user %016x is set aside for %d s: %s", one.request_id, one.user, wait_s, why)
 
     def _forget_aside(self, found: Sequence[Deferral], now: int) -> None:
         """Deferrals set aside that the ledger no longer has."""

@@ -161,10 +161,40 @@ def test_while_the_ledger_is_away_deferrals_wait_in_it(shop: Shop) -> None:
     deferred(shop, "u")
     whole = shop.ledger
     shop.ledger = Breaking(whole, lambda: LedgerUnavailable("away"), at=1, after=False, methods={"commit"})  # type: ignore[assignment]
-    assert swept(shop, SPREAD_OVER).outcomes == {"open": 1}
+    sweeper = shop.sweeper()
+    assert swept(shop, SPREAD_OVER, sweeper).outcomes == {"open": 1}
     assert len(shop.history("u")) == 0
-    assert swept(shop, SPREAD_OVER + 1).outcomes == {"send": 1}
+    assert swept(shop, SPREAD_OVER + MINUTE, sweeper).outcomes == {"send": 1}
     shop.ledger = whole
+
+
+def test_deferrals_of_a_closed_bucket_do_not_hold_up_the_others(shop: Shop) -> None:
+    stuck, free = deferred(shop, "u", "v")[:2]
+    whole = shop.ledger
+    closed = Closed(whole, stuck.user)
+    shop.ledger = closed  # type: ignore[assignment]
+    sweeper = shop.sweeper(batch=1)
+    first, second = (swept(shop, SPREAD_OVER, sweeper).outcomes for _ in range(2))
+    assert (first, second) == ({"open": 1}, {"send": 1})
+    closed.user = 0
+    assert swept(shop, SPREAD_OVER + MINUTE, sweeper).outcomes == {"send": 1}
+    assert free.user != stuck.user
+    shop.ledger = whole
+
+
+class Closed:
+    """A ledger that refuses one user's bucket."""
+
+    def __init__(self, inner: Ledger, user: int) -> None:
+        self._inner, self.user = inner, user
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def commit(self, plan: CommitPlan) -> CommitResult:
+        if self.user in plan.users.tolist():
+            raise LedgerUnavailable("closed")
+        return self._inner.commit(plan)
 
 
 def test_an_opt_out_between_decision_and_sweep_is_obeyed(shop: Shop) -> None:
