@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
+import psutil
 import pytest
 
 from serve_app.policies import promote_policy, read_current_policy, store_policy
@@ -72,6 +74,7 @@ def server(
             outbox={"webhook_url": post.url, "secret": SECRET, "backoff_s": 0.2, "poll_ms": 100},
             deferrals={"poll_ms": 200},
         )  # fmt: skip
+        settings = settings.model_copy(update={"budgets": settings.budgets.model_copy(update={"ledger_ms": 1_000.0})})
         with deployed(settings) as instance, httpx.Client(base_url=instance.url, timeout=60) as client:
             made = Server(instance, client, post, data)
             for user in ("u", "v", "w", "x"):
@@ -131,3 +134,47 @@ def test_a_killed_worker_comes_back_and_delivers(server: Server) -> None:
     assert server.post.wait_for(before + 1, 120)
     assert server.post.got[-1].body["decision_id"] == answer["sends"][0]["decision_id"]
     assert server.pid_of("worker") != old
+
+
+def ledger_process() -> int:
+    """Process id of the ledger's replica of the one server on the session's Ray."""
+    title = "ServeReplica:hindcast:Ledger"
+    found = [one.pid for one in psutil.process_iter(["cmdline"]) if title in "".join(one.info["cmdline"] or ())]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_while_the_ledger_is_dead_orders_go_unledgered_news_waits_and_all_comes_back(server: Server) -> None:
+    server.promote()
+    assert server.decide("x", "order").json().get("unledgered", False) is False
+    queued = server.decide("x", "queued").json()["sends"][0]["decision_id"]
+    old = ledger_process()
+    server.kill(old)
+    unledgered = until(lambda: unledgered_order(server), 60, "no order went while the ledger was dead")
+    assert (unledgered["action"], unledgered["degraded"]) == ("send", ["ledger"])
+    assert [send["status"] for send in unledgered["sends"]] == ["granted"]
+    back = until(lambda: ledgered_news(server), 180, "the ledger did not come back")
+    assert back["action"] == "send"
+    assert ledger_process() != old
+    assert server.decide("x", "order").json().get("unledgered", False) is False
+    until(lambda: any(one.body["decision_id"] == queued for one in server.post.got), 60, "a queued message was lost")
+
+
+def unledgered_order(server: Server) -> dict[str, Any] | None:
+    """An order that went without the ledger; None where it was ledgered. It is never refused."""
+    answer = server.decide("x", "order")
+    assert answer.status_code == 200, answer.text
+    said: dict[str, Any] = answer.json()
+    return said if said.get("unledgered") else None
+
+
+def ledgered_news(server: Server) -> dict[str, Any] | None:
+    """News that was sent; None where the ledger is away, which is said so and never sent unledgered."""
+    answer = server.decide("x", "news", idempotency_key=f"news-{uuid4()}")
+    said: dict[str, Any] = answer.json()
+    if answer.status_code == 200:
+        assert "unledgered" not in said
+        return said
+    assert answer.status_code == 503
+    assert said["type"].rsplit(":", 1)[1] in ("ledger-unavailable", "outcome-unknown")
+    return None
