@@ -2,8 +2,8 @@
 
 Every backend gets the same users, the same plans (a grant for 40 % of the rows, a decision record for each) and takes its
 turn within each round, so that whatever else the machine does hits all of them. Processor time is counted apart for the
-client (this process) and the server (`INFO cpu` of every redis-server started here). SQLite is opened with
-`durability="disk"`, Redis with `appendfsync always`: an answered commit is on disk in both. Run:
+client (a process of its own per backend) and the server (`INFO cpu` of every redis-server started here). SQLite is opened
+with `durability="disk"`, Redis with `appendfsync always`: an answered commit is on disk in both. Run:
 ``python -m loadtests.bench_ledger``.
 """
 
@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import typer
-from hdrh.histogram import HdrHistogram
 from redis import Redis
 from rich.console import Console
 from rich.progress import Progress
@@ -43,21 +44,9 @@ __all__ = ["BACKENDS", "Subject", "main", "make_plan", "measure"]
 NOW = 1_790_000_000_000_000
 SENDS = 0.4
 BACKENDS = ("memory", "sqlite", "redis", "redis-cluster")
+TURNS = 4
+I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
-
-
-@dataclass
-class Subject:
-    """A backend under test: its ledger, and the clients that tell the server's processor time."""
-
-    name: str
-    ledger: Ledger
-    servers: list[Redis] = field(default_factory=list)
-
-    def server_us(self) -> float:
-        """Processor time of all its servers, in microseconds."""
-        infos = [server.info("cpu") for server in self.servers]
-        return 1e6 * sum(float(info["used_cpu_user"]) + float(info["used_cpu_sys"]) for info in infos)
 
 
 @dataclass
@@ -68,17 +57,25 @@ class Tally:
     wall_us: float = 0.0
     client_us: float = 0.0
     server_us: float = 0.0
-    calls: HdrHistogram = field(default_factory=lambda: HdrHistogram(1, 60_000_000, 3))
+    calls_us: list[int] = field(default_factory=list)
+
+    def __iadd__(self, other: Tally) -> Tally:
+        self.rows += other.rows
+        self.wall_us += other.wall_us
+        self.client_us += other.client_us
+        self.server_us += other.server_us
+        self.calls_us += other.calls_us
+        return self
 
     def figures(self) -> dict[str, float]:
         """Per user, and the wall time of a whole read + commit."""
         per = max(self.rows, 1)
         cpu = {"client_us": self.client_us / per, "server_us": self.server_us / per}
-        whole = {f"p{p:g}_us": float(self.calls.get_value_at_percentile(p)) for p in (50, 99)}
+        whole = {f"p{p}_us": float(np.percentile(self.calls_us, p)) for p in (50, 99)}
         return {"users_per_s": per / (self.wall_us / 1e6), **cpu, "cpu_us": sum(cpu.values()), **whole}
 
 
-def make_plan(rng: np.random.Generator, users: U64, read: Callable[[U64], Any], record_bytes: int) -> CommitPlan:
+def make_plan(rng: np.random.Generator, users: U64, versions: I64, record_bytes: int) -> CommitPlan:
     """A decision about each of `users`: 40 % sends, and a record of `record_bytes` for every one."""
     rows = len(users)
     sends = (rng.random(rows) < SENDS).astype(np.int64)
@@ -89,90 +86,130 @@ def make_plan(rng: np.random.Generator, users: U64, read: Callable[[U64], Any], 
     noise, rest = record_bytes // 4, b"\0" * (record_bytes - record_bytes // 4)
     drawn = rng.bytes(noise * rows)
     records = [drawn[row * noise : (row + 1) * noise] + rest for row in range(rows)]
-    at, versions = np.full(rows, NOW), np.asarray(read(users).versions)
+    at = np.full(rows, NOW)
     return CommitPlan(users, versions, at, entries, lengths_to_offsets(sends), records, requests)
 
 
-def step(subject: Subject, users: U64, seed: int, record_bytes: int, tally: Tally) -> None:
-    """One batch: read and commit are counted, making the plan is not."""
-    rng = np.random.default_rng(seed)
-    spent = [0, 0]
+@dataclass
+class Subject:
+    """A backend under test: its ledger, the clients that tell the servers' processor time, and its people."""
 
-    def timed(call: Callable[[Any], Any], argument: Any) -> Any:
-        began, used = time.perf_counter_ns(), time.process_time_ns()
-        answer = call(argument)
-        spent[1] += time.process_time_ns() - used
-        spent[0] += time.perf_counter_ns() - began
-        return answer
+    ledger: Ledger
+    servers: list[Redis]
+    people: U64
+    record_bytes: int
 
-    plan = make_plan(rng, users, lambda some: timed(subject.ledger.read, some), record_bytes)
-    result = timed(subject.ledger.commit, plan)
-    if (result.status != CommitStatus.committed).any():
-        raise RuntimeError(f"{subject.name}: a commit nobody competed with was refused")
-    tally.rows += len(users)
-    tally.wall_us += spent[0] / 1e3
-    tally.client_us += spent[1] / 1e3
-    tally.calls.record_value(max(1, spent[0] // 1_000))
+    def server_us(self) -> float:
+        """Processor time of all its servers, in microseconds."""
+        infos = [server.info("cpu") for server in self.servers]
+        return 1e6 * sum(float(info["used_cpu_user"]) + float(info["used_cpu_sys"]) for info in infos)
+
+    def turn(self, size: int, seconds: float, seed: int) -> Tally:
+        """Read and commit for so long. Everything this process does is counted but the making of plans, so that what a
+        backend does in the background is."""
+        rng, tally, aside = np.random.default_rng(seed), Tally(), 0
+        for _ in range(3):
+            self.step(rng, size, tally)
+        tally, server, used = Tally(), self.server_us(), time.process_time_ns()
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            aside += self.step(rng, size, tally)
+        tally.client_us = (time.process_time_ns() - used - aside) / 1e3
+        tally.server_us = self.server_us() - server
+        return tally
+
+    def step(self, rng: np.random.Generator, size: int, tally: Tally) -> int:
+        """One batch; returns this thread's time, in nanoseconds, that went into making it."""
+        began = time.thread_time_ns()
+        users = (
+            self.people[rng.integers(0, len(self.people), 1)] if size == 1 else rng.choice(self.people, size, replace=False)
+        )
+        aside = time.thread_time_ns() - began
+        start = time.perf_counter_ns()
+        versions = self.ledger.read(users).versions
+        read_ns = time.perf_counter_ns() - start
+        began = time.thread_time_ns()
+        plan = make_plan(rng, users, versions, self.record_bytes)
+        aside += time.thread_time_ns() - began
+        start = time.perf_counter_ns()
+        result = self.ledger.commit(plan)
+        took_us = (time.perf_counter_ns() - start + read_ns) // 1_000
+        if (result.status != CommitStatus.committed).any():
+            raise RuntimeError("a commit nobody competed with was refused")
+        tally.rows += size
+        tally.wall_us += took_us
+        tally.calls_us.append(took_us)
+        return aside
+
+    def settle_in(self) -> None:
+        """Everyone has consented, is reachable and has four sends behind him."""
+        for start in range(0, len(self.people), 2_000):
+            users = self.people[start : start + 2_000]
+            state = UserState.unknown(len(users))
+            state.consent_ad_at[:], state.reachable[:] = NOW, 3
+            versions = self.ledger.put_users(users, state)
+            entries = np.zeros(4 * len(users), HISTORY_DTYPE)
+            entries["at"] = NOW
+            at, offsets = np.full(len(users), NOW), np.arange(len(users) + 1) * 4
+            self.ledger.commit(CommitPlan(users, versions, at, entries, offsets, [], users))
+
+
+def serve(pipe: Connection, backend: str, urls: list[str], folder: str, people: int, record_bytes: int) -> None:
+    """One backend's process: takes (size, seconds, seed) from the pipe, gives a Tally, until None comes."""
+    ledger: Ledger
+    if backend == "memory":
+        ledger = MemoryLedger()
+    elif backend == "sqlite":
+        ledger = SqliteLedger(Path(folder) / "ledger.sqlite", durability="disk")
+    else:
+        ledger = RedisLedger(urls[0])
+    crowd = np.unique(np.random.default_rng(3).integers(0, 2**64, people, np.uint64))
+    subject = Subject(ledger, [Redis.from_url(url) for url in urls], crowd, record_bytes)
+    subject.settle_in()
+    pipe.send(None)
+    while (asked := pipe.recv()) is not None:
+        pipe.send(subject.turn(*asked))
+    ledger.close()
+
+
+@contextmanager
+def opened(names: list[str], folder: Path, people: int, record_bytes: int) -> Iterator[dict[str, Connection]]:
+    """A process per backend, ready; redis ones with servers of their own."""
+    processes = get_context("spawn")
+    with ExitStack() as stack:
+        pipes: dict[str, Connection] = {}
+        for name in names:
+            own = folder / name
+            urls: list[str] = []
+            if name.startswith("redis"):
+                urls = stack.enter_context(redis_server(own) if name == "redis" else redis_cluster(own))
+            else:
+                own.mkdir()
+            pipes[name], theirs = processes.Pipe()
+            process = processes.Process(target=serve, args=(theirs, name, urls, str(own), people, record_bytes), daemon=True)
+            process.start()
+            theirs.close()
+            stack.callback(process.join)
+            stack.callback(pipes[name].send, None)
+        for pipe in pipes.values():
+            pipe.recv()
+        yield pipes
 
 
 def measure(
-    subjects: list[Subject], people: U64, size: int, seconds: float, record_bytes: int, tick: Callable[[], None]
+    pipes: Mapping[str, Connection], size: int, seconds: float, tick: Callable[[], None]
 ) -> dict[str, dict[str, float]]:
-    """Figures per backend at one batch size; the backends take turns, `seconds` each, in four rounds."""
-    tallies = {subject.name: Tally() for subject in subjects}
-    for turn in range(4):
-        for subject in subjects:
-            rng, tally = np.random.default_rng(turn), tallies[subject.name]
-            for warm in range(3):
-                step(subject, rng.choice(people, size, replace=False, shuffle=False), warm, record_bytes, Tally())
-            before, until = subject.server_us(), time.perf_counter() + seconds / 4
-            while time.perf_counter() < until:
-                users = people[rng.integers(0, len(people), size)] if size == 1 else rng.choice(people, size, replace=False)
-                step(subject, users, int(rng.integers(2**31)), record_bytes, tally)
-            tally.server_us += subject.server_us() - before
+    """Figures per backend at one batch size; the backends take turns, four each."""
+    tallies = {name: Tally() for name in pipes}
+    for turn in range(TURNS):
+        for name, pipe in pipes.items():
+            pipe.send((size, seconds / TURNS, turn))
+            tallies[name] += pipe.recv()
             tick()
     figures = {name: tally.figures() for name, tally in tallies.items()}
     for own in figures.values():
         own["cpu_ratio"] = own["cpu_us"] / figures["memory"]["cpu_us"]
     return figures
-
-
-@contextmanager
-def opened(names: list[str], folder: Path) -> Iterator[list[Subject]]:
-    """The backends by name; redis ones start their own servers on loopback."""
-    with ExitStack() as stack:
-        subjects = []
-        for name in names:
-            own = folder / name
-            servers: list[Redis] = []
-            ledger: Ledger
-            if name == "memory":
-                ledger = MemoryLedger()
-            elif name == "sqlite":
-                own.mkdir()
-                ledger = SqliteLedger(own / "ledger.sqlite", durability="disk")
-            else:
-                urls = stack.enter_context(redis_server(own) if name == "redis" else redis_cluster(own))
-                servers = [Redis.from_url(url) for url in urls]
-                ledger = RedisLedger(urls[0])
-            stack.callback(ledger.close)
-            subjects.append(Subject(name, ledger, servers))
-        yield subjects
-
-
-def settle_in(subjects: list[Subject], people: U64) -> None:
-    """Everyone has consented, is reachable and has four sends behind him."""
-    state = UserState.unknown(len(people))
-    state.consent_ad_at[:], state.reachable[:] = NOW, 3
-    entries = np.zeros(4 * len(people), HISTORY_DTYPE)
-    entries["at"] = NOW
-    for subject in subjects:
-        for start in range(0, len(people), 10_000):
-            users = people[start : start + 10_000]
-            part = UserState(*(getattr(state, name)[: len(users)] for name in state.__slots__))
-            versions = subject.ledger.put_users(users, part)
-            at, offsets = np.full(len(users), NOW), np.arange(len(users) + 1) * 4
-            subject.ledger.commit(CommitPlan(users, versions, at, entries[: 4 * len(users)], offsets, [], users))
 
 
 def main(
@@ -189,18 +226,19 @@ def main(
     if shutil.which("redis-server") is None and any(name.startswith("redis") for name in names):
         console.print("[yellow]no redis-server here (apt-get install redis-server): its rows are left out[/]")
         names = [name for name in names if not name.startswith("redis")]
-    crowd = np.unique(np.random.default_rng(3).integers(0, 2**64, people, np.uint64))
     batches = [int(size) for size in sizes.split(",")]
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, opened(names, Path(folder)) as subjects, Progress(console=console) as bar:
-        task = bar.add_task("users move in", total=len(batches) * len(subjects) * 4)
-        settle_in(subjects, crowd)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(console=console) as bar,
+        opened(names, Path(folder), people, record_bytes) as pipes,
+    ):
+        task = bar.add_task("", total=len(batches) * len(names) * TURNS)
         for size in batches:
             bar.update(task, description=f"batches of {size}")
-            figures = measure(subjects, crowd, size, seconds, record_bytes, lambda: bar.advance(task))
-            results.append({"batch": size, "backends": figures})
+            results.append({"batch": size, "backends": measure(pipes, size, seconds, lambda: bar.advance(task))})
     hardware = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": sys.version.split()[0]}
-    report = {"hardware": hardware, "people": len(crowd), "record_bytes": record_bytes, "sends": SENDS, "results": results}
+    report = {"hardware": hardware, "people": people, "record_bytes": record_bytes, "sends": SENDS, "results": results}
     show(console, report)
     if out is not None:
         path = out if out.suffix == ".json" else out / "ledger.json"

@@ -168,7 +168,8 @@ def _records(
     """Records in order, without those nobody will ask for, and their lengths."""
     if not len(plan.records):
         return [], np.zeros(len(order), np.int64)
-    wanted = [plan.records[row] for row in order.tolist()]
+    own = list(plan.records)
+    wanted = [own[row] for row in order.tolist()]
     if not settings.keep_records:
         needed = (flags & (_KEY | _DEFERRED)) != 0
         wanted = [record if need else b"" for record, need in zip(wanted, needed.tolist(), strict=True)]
