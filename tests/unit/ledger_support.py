@@ -120,9 +120,12 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.start()
 
-    def start(self) -> None:
+    def start(self, *options: str, wait: bool = True) -> None:
+        """Start, with further options this time; wait until it serves."""
         with open(self.folder / "server.log", "ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self._process = subprocess.Popen([*self._command, *options], stdout=log, stderr=log)
+        if not wait:
+            return
         self.client = Redis.from_url(self.url, retry=None)
         deadline = time.monotonic() + 20
         while True:
@@ -142,6 +145,9 @@ class RedisServer:
             yield
         finally:
             self._process.send_signal(signal.SIGCONT)
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
 
     def kill(self) -> None:
         """kill -9."""
