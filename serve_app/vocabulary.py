@@ -146,7 +146,7 @@ class Reason(IntEnum):
     preempted = 18  # passed every gate; another candidate was chosen
     global_holdout = 19
     campaign_holdout = 20
-    budget_exhausted = 21
+    budget_exhausted = 21  # reserved: no gate counts a budget across users yet
     ledger_unavailable = 22
     outcome_unknown = 23
     chosen = 24

@@ -131,3 +131,34 @@ def test_counts_names_the_caps_a_grant_uses_up() -> None:
     ]
     out = decided(compiled(caps=caps), [request([candidate(), candidate(channel=Channel.email)])])
     assert out.candidates["counts"].tolist() == [0b001, 0b011]
+
+
+def test_an_arm_may_turn_a_rolling_window_into_a_calendar_one() -> None:
+    turned = {"caps.c.window.rolling_hours": None, "caps.c.window.calendar": "day"}
+    arms = [{"id": "a", "percent": 0}, {"id": "b", "percent": 100, "overrides": turned}]
+    policy = compiled(caps=[ROLLING], experiments=[{"id": "e", "salt": "e", "arms": arms}])
+    midnight = at("2026-03-10T00:00:00")
+    past = [[entry(midnight)], [entry(midnight - 1)]]
+    out = decided(policy, [request([candidate()], user=u, decided_at=NOW) for u in (1, 2)], past)
+    assert [Reason(r).name for r in out.candidates["reason"]] == ["frequency_capped", "chosen"]
+
+
+def test_an_arm_may_change_which_classes_count() -> None:
+    arms = [{"id": "a", "percent": 0}, {"id": "b", "percent": 100, "overrides": {"caps.c.counts": ["informational"]}}]
+    policy = compiled(caps=[ROLLING], experiments=[{"id": "e", "salt": "e", "arms": arms}])
+    out = decided(policy, [request([candidate()], decided_at=NOW)], [[entry(NOW - HOUR)]])
+    assert Reason(out.candidates["reason"][0]).name == "chosen"
+    assert out.candidates["counts"].tolist() == [0]
+
+
+def test_a_cap_that_has_room_today_and_none_when_another_frees_up_is_waited_for() -> None:
+    """Sends of today in Kiritimati lie on tomorrow's calendar there: the daily cap is open now and full tomorrow."""
+    caps = [DAILY, ROLLING | {"id": "d", "window": {"rolling_hours": 30}}]
+    sent, now = at("2026-03-10T12:00:00", "Pacific/Pago_Pago"), at("2026-03-10T20:00:00", "Pacific/Pago_Pago")
+    past = [entry(sent, zone="Pacific/Kiritimati")]  # there it was the 11th already, 25 hours ahead
+    asked = request([candidate()], decided_at=now, zone="Pacific/Pago_Pago")
+    free = gate_words(decided(compiled(caps=caps), [asked], [past]), "caps")["free"][0]
+    assert free == at("2026-03-12T00:00:00", "Pacific/Pago_Pago")
+    for when, reason_then in ((free - 1, "frequency_capped"), (free, "chosen")):
+        out = decided(compiled(caps=caps), [asked | {"decided_at": int(when)}], [past])
+        assert Reason(out.candidates["reason"][0]).name == reason_then

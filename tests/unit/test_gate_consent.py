@@ -107,6 +107,48 @@ def test_an_unknown_region_falls_under_the_strictest_rule() -> None:
     assert reason(strict, {}, region="", consent_ad_at=0) == "no_consent"
 
 
+def test_the_phones_own_permission_is_no_consent() -> None:
+    """Reachable by push, opted out of nothing, and still nobody agreed to advertising."""
+    assert reason({}, {}, region="KR", reachable=1 << Channel.push, opted_out=0, decided_at=NOON) == "no_consent"
+
+
+def test_night_consent_alone_is_no_consent() -> None:
+    columns = {"region": "KR", "consent_night_at": NOON - DAY}
+    assert reason({}, {}, **columns, decided_at=NOON) == "no_consent"
+    assert reason({}, {}, **columns, decided_at=at("2026-03-10T22:00:00")) == "no_consent"
+
+
+def test_the_exception_for_customers_ends_with_its_last_microsecond() -> None:
+    ends = NOON + 182 * DAY  # six months after the transaction, as the caller puts it into the user's state
+    assert reason({}, {}, region="KR", customer_until=ends, decided_at=ends - 1) == "chosen"
+    assert reason({}, {}, region="KR", customer_until=ends, decided_at=ends) == "no_consent"
+
+
+@pytest.mark.parametrize(
+    ("columns", "waits"),
+    [
+        ({"consent_ad_at": NOON - DAY}, True),
+        ({"consent_ad_at": at("2026-03-11T03:00:00") - 730 * DAY}, False),  # goes stale during the night
+        ({"customer_until": at("2026-03-11T08:00:00")}, False),
+        ({"customer_until": at("2026-03-11T08:00:01")}, True),
+    ],
+)
+def test_an_advertisement_waits_for_the_morning_only_if_it_may_be_sent_then(columns: dict[str, Any], waits: bool) -> None:
+    rules = {"kr": {"night_action": "defer", "existing_customer_exception": True}}
+    out = decided(
+        compiled(regions=rules), [request([candidate()], region="KR", decided_at=at("2026-03-10T23:00:00"), **columns)]
+    )
+    assert (out.requests["action"][0] == Action.defer) == waits
+    assert gate_words(out, "consent")["free"][0] == (at("2026-03-11T08:00:00") if waits else 0)
+
+
+def test_a_night_that_never_ends_has_no_next_free_time() -> None:
+    rules = {"kr": {"night_action": "defer", "night_start": "00:00", "night_end": "24:00"}}
+    out = decided(compiled(regions=rules), [request([candidate()], **KOREAN, decided_at=NOON)])
+    assert out.requests["action"][0] == Action.suppress
+    assert gate_words(out, "consent")["free"][0] == 0
+
+
 def test_the_word_says_how_old_the_consent_is() -> None:
     out = decided(compiled(), [request([candidate()], **KOREAN, decided_at=NOON)])
     word = gate_words(out, "consent")

@@ -87,6 +87,24 @@ def test_what_expires_before_the_end_is_not_deferred() -> None:
     assert decide([NIGHT], now, {"expires_at": at("2026-03-11T08:00:01")}).requests["action"][0] == Action.defer
 
 
+def test_a_deferral_is_spread_no_further_than_the_expiry() -> None:
+    policy = compiled(quiet_hours=[NIGHT], deferral={"spread_minutes": 60})
+    now, end = at("2026-03-10T23:00:00"), at("2026-03-11T08:00:00")
+    asked = [request([candidate()], decided_at=now, user=u, expires_at=end + 6 * MINUTE) for u in range(1, 201)]
+    until = decided(policy, asked).requests["until"]
+    assert until.min() >= end
+    assert end + 5 * MINUTE < until.max() < end + 6 * MINUTE
+
+
+def test_quiet_hours_round_the_clock_have_no_end() -> None:
+    rules = [NIGHT, *({"id": f"q{h}", "start": f"{h:02d}:00", "end": f"{h + 1:02d}:00"} for h in range(8, 22))]
+    out = decide(rules, at("2026-03-10T12:00:00"))
+    assert out.requests["action"][0] == Action.suppress
+    assert gate_words(out, "quiet_hours")["free"][0] == 0
+    out = decide(rules[:-1], at("2026-03-10T22:30:00"))
+    assert out.requests["until"][0] == at("2026-03-11T21:00:00")
+
+
 def test_a_request_is_deferred_no_more_often_than_the_policy_allows() -> None:
     now = at("2026-03-10T23:00:00")
     assert decide([NIGHT], now, attempt=1).requests["action"][0] == Action.defer
