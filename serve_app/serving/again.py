@@ -47,7 +47,11 @@ _RECORDED = (*_FRESH, "campaign", "channel")
 
 def child_of(user: int, request_id: int) -> int:
     """The request id of the decision that settles the deferral `request_id` of `user`."""
-    return int(hash_key(_CHILD, np.uint64(user), np.uint64(request_id))[0]) or 1
+    return int(_children(np.array([user], np.uint64), np.array([request_id], np.uint64))[0])
+
+
+def _children(users: U64, request_ids: U64) -> U64:
+    return np.maximum(hash_key(_CHILD, users, request_ids), np.uint64(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ def asked_again(due: Sequence[Due], edition: Edition, now: int, deadline_at: int
     parents = np.array([one.deferral.request_id for one in due], np.uint64)
     batch = notification_requests(
         edition,
-        request_ids=np.array([child_of(*pair) for pair in zip(users.tolist(), parents.tolist(), strict=True)], np.uint64),
+        request_ids=_children(users, parents),
         users=users,
         decided_at=np.full(n, now, np.int64),
         deadline_at=np.full(n, deadline_at, np.int64),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from serve_app.ledger.protocol import CommitPlan, CommitResult, Deferral, Ledger
 from serve_app.ledger.sqlite import SqliteLedger
 from serve_app.serving.again import child_of
 from serve_app.serving.deciding import DecideCall, Decided
+from serve_app.serving.meters import install
 from serve_app.serving.sweeping import Sweeper, SweepSettings, Swept
 from serve_app.vocabulary import Action, Channel, Delivery, Origin, Reason
-from tests.unit.decision_support import DAY, HOUR, MINUTE, at
+from tests.unit.decision_support import DAY, HOUR, MINUTE, SECOND, at
 from tests.unit.sweep_support import Breaking, Shop, campaign, open_shop
 
 EVENING, MORNING = at("2026-03-10T23:30:00"), at("2026-03-11T08:00:00")
@@ -282,3 +284,35 @@ def test_a_deferral_whose_record_cannot_be_read_is_set_aside_and_holds_up_nobody
     assert swept(shop, SPREAD_OVER, sweeper).outcomes == {"send": 1}
     assert swept(shop, SPREAD_OVER, sweeper).due == 0
     assert swept(shop, SPREAD_OVER + HOUR, sweeper).outcomes == {"unreadable": 1}
+
+
+class Collected:
+    """Takes what is measured."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.values: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, name: str, amount: float, tags: Mapping[str, str]) -> None:
+        self.counts[name, tags.get("outcome", "")] += int(amount)
+
+    def observe(self, name: str, value: float, tags: Mapping[str, str]) -> None:
+        del tags
+        self.values[name].append(value)
+
+    def set(self, name: str, value: float, tags: Mapping[str, str]) -> None:
+        self.values["/".join((name, *tags.values()))] = [value]
+
+
+def test_outcomes_and_lag_are_measured(tmp_path: Path) -> None:
+    shop = open_shop(tmp_path, MemoryLedger(), campaign("spring"))
+    (one,) = deferred(shop, "u")
+    seen = Collected()
+    install(seen)
+    try:
+        swept(shop, one.until + 3 * SECOND)
+    finally:
+        install(Collected())  # nobody else listens in this process
+    assert seen.counts["hindcast_deferrals", "send"] == 1
+    assert seen.values["hindcast_sweep_lag_ms"] == [3_000.0]
+    assert seen.values["hindcast_sweep_lag_s"] == [3.0]
