@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# `pytest --hypothesis-profile=deep` looks an hour for what the quick tier looks seconds for.
+settings.register_profile("deep", max_examples=5000, deadline=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -261,7 +261,9 @@ class Decisions(RuleBasedStateMachine):
 # More with `pytest --hypothesis-profile=deep`.
 DEEP = settings.default is not None and settings.default.max_examples > 1000
 Decisions.TestCase.settings = settings(
-    max_examples=600 if DEEP else 25, stateful_step_count=50 if DEEP else 25, deadline=None,
+    max_examples=2000 if DEEP else 25,
+    stateful_step_count=50 if DEEP else 25,
+    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 TestDecisions = Decisions.TestCase
