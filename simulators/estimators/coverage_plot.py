@@ -26,7 +26,7 @@ def draw(summaries: Sequence[Summary], path: Path) -> None:
     left = _frame(summaries, ("ips", "ips by rows"))
     right = _frame(summaries, ("cells", "myopic ips"))
     x = alt.X(
-        "design effect:Q", title="design effect (variance by users / by rows)", scale=alt.Scale(type="log", nice=False)
+        "design effect:Q", title="design effect (variance by users / by rows)", scale=alt.Scale(type="log", domain=[1, 30])
     )
     y = alt.Y("world:N", title=None, sort=None)
     clicks = _panel(left, x, "95 % intervals by how alike a user's rows are")
@@ -55,7 +55,7 @@ def _colour() -> Any:
 
 
 def _panel(frame: pd.DataFrame, x: Any, title: str) -> Any:
-    scale = alt.Scale(domain=[0.3, 1.0])
+    scale = alt.Scale(domain=[0.2, 1.0])
     band = alt.Chart(pd.DataFrame({"from": [0.93], "to": [0.97]})).mark_rect(color="#dce8d5").encode(
         y=alt.Y("from:Q", scale=scale, title="coverage", axis=alt.Axis(format="%")), y2="to:Q"
     )  # fmt: skip

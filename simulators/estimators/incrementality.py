@@ -69,11 +69,11 @@ class Trial:
         before the trigger. InvalidInput: a user twice, an unknown arm, a value that is not finite."""
         users, arms = np.ascontiguousarray(user, np.uint64), np.ascontiguousarray(arm, np.int32)
         n = len(users)
-        values = [np.asarray(outcome, np.float64).reshape(n, -1)]
-        values.append(np.zeros((n, 0)) if covariate is None else np.asarray(covariate, np.float64).reshape(n, -1))
+        given = ((outcome, self.outcomes), (() if covariate is None else covariate, self.covariates))
+        values = [_table(one, n, len(names)) for one, names in given]
         table = np.ascontiguousarray(np.concatenate(values, axis=1))
-        if table.shape[1] != len(self._names) or arms.shape != (n,):
-            raise InvalidInput(f"{table.shape[1]} columns, expected {len(self._names)}", field="outcome, covariate")
+        if arms.shape != (n,):
+            raise InvalidInput(f"has shape {arms.shape}, expected ({n},)", field="arm")
         if n and (arms.min() < 0 or arms.max() >= len(self.arms)):
             raise InvalidInput(f"codes from {arms.min()} to {arms.max()} for {len(self.arms)} arms", field="arm")
         if len(np.unique(users)) != n:
@@ -185,6 +185,14 @@ class Trial:
         if found.present < 2:
             raise InvalidInput(f"{found.present} users", field=f"arm {name}", hint="an effect needs two in each arm")
         return Moments(found.total, found.product, found.present, found.present)
+
+
+def _table(values: npt.ArrayLike, rows: int, width: int) -> F64:
+    """f64[rows, width], or InvalidInput."""
+    out = np.asarray(values, np.float64)
+    if out.size != rows * width:
+        raise InvalidInput(f"has shape {out.shape}, expected ({rows}, {width})", field="outcome, covariate")
+    return out.reshape(rows, width)
 
 
 def _scatter(arm: Moments) -> F64:
