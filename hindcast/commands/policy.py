@@ -165,9 +165,12 @@ def _say_what_is_not_kept(data: Path, document: PolicyDocument, earlier: set[str
 
 @group.command("rollback")
 def rollback_command(data: DataOption = Path("data")) -> None:
-    """Go back to the policy that the current one replaced (in a running server, too)."""
-    from serve_app.policies import rollback_policy
+    """Go back to the policy that the current one replaced (in a running server, too), and say what changes."""
+    from serve_app.policies import read_policy, rollback_policy
+    from serve_app.policy.diff import policy_diff
     from serve_app.serving.flip import find_policy_flip
 
     done = rollback_policy(data, now=_now(), flip=find_policy_flip(data))
     typer.echo(f"current policy: {done.revision} (was {done.replaced})")
+    for line in policy_diff(read_policy(data, str(done.replaced)), read_policy(data, done.revision)):
+        typer.echo(f"  {line}")

@@ -82,6 +82,25 @@ class RefusingServer:
             raise NotReady("a replica did not flip")
 
 
+def test_promotion_and_rollback_flip_a_server_in_two_phases_around_the_pointer(tmp_path: Path) -> None:
+    first, second = (store_policy(tmp_path, policy(threshold=t)) for t in (0.1, 0.2))
+    promote_policy(tmp_path, first, now=1)
+    seen: list[tuple[str, str, str | None]] = []
+
+    class Watching:
+        def prepare(self, version: str) -> None:
+            seen.append(("prepare", version, read_current_policy(tmp_path)[0]))
+
+        def commit(self, version: str) -> None:
+            seen.append(("commit", version, read_current_policy(tmp_path)[0]))
+
+    promote_policy(tmp_path, second, now=2, flip=Watching())
+    rollback_policy(tmp_path, now=3, flip=Watching())
+    assert seen == [
+        ("prepare", second, first), ("commit", second, second), ("prepare", first, second), ("commit", first, first),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("phase", ["prepare", "commit"])
 def test_a_server_that_refuses_keeps_the_old_policy(tmp_path: Path, phase: str) -> None:
     first, second = (store_policy(tmp_path, policy(threshold=t)) for t in (0.1, 0.2))
@@ -204,7 +223,11 @@ def test_the_command_checks_compares_promotes_and_shows(tmp_path: Path) -> None:
         assert runner.invoke(cli.app, ["policy", "promote", str(path), *data]).exit_code == 0
     shown = runner.invoke(cli.app, ["policy", "show", *data])
     assert parse_policy(yaml.safe_load(shown.output)) == load_policy(other)
-    assert runner.invoke(cli.app, ["policy", "rollback", *data]).exit_code == 0
+    listed = runner.invoke(cli.app, ["policy", "list", *data]).output
+    assert [line.split()[1] for line in listed.splitlines() if "*" in line] == ["*"]
+    back = runner.invoke(cli.app, ["policy", "rollback", *data])
+    assert back.exit_code == 0
+    assert back.output.splitlines()[1:] == ["  global cap 2 -> 3 per rolling 24 h"]
     assert current_policy(tmp_path / "data") == load_policy(DEFAULT_POLICY)
     wrong = runner.invoke(cli.app, ["policy", "check", str(tmp_path / "none.yaml")])
     assert isinstance(wrong.exception, InvalidInput)
@@ -223,9 +246,7 @@ def test_check_ends_in_0_for_good_1_for_remarks_under_strict_and_2_for_refused(t
     gap = "name: a\nmin_gap: {minutes: 720}\ncaps:\n  - {id: day, scope: global, limit: 3, window: {rolling_hours: 24}}\n"
     code, said = check(gap)
     assert code == 0
-    assert (
-        "remark: p.yaml line 4: caps.0.limit: cap 'day' is never reached: the gap of 720 min lets at most 2" in said
-    )
+    assert "remark: p.yaml line 4: caps.0.limit: cap 'day' is never reached: the gap of 720 min lets at most 2" in said
     assert check(gap, "--strict")[0] == 1
     code, said = check("name: a\nthresholt: 1\nmin_gap: 5\n")
     assert code == 2
