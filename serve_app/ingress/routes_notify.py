@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 from starlette.responses import Response
 
+from serve_app.audit.kept import decision_in_log, waiting_journal_bytes
+from serve_app.audit.names import EditionNames
 from serve_app.clock import text_of
 from serve_app.errors import LedgerUnavailable, UnknownIdentifier
 from serve_app.ids import parse_decision_id
@@ -35,7 +37,7 @@ from serve_app.ingress.schemas_notify import (
     DecideRow,
     StoredDecision,
 )
-from serve_app.ingress.stored import stored_decision
+from serve_app.ingress.stored import stored_decision, told
 from serve_app.serving.deciding import DecideCall
 from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.stages import Stages, in_pool
@@ -44,6 +46,7 @@ from serve_app.settings import Settings
 
 __all__ = ["NotifyRoutes"]
 
+_JOURNAL_BYTES = 256 << 20  # a look-up reads at most so much of what is not compacted yet
 _PARALLEL_CHUNKS = 4
 Key = tuple[str, str, bool, bool]
 
@@ -182,15 +185,25 @@ class NotifyRoutes:
     async def _stored(self, incoming: Incoming) -> Response:
         user, request_id, slot = parse_decision_id(incoming.params["id"])
         record = await self._owner.call("find_decision", user, request_id, slot)
-        if record is None:
-            raise UnknownIdentifier(
-                "no such decision is kept by the ledger",
-                field="id",
-                hint="decisions that sent nothing and had no idempotency key are in the log: hindcast explain ID",
-            )
+        logged = None if record is not None else await in_pool(self._pool, lambda: self._logged(user, request_id))
         with self._library.releases.pinned() as (release, _), self._library.policies.pinned() as (policy, _):
             edition = await self._edition(release, policy)
-        return json_answer(await in_pool(self._pool, lambda: stored_decision(record, edition)))
+
+        def say() -> dict[str, Any]:
+            return stored_decision(record, edition) if logged is None else told(logged, EditionNames(edition), "log")
+
+        return json_answer(await in_pool(self._pool, say))
+
+    def _logged(self, user: int, request_id: int) -> dict[str, Any]:
+        """The decision from the log: what sent nothing and had no key was never committed. UnknownIdentifier: nor is it
+        there."""
+        data = self._settings.data
+        small = waiting_journal_bytes(data) <= _JOURNAL_BYTES
+        found = decision_in_log(data, user, request_id, journal=small)
+        if found is None:
+            hint = "check the id" if small else "it may be in the journal, which is long just now: hindcast explain ID"
+            raise UnknownIdentifier("no such decision is kept by ledger or log", field="id", hint=hint)
+        return found
 
 
 def _envelope(one: Admitted) -> dict[str, Any]:

@@ -168,23 +168,56 @@ class DecideBatchAnswer(BaseModel):
     errors: list[RowProblem]
 
 
+class StoredCandidate(ExplainedCandidate):
+    """Why a message was or was not sent, holdouts included."""
+
+    ghost_first: bool = Field(False, description="the user's first would-send under that holdout, marked in both arms")
+    holdout: str | None = Field(None, description="the holdout that silenced it")
+    propensity_shadow: float | None = Field(None, description="probability that it is chosen on its shadow history")
+
+
+class AssignedArm(BaseModel):
+    """The arm of one experiment."""
+
+    experiment: str
+    arm: int
+    propensity: float
+
+
+class AssignedHoldout(BaseModel):
+    """Whether a holdout holds the user out."""
+
+    holdout: str
+    held_out: bool
+    propensity: float
+
+
 class StoredDecision(BaseModel):
-    """A decision as the ledger keeps it, gate by gate."""
+    """A decision as the ledger, or else the log, keeps it, gate by gate."""
 
     request_id: str
     decision_id: str
     decided_at: datetime
     release: str | None
     policy: str | None
+    code_version: str | None = None
+    source: Literal["ledger", "log"] = Field("ledger", description="where it was found")
     action: ActionName
     reason: str
     until: datetime | None
     decided_again_as: str | None = Field(None, description="of a deferral: the decision that answers it, from `until` on")
     answers_deferral: str | None = Field(None, description="the deferral that this decision answers")
     cell: int | None
+    propensity_cell: float | None = None
+    experiments: list[AssignedArm] = Field(default_factory=list)
+    holdouts: list[AssignedHoldout] = Field(default_factory=list)
+    zone: str | None = None
+    region: str | None = None
     read_version: int | None
+    commit_version: int | None = Field(None, description="ledger version written, where the log knows it; null: none")
     degraded: list[StageName]
     propensity_none: float | None
     explored: bool
+    forced: bool = False
     sends: list[Send]
-    candidates: list[ExplainedCandidate]
+    candidates: list[StoredCandidate]
