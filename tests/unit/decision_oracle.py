@@ -124,8 +124,15 @@ def quiet_hours(document: PolicyDocument, request: Request, one: Request, histor
 
 
 def caps(document: PolicyDocument, request: Request, one: Request, history: list[Request]) -> str:
+    full = [used >= limit for used, limit in uses(document, request, one, history)]
+    return "frequency_capped" if any(full) else ""
+
+
+def uses(document: PolicyDocument, request: Request, one: Request, history: list[Request]) -> list[tuple[int, int]]:
+    """(used, limit) of every cap that binds the candidate."""
     if getattr(document.message_classes, _class(one)).bypass_caps:
-        return ""
+        return []
+    found = []
     for cap in document.caps:
         key = {"global": None, "channel": "channel", "category": "category", "campaign": "campaign"}[cap.scope]
         only = {Channel[name].value if cap.scope == "channel" else hash_id(name) for name in cap.only}
@@ -136,9 +143,8 @@ def caps(document: PolicyDocument, request: Request, one: Request, history: list
             counts = _class(past) in cap.counts and not (cap.refund_failed_delivery and past["flags"] & 1)
             if counts and not past["flags"] & 2 and (key is None or past[key] == one[key]) and _inside(cap, request, past):
                 used += 1
-        if used >= cap.limit:
-            return "frequency_capped"
-    return ""
+        found.append((used, cap.limit))
+    return found
 
 
 def _inside(cap: Any, request: Request, past: Request) -> bool:
@@ -149,6 +155,19 @@ def _inside(cap: Any, request: Request, past: Request) -> bool:
     current = _period(local(now, request["zone"]).date(), kind)
     seen = local(past["at"], request["zone"]).date(), local(past["at"], past["zone"]).date()
     return current in [_period(day, kind) for day in seen]
+
+
+def since_last(document: PolicyDocument, request: Request, one: Request, history: list[Request]) -> float | None:
+    """Minutes since the last message that counts for the gap; None where there is none, or the candidate is spared."""
+    gap = document.min_gap
+    if not gap.minutes or getattr(document.message_classes, _class(one)).bypass_min_gap or _class(one) not in gap.binds:
+        return None
+    times = [
+        past["at"]
+        for past in history
+        if _class(past) in gap.counts and not (gap.refund_failed_delivery and past["flags"] & 1)
+    ]
+    return (request["decided_at"] - max(times)) / 60e6 if times else None
 
 
 def min_gap(document: PolicyDocument, request: Request, one: Request, history: list[Request]) -> str:

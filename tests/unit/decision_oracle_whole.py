@@ -286,6 +286,8 @@ def decide(policy: PolicyDocument, request: Row, history: list[Row], item_hashes
     own = Choosing(document, request, history, item_hashes)
     every = holdouts_of(document)
     words = gates.reasons(document, request, history)
+    factual = [past for past in history if past["holdout"] == 0]
+    observed = [_observed(document, request, row, factual) for row in rows]
     held = [next((h for h, one in enumerate(every) if holds(one, user) and covers(one, now, row)), -1) for row in rows]
     ghosts, blocked, p_open = {}, -1, 1.0
     for h in sorted(set(held) - {-1}):
@@ -294,13 +296,23 @@ def decide(policy: PolicyDocument, request: Row, history: list[Row], item_hashes
         turn = own.sends(seen, [by in (-1, h) for by in held], shadow)
         ghosts |= {c: h for c in turn["sent"] if held[c] == h}
         for c in range(len(rows)):
-            words[c] = seen[c] if held[c] == h else words[c]
+            if held[c] == h:
+                past = [one for one in history if one["holdout"] in (0, shadow)]
+                words[c], observed[c] = seen[c], _observed(document, request, rows[c], past)
         if every[h].blocking:
             p_open *= 1 - sum(p for c, p in turn["odds"].items() if c is not None and held[c] == h)
             if turn["sent"] and held[turn["sent"][0]] == h and blocked < 0:
                 blocked = h
     turn = own.sends(words, [by < 0 for by in held], 0)
-    return _outcome(own, every, words, held, ghosts, blocked, p_open, turn) | {"p_cell": p_cell}
+    return _outcome(own, every, words, held, ghosts, blocked, p_open, turn) | {"p_cell": p_cell, "observed": observed}
+
+
+def _observed(document: PolicyDocument, request: Row, one: Row, history: list[Row]) -> Row:
+    """What the gates that look at the history saw."""
+    uses = gates.uses(document, request, one, history)
+    least = min((limit - used for used, limit in uses), default=None)
+    tightest = [(used, limit) for used, limit in uses if limit - used == least]
+    return {"caps": tightest, "since": gates.since_last(document, request, one, history)}
 
 
 def _outcome(

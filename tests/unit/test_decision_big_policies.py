@@ -12,6 +12,7 @@ import pytest
 from serve_app.batch import Batch
 from serve_app.ledger.protocol import Histories
 from serve_app.policy.compile import compile_policy
+from serve_app.policy.gates import GATE_NAMES
 from serve_app.stages.decision import Decision
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import Action, Reason
@@ -89,6 +90,8 @@ def check(out: Batch, row: int, expected: Row) -> None:
         for one in expected["candidates"]
     ] if told else []  # fmt: skip
     assert told == wanted
+    for c, seen in zip(span, expected["observed"], strict=True):
+        _check_observed(rows, c, seen)
     odds = [one["p_choice"] for one in expected["candidates"]]
     assert np.allclose(rows["p_choice"][span.start : span.stop], odds, rtol=0, atol=1e-12)
     assert abs(requests["p_none"][row] - expected["p_none"]) < 1e-12
@@ -98,6 +101,14 @@ def check(out: Batch, row: int, expected: Row) -> None:
         "until": int(requests["until"][row]), "explored": bool(requests["explored"][row]),
     }  # fmt: skip
     assert whole == {name: expected[name] for name in whole}
+
+
+def _check_observed(rows: Any, c: int, seen: Row) -> None:
+    """used and limit, of the cap with the least room and of the gap; NaN where nothing binds."""
+    used, limit = (rows[name][c, GATE_NAMES.index("caps")] for name in ("used", "limit"))
+    assert (used, limit) in seen["caps"] if seen["caps"] else np.isnan(used) and np.isnan(limit)
+    since = rows["used"][c, GATE_NAMES.index("min_gap")]
+    assert np.isnan(since) if seen["since"] is None else since == seen["since"]
 
 
 @cache
