@@ -20,7 +20,7 @@ from serve_app.settings import Settings
 __all__ = ["check_machine", "check_port", "folder_lock"]
 
 _PYTHON = (3, 11)
-_PROCESS_MB = {"chain": 7 * 220 + 900, "fused": 2 * 300 + 900}  # replicas, Ray's own processes, object store
+_PROCESS_MB = {"chain": 8 * 220 + 900, "fused": 3 * 300 + 900}  # replicas, Ray's own processes, object store
 _DISK_MB = 512
 
 
