@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-EXIT_PARITY = 13
-
 
 def register(app: typer.Typer) -> None:
     """Add `replay`."""
@@ -35,20 +33,32 @@ def replay(
     start_mode: Annotated[
         str, typer.Option("--start", help="switch: begins at --from on logged histories; steady")
     ] = "switch",
+    guardrails: Annotated[Path | None, typer.Option(help="FILE of bounds on what may change", dir_okay=False)] = None,
     allow_mismatch: Annotated[bool, typer.Option(help="go on though the log's own policy does not reproduce it")] = False,
     address: Annotated[str, typer.Option(help="of a Ray cluster; default: this machine")] = "",
     in_process: Annotated[bool, typer.Option(help="without Ray, one group after the other")] = False,
 ) -> None:
-    """Replay the log's notification decisions under other policies, with the very gates that serve."""
+    """Replay the log's notification decisions under other policies, with the very gates that serve.
+
+    Exit codes: 0 kept, 10 a guardrail broken, 11 inconclusive, 12 refused, 13 the log's own policy does not reproduce it.
+    """
+    from simulators.report.guardrails import load_guardrails
+    from simulators.report.write import write_report
+
     if start_mode not in ("switch", "steady"):
         raise typer.BadParameter("one of switch, steady", param_hint="--start")
     spec = _spec(data, policy, baseline, _moment(start, -(2**62)), _moment(end, 2**62), start_mode == "steady")
+    rails = load_guardrails(guardrails) if guardrails is not None else {}
     result = _run(spec, out, address, in_process)
     _show(result, spec)
-    parity = result.parity
-    if parity.same < parity.requests and not allow_mismatch:
-        typer.echo("the log's own policy does not reproduce the log; --allow-mismatch to go on", err=True)
-        raise typer.Exit(EXIT_PARITY)
+    content = write_report(result, spec, out, rails, allow_mismatch=allow_mismatch)
+    typer.echo(f"report: {out / 'report.html'}")
+    verdict = content["verdict"]
+    for one in verdict["guardrails"]:
+        typer.echo(f"guardrail {one['metric']} of {one['policy']}: {one['outcome']} {one['why']}".rstrip())
+    if verdict["exit_code"]:
+        typer.echo(f"verdict: {verdict['outcome']}", err=True)
+        raise typer.Exit(verdict["exit_code"])
 
 
 def _moment(text: str, otherwise: int) -> int:

@@ -1,0 +1,160 @@
+"""A replay's sums as the report's content: plain values, the same for the page and for the JSON."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import date
+from typing import Any
+
+import pyarrow as pa
+
+from serve_app.vocabulary import Channel, MessageClass, Reason
+from simulators.estimators import Estimated, Per, Suite
+from simulators.estimators.settings import EstimateSettings
+from simulators.replay.shard import Shard
+from simulators.replay.spec import CONTROL, ReplaySpec
+from simulators.report.guardrails import Found, Outcome, worst
+
+__all__ = ["Tally", "content_of"]
+
+_TOP = 12
+_MOST_SENDS = 15
+
+
+class Tally:
+    """Look-ups into a table of counts."""
+
+    def __init__(self, counts: pa.Table) -> None:
+        self._by: defaultdict[tuple[str, str, str], dict[int, int]] = defaultdict(dict)
+        self._days: defaultdict[tuple[str, str, str], dict[int, int]] = defaultdict(dict)
+        for row in counts.to_pylist():
+            place = row["policy"], row["measure"], row["dimension"]
+            for table, key in ((self._by, row["key"]), (self._days, row["day"])):
+                table[place][key] = table[place].get(key, 0) + row["value"]
+
+    def total(self, policy: str, measure: str, dimension: str = "") -> int:
+        """Over all keys and days."""
+        return sum(self._by[policy, measure, dimension].values())
+
+    def by(self, policy: str, measure: str, dimension: str) -> dict[int, int]:
+        """Key -> count."""
+        return dict(sorted(self._by[policy, measure, dimension].items()))
+
+    def days(self, policy: str, measure: str, dimension: str = "") -> dict[int, int]:
+        """Day (since 1970-01-01 UTC) -> count."""
+        return dict(sorted(self._days[policy, measure, dimension].items()))
+
+
+def content_of(
+    result: Shard,
+    spec: ReplaySpec,
+    *,
+    names: Mapping[str, Mapping[int, str]],
+    guardrails: Sequence[Found] = (),
+    parity_waived: bool = False,
+    settings: EstimateSettings | None = None,
+) -> dict[str, Any]:
+    """names: texts of campaign and category hashes, by dimension."""
+    tally, targets = Tally(result.counts), [one.name for one in spec.targets]
+    policies = ["logged", *targets]
+    clean = result.parity.same == result.parity.requests
+    outcome = worst(guardrails, parity=clean or parity_waived)
+    return {
+        "verdict": {"outcome": outcome.name, "exit_code": int(outcome), "guardrails": [_found(one) for one in guardrails]},
+        "parity": {**asdict(result.parity), "share": result.parity.share},
+        "policies": policies,
+        "volume": [_volume(tally, name) for name in policies],
+        "sends_per_user": {name: _histogram(tally.by(name, "users", "sends_in_window")) for name in policies},
+        "reasons": _by_names(tally, policies, "decisions", "reason", {int(one): one.name for one in Reason}),
+        "candidate_reasons": _by_names(tally, policies, "candidates", "reason", {int(one): one.name for one in Reason}),
+        "by": {
+            "channel": _by_names(tally, policies, "sends", "channel", {int(one): one.name for one in Channel}),
+            "message class": _by_names(tally, policies, "sends", "message_class", {int(k): k.name for k in MessageClass}),
+            "campaign": _moved(_by_names(tally, policies, "sends", "campaign", names.get("campaign", {}))),
+            "category": _moved(_by_names(tally, policies, "sends", "category", names.get("category", {}))),
+        },
+        "days": {name: {_date(day): n for day, n in tally.days(name, "sends").items() if day >= 0} for name in policies},
+        "hours": {name: {str(hour): n for hour, n in tally.by(name, "sends", "hour_local").items()} for name in policies},
+        "outcomes": list(_outcomes(result.suite, settings or EstimateSettings())),
+        "control": _control(result.suite, settings or EstimateSettings()),
+    }
+
+
+def _found(one: Found) -> dict[str, Any]:
+    return {**one.model_dump(), "outcome": Outcome(one.outcome).name}
+
+
+def _volume(tally: Tally, name: str) -> dict[str, Any]:
+    decisions = tally.total(name, "decisions", "reason")
+    beyond = tally.total(name, "decisions_beyond_divergence")
+    return {
+        "policy": name,
+        "decisions": decisions,
+        "sends": tally.total(name, "sends"),
+        "users": tally.total(name, "users"),
+        "users_reached": tally.total(name, "users_reached"),
+        "users_diverged": tally.total(name, "users_diverged"),
+        "share_beyond_divergence": beyond / decisions if decisions else 0.0,
+        "carried": tally.total(name, "carried"),
+    }
+
+
+def _histogram(users: Mapping[int, int]) -> dict[str, int]:
+    """Users by sends; the last bar holds the rest."""
+    out: dict[str, int] = {}
+    for sends, count in users.items():
+        name = str(sends) if sends < _MOST_SENDS else f"{_MOST_SENDS}+"
+        out[name] = out.get(name, 0) + count
+    return out
+
+
+def _by_names(
+    tally: Tally, policies: Sequence[str], measure: str, dimension: str, names: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    found = {name: tally.by(name, measure, dimension) for name in policies}
+    keys = sorted({key for by_key in found.values() for key in by_key})
+    return [
+        {"name": names.get(key, f"{key:016x}" if key else "none"), **{one: found[one].get(key, 0) for one in policies}}
+        for key in keys
+    ]
+
+
+def _moved(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that changed most under any target."""
+    return sorted(rows, key=lambda row: (-_change(row), row["name"]))[:_TOP]
+
+
+def _change(row: Mapping[str, Any]) -> int:
+    return max((abs(value - row["logged"]) for key, value in row.items() if key not in ("name", "logged")), default=0)
+
+
+def _outcomes(suite: Suite, settings: EstimateSettings) -> Iterable[dict[str, Any]]:
+    """Every paired difference from the log; a refused one has reasons and no number."""
+    for one in suite.estimates(settings, per=(Per.user, Per.send), control=CONTROL):
+        said = one.subject
+        if said.versus is None or said.policy == CONTROL or (said.metric == "sends" and said.per is Per.send):
+            continue
+        row: dict[str, Any] = {
+            "policy": said.policy, "metric": said.metric, "per": said.per.value, "estimator": said.estimator,
+            "standing": one.verdict.standing.value, "reasons": list(one.verdict.reasons), "comparisons": one.comparisons,
+        }  # fmt: skip
+        if isinstance(one, Estimated):
+            row["logged"] = suite[said.estimator].point(said.versus, said.metric, said.per, 0).value
+            row["difference"], row["notes"] = one.value, list(one.notes)
+            row["low"], row["high"] = (one.interval.low, one.interval.high) if one.interval else (None, None)
+        yield row
+
+
+def _control(suite: Suite, settings: EstimateSettings) -> list[dict[str, Any]]:
+    """Does the log's own policy, estimated, give what happened?"""
+    return [
+        {"estimator": label, "metric": metric, "clean": suite.control_is_clean(label, CONTROL, metric, settings)}
+        for label in suite.labels
+        for metric in suite.metrics
+    ]
+
+
+def _date(day: int) -> str:
+    return date.fromordinal(date(1970, 1, 1).toordinal() + day).isoformat()
