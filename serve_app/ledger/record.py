@@ -15,7 +15,6 @@ frame of the same decision; a log row that only a record could give has heads, a
 
 from __future__ import annotations
 
-import itertools
 import json
 import struct
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from serve_app.batch import Batch, Columns
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.ledger.names import NameTable, region_names, zone_names
+from serve_app.ledger.records import Records, assemble
 from serve_app.policy.assigned import held_bits, trials_of
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ RECORD_SCHEMA = 2
 _READABLE = (1, 2)  # 2: more columns, whose bits a reader of 1 would not know
 _MAGIC = b"HR"
 _HEAD = struct.Struct("<2sHQQIHHI")
+_COUNT_AT = struct.calcsize("<2sHQQ")
 
 # fmt: off
 _REQUEST = (
@@ -107,7 +108,7 @@ def pack_records(
     item_hashes: npt.NDArray[np.uint64] | None = None,
     policies: Sequence[CompiledPolicy] = (),
     keys: Sequence[bytes] | None = None,
-) -> list[bytes]:
+) -> Records:
     """One record per request of a decided batch, with all its candidates.
 
     item_hashes: u64 by item row of the release, where candidates have items. policies: what the requests' `policy` indexes,
@@ -129,14 +130,9 @@ def pack_records(
         said |= {"policy_revisions": [one.revision for one in policies]}
         said |= {"trials": [trials_of(one).document() for one in policies]}
     meta = json.dumps({name: said[name] for name in _META if name in said}, separators=(",", ":")).encode()
-    requests, candidates = _fill(request_rows, request).tobytes(), _fill(candidate_rows, candidate).tobytes()
-    wide, narrow = request_rows.dtype.itemsize, candidate_rows.dtype.itemsize
-    records, offsets = [], batch.offsets.tolist()
-    for row, (start, stop) in enumerate(itertools.pairwise(offsets)):
-        head = _HEAD.pack(_MAGIC, RECORD_SCHEMA, *masks, stop - start, gates, heads, len(meta))
-        body = requests[row * wide : (row + 1) * wide], candidates[start * narrow : stop * narrow]
-        records.append(b"".join((head, meta, *body)))
-    return records
+    head = _HEAD.pack(_MAGIC, RECORD_SCHEMA, *masks, 0, gates, heads, len(meta))
+    rows = _fill(request_rows, request), _fill(candidate_rows, candidate)
+    return assemble(head + meta, _COUNT_AT, *rows, batch.offsets)
 
 
 def _request_values(batch: Batch, policies: Sequence[CompiledPolicy], keys: Sequence[bytes] | None) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from serve_app.ledger.protocol import (
     UserRecord,
     UserState,
 )
+from serve_app.ledger.records import Records
 from serve_app.ledger.sqlite_audit import audit_file
 from serve_app.ledger.sqlite_checkpoint import PUT_USER, Checkpoint
 from serve_app.ledger.sqlite_file import Durability, OwnerLock, connect, load_users, user_rows
@@ -165,7 +166,8 @@ class SqliteLedger:
     ) -> None:
         """The block of committed rows, and its places in the index."""
         picked, users, requests, decided_at = rows.tolist(), plan.users[rows], plan.request_ids[rows], plan.decided_at[rows]
-        records = [plan.records[row] for row in picked] if len(plan.records) and self.settings.keep_records else []
+        records = Records.of(plan.records if self.settings.keep_records else [])
+        records = records.take(rows) if len(records) else records
         keys = [plan.keys[row] for row in picked] if len(plan.keys) else []
         digests = [plan.digests[row] for row in picked] if len(plan.keys) else keys
         body: dict[str, npt.NDArray[Any] | Sequence[bytes]] = {
@@ -176,7 +178,7 @@ class SqliteLedger:
         body |= {"requests": requests, "counts": np.diff(offsets), "entries": entries, "records": records}
         body |= {"idem": keys, "digests": digests}
         at = int(decided_at.max())
-        seq = self._append(BlockKind.commits, at, encode_block(body), sum(map(bool, records)))
+        seq = self._append(BlockKind.commits, at, encode_block(body), records.present)
         self._index.add(users, requests, decided_at, seq, keys, digests)
         self._newest = max(self._newest, at)
 

@@ -63,7 +63,8 @@ class Checkpoint:
         connection.execute("BEGIN")
         self._slice(connection, seq, horizons)
         connection.execute("COMMIT")
-        return self._running
+        # A round that ends while nobody waits is followed by the next: a ledger that closes is then wholly in its tables.
+        return self._running or (idle and self._since > 0)
 
     def _begin(self, seq: int) -> None:
         rows = np.flatnonzero(self._dirty)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from serve_app.batch import lengths_to_offsets
 from serve_app.ledger.block import checksum, encode_block
 from serve_app.ledger.hashing import EventIds
+from serve_app.ledger.records import Records
 from serve_app.ledger.sqlite_checkpoint import Checkpoint
 from serve_app.ledger.sqlite_index import DecisionIndex, checked_block
 from serve_app.ledger.table import UserTable
@@ -110,7 +111,7 @@ def erase_from_blocks(connection: sqlite3.Connection, commits: set[int], user: i
             continue
         columns = _without_viewed(columns, mine) if kind == BlockKind.viewed else _without_commits(columns, mine)
         body = encode_block(columns)
-        records = sum(map(bool, columns.get("records", [])))
+        records = Records.of(columns.get("records", [])).present
         connection.execute(
             "UPDATE blocks SET sum = ?, body = ?, records = ? WHERE seq = ?", (checksum(body), body, records, seq)
         )
@@ -127,7 +128,7 @@ def _without_commits(columns: dict[str, Any], mine: npt.NDArray[np.bool_]) -> di
     for name, values in columns.items():
         if name == "entries":
             out[name] = entries
-        elif isinstance(values, list):
+        elif isinstance(values, list | Records):
             out[name] = [b"" if gone else value for value, gone in zip(values, mine.tolist(), strict=True)] if values else []
         else:
             out[name] = np.where(mine, values.dtype.type(0), values)
