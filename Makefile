@@ -41,7 +41,9 @@ format: $(STAMP) ## Mend formatting and imports
 	@$(BIN)/ruff format .
 
 bench: $(STAMP) ## Benchmarks: JSON and a table under bench-results/
-	@$(BIN)/python -m loadtests.bench_chain --out bench-results
+	@mkdir -p bench-results
+	@$(BIN)/python -m loadtests.bench_chain --out bench-results/chain.json
+	@$(BIN)/python -m loadtests.bench_segments --out bench-results/segments.json
 
 clean: ## Remove what was built (not the demo's data)
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

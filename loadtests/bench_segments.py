@@ -157,7 +157,7 @@ def main(
     events: Annotated[int, typer.Option(min=DAYS, help="Events of all days.")] = 20_000_000,
     rounds: Annotated[int, typer.Option(min=1, help="Evaluations measured.")] = 5,
     limit: Annotated[float, typer.Option(help="Fail above this many seconds (median) for one evaluation.")] = 2.0,
-    out: Annotated[Path | None, typer.Option(help="Write the figures here: a JSON file, or a folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
 ) -> None:
     """Measure evaluation and look-up."""
     console = Console()
@@ -184,9 +184,7 @@ def main(
     }  # fmt: skip
     _print(console, report, trees)
     if out is not None:
-        target = out / "segments.json" if out.suffix != ".json" else out
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(report, indent=1))
+        out.write_text(json.dumps(report, indent=1))
     if min(took["median_s"], took["cpu_median_s"]) > limit:  # on a busy machine the processor's time is the honest one
         console.print(f"[red]one evaluation takes longer than {limit:g} s[/]")
         sys.exit(1)

@@ -93,12 +93,22 @@ def group_events(events: EventColumns) -> DayEvents:
 
 
 def _distinct(events: EventColumns) -> I64:
+    """Rows to keep."""
+    order = np.lexsort((events.event_id, events.user))
+    if not bool(np.any(_repeats(events, order))):
+        return np.flatnonzero(events.user != 0)
     order = np.lexsort((events.type, events.item, events.at, events.ingested_at, events.event_id, events.user))
-    user, event_id = events.user[order], events.event_id[order]
-    keep = user != 0
-    keep[1:] &= (user[1:] != user[:-1]) | (event_id[1:] != event_id[:-1])
+    keep = events.user[order] != 0
+    keep[1:] &= ~_repeats(events, order)
     rows: I64 = order[keep]
     return rows
+
+
+def _repeats(events: EventColumns, order: I64) -> Bools:
+    """bool[n - 1]: the row after is the same event of the same user, in an order that has these together."""
+    user, event_id = events.user[order], events.event_id[order]
+    repeats: Bools = (user[1:] == user[:-1]) & (event_id[1:] == event_id[:-1])
+    return repeats
 
 
 @kernel

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.clock import now_us
 from serve_app.errors import HindcastError
 from serve_app.policy.document import PolicyDocument
 from serve_app.policy.segment_tree import segment_digests
 from serve_app.segments.bitmaps import bits_of
 from serve_app.segments.store import Membership, load_current, segments_folder
-from serve_app.serving.meters import count
+from serve_app.serving.meters import count, gauge
 
 if TYPE_CHECKING:
     from serve_app.serving.library import Edition
@@ -77,6 +78,11 @@ class SegmentShelf:
         count("hindcast_segment_sets", outcome="loaded")
         return True
 
+    def measure(self) -> None:
+        """Say how old the set in force is."""
+        if self._current is not None:
+            gauge("hindcast_segment_age_s", (now_us() - self._current.computed_at) / 1e6)
+
     @property
     def current(self) -> Membership | None:
         """The set in force; None before the first was published."""
@@ -98,6 +104,7 @@ def _follow(reference: weakref.ref[SegmentShelf], ended: threading.Event, every_
         if shelf is None:
             return
         shelf.look()
+        shelf.measure()
         del shelf
 
 

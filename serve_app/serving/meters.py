@@ -40,6 +40,7 @@ TIMERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "hindcast_queue_rows": ("Deferrals and outbox rows that wait, are due, are ready, are dead", ("queue",)),
     "hindcast_sweep_lag_s": ("How long the earliest open deferral has been due, s", ()),
+    "hindcast_segment_age_s": ("Age of the segment memberships in force, s", ()),
 }
 """Present values: name -> (meaning, tags)."""
 

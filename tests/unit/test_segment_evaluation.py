@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -155,3 +157,9 @@ def test_a_chain_of_many_references_is_no_deep_recursion() -> None:
     persons = [Person("a", consent_ad=True), Person("b")]
     found = evaluate(segments_of(**dict(reversed(chain.items()))), population_of(persons), history_of(persons), AS_OF)
     assert found.trees["s63"].count == 1
+
+
+def test_evaluating_needs_no_ray_no_files_and_no_ledger() -> None:
+    impure = "{'ray', 'pyarrow', 'sqlite3', 'redis'} & set(sys.modules)"
+    code = f"import sys, serve_app.segments.evaluate; print({impure})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
