@@ -25,7 +25,8 @@ class Holdout(Strict):
     salt: Salt
     classes: tuple[ClassName, ...] = ("informational", "advertising")
     blocking: StrictBool = False
-    """When a withheld message would have been sent, nothing else is sent in its place."""
+    """When a withheld message would have been sent, nothing else is sent in its place: nothing at all where it would have
+    been the first, one message fewer where it would have been a later one."""
     starts_at: Instant | None = None
     ends_at: Instant | None = None
 

@@ -223,12 +223,12 @@ class Choosing:
         won = max(targets, key=lambda c: noise(race, 0 if c is None else self.identity[c]))
         return best, won, True, odds
 
-    def sends(self, words: list[list[str]], allowed: list[bool], shadow: int) -> Row:
+    def sends(self, words: list[list[str]], allowed: list[bool], shadow: int, fewer: int = 0) -> Row:
         """All sends in order, each counted before the next is looked for."""
         open_ = [c for c in range(len(self.rows)) if allowed[c] and not any(words[c])]
         best, won, flipped, odds = self.choose(open_, shadow, flipping=True)
         sent = [] if won is None else [won]
-        most = min(self.request["slots"], self.document.max_sends_per_decision)
+        most = min(self.request["slots"], self.document.max_sends_per_decision) - fewer
         while sent and len(sent) < most:
             seen = [past for past in self.history if past["holdout"] in (0, shadow)] + [self._use(c) for c in sent]
             left = [c for c in open_ if c not in sent and not any(self._again(c, seen))]
@@ -289,7 +289,7 @@ def decide(policy: PolicyDocument, request: Row, history: list[Row], item_hashes
     factual = [past for past in history if past["holdout"] == 0]
     observed = [_observed(document, request, row, factual) for row in rows]
     held = [next((h for h, one in enumerate(every) if holds(one, user) and covers(one, now, row)), -1) for row in rows]
-    ghosts, blocked, p_open = {}, -1, 1.0
+    ghosts, blocked, p_open, fewer = {}, -1, 1.0, 0
     for h in sorted(set(held) - {-1}):
         shadow = key_of(every[h])
         seen = gates.reasons(document, request, history, shadow)
@@ -300,10 +300,11 @@ def decide(policy: PolicyDocument, request: Row, history: list[Row], item_hashes
                 past = [one for one in history if one["holdout"] in (0, shadow)]
                 words[c], observed[c] = seen[c], _observed(document, request, rows[c], past)
         if every[h].blocking:
+            fewer += sum(held[c] == h for c in turn["sent"][1:])
             p_open *= 1 - sum(p for c, p in turn["odds"].items() if c is not None and held[c] == h)
             if turn["sent"] and held[turn["sent"][0]] == h and blocked < 0:
                 blocked = h
-    turn = own.sends(words, [by < 0 for by in held], 0)
+    turn = own.sends(words, [by < 0 for by in held], 0, fewer)
     return _outcome(own, every, words, held, ghosts, blocked, p_open, turn) | {"p_cell": p_cell, "observed": observed}
 
 

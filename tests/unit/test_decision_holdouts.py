@@ -114,6 +114,16 @@ def test_a_blocking_holdout_sends_nothing_in_the_ghosts_place() -> None:
     assert Reason(out.candidates["reason"][1]) == Reason.campaign_holdout
 
 
+def test_a_blocking_holdout_keeps_a_later_place_empty_and_leaves_the_first_alone() -> None:
+    rows = [other | {"heads": (0.9, 0)}, spring | {"heads": (0.5, 0)}, candidate(campaign=3, heads=(0.1, 0))]
+    blocking, plain = (compiled(holdouts=[SPRING | {"blocking": b}], max_sends_per_decision=2) for b in (True, False))
+    assert decided(plain, [request(rows, slots=2)]).candidates["slot"].tolist() == [0, -1, 1]
+    out = decided(blocking, [request(rows, slots=2)])
+    assert out.candidates["slot"].tolist() == [0, -1, -1]
+    assert out.candidates["ghost"].tolist() == [False, True, False]
+    assert out.candidates["p_choice"].tolist() == [1.0, 0.0, 0.0]
+
+
 def test_blocking_and_flips_give_exact_probabilities() -> None:
     n = 20_000
     policy = compiled(holdouts=[SPRING | {"blocking": True}], flips={"probability": 0.4})

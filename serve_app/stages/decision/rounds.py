@@ -40,15 +40,16 @@ class Sends:
 
 def sends_of(
     batch: Batch, histories: HistoryView, words: Words, allowed: Bool, identity: U64, policy: CompiledPolicy,
-    context: Context, *, salt: int = 0,
+    context: Context, *, salt: int = 0, fewer: I64 | None = None,
 ) -> Sends:  # fmt: skip
     """Choose as many as the request's `slots` and the policy allow, among `allowed` (bool[m]) candidates that all `words`
-    let pass. `salt` names the shadow this happens in, 0: the facts."""
+    let pass. `salt` names the shadow this happens in, 0: the facts. fewer i64[n]: later sends that are to be missing."""
     first = choose(batch, allowed & words.passed(), identity, policy, salt=salt)
     slot = np.full(batch.candidates.rows, -1, np.int32)
     sent = np.flatnonzero(first.winner >= 0)
     slot[first.winner[sent]] = 0
     most = np.minimum(batch.requests["slots"], policy.settings.scalars[batch.requests["variant"], MAX_SENDS])
+    most = most if fewer is None else most - fewer
     rows = sent[most[sent] > 1]
     seen, last, place = histories, first.winner, 1
     while len(rows):

@@ -3,7 +3,7 @@
 A held-out candidate goes through every gate and the choice on the shadow history of its holdout: factual sends and that
 holdout's ghosts. If it wins there it is a ghost: a would-have-sent, counted in the shadow history only. Real sends are then
 chosen among the candidates nobody withholds, on the factual history alone. Where a `blocking` holdout's shadow put a
-withheld message first, the request sends nothing.
+withheld message first, the request sends nothing; where it put one among the later sends, one send fewer is made.
 
 Shadow choices draw noise of their own (salted by the holdout's key), independent of the factual choice, so that the
 probability of every real outcome is a product: p(no blocking shadow wins) times p(factual choice).
@@ -39,13 +39,15 @@ Bool = npt.NDArray[np.bool_]
 @dataclass(slots=True)
 class Shadows:
     """holdout i16[m]: which one withholds a candidate (-1: none); ghost bool[m]: it would have been sent; p_shadow f64[m];
-    blocked_by i16[n]: blocking holdout that silences the request (-1: none); p_open f64[n]: probability that none does."""
+    blocked_by i16[n]: blocking holdout that silences the request (-1: none); p_open f64[n]: probability that none does;
+    fewer i64[n]: later sends that blocking holdouts keep empty."""
 
     holdout: I16
     ghost: Bool
     p_shadow: F64
     blocked_by: I16
     p_open: F64
+    fewer: I64
 
 
 def withheld(
@@ -58,7 +60,7 @@ def withheld(
         policy.holdouts, batch.offsets, column(requests, "user"), column(requests, "decided_at"), column(rows, "campaign"),
         column(rows, "message_class"),
     )  # fmt: skip
-    out = Shadows(holdout, np.zeros(m, np.bool_), np.zeros(m), np.full(n, -1, np.int16), np.ones(n))
+    out = Shadows(holdout, np.zeros(m, np.bool_), np.zeros(m), np.full(n, -1, np.int16), np.ones(n), np.zeros(n, np.int64))
     if count:
         for h in np.unique(holdout[holdout >= 0]).tolist():
             _shadow(h, out, batch, histories, words, identity, policy, context)
@@ -84,6 +86,9 @@ def _shadow(
     out.p_shadow[own[mine]] = sends.first.p_choice[mine]
     if policy.holdouts.blocking[h]:
         _block(h, out, part, requests, mine, sends.first.winner, sends.first.p_choice)
+        later = np.zeros(len(part), np.int64)
+        _count_by_request(part.offsets, mine & (sends.slot > 0), later)
+        out.fewer[requests] += later
 
 
 def _block(h: int, out: Shadows, part: Batch, requests: I64, mine: Bool, winner: I64, p_choice: F64) -> None:
@@ -100,6 +105,13 @@ def _add_by_request(offsets: I64, values: F64, out: F64) -> None:
     for r in range(len(out)):
         for c in range(offsets[r], offsets[r + 1]):
             out[r] += values[c]
+
+
+@kernel
+def _count_by_request(offsets: I64, marks: Bool, out: I64) -> None:
+    for r in range(len(out)):
+        for c in range(offsets[r], offsets[r + 1]):
+            out[r] += 1 if marks[c] else 0
 
 
 @kernel

@@ -59,7 +59,8 @@ class Decision:
         identity = identities(batch, context.parts.get("item_hashes"))
         words = evaluate(batch, histories, policy, context)
         shadows = withheld(batch, histories, words, identity, policy, context)
-        sends = sends_of(batch, histories, words, shadows.holdout < 0, identity, policy, context)
+        allowed = shadows.holdout < 0
+        sends = sends_of(batch, histories, words, allowed, identity, policy, context, fewer=shadows.fewer)
         sent = settle(batch, policy, verdicts(batch, words, policy), sends, shadows)
         rows = batch.candidates
         rows["ghost_first"] = first_covered(batch, histories, policy, sent, shadows)
