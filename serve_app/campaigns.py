@@ -53,6 +53,8 @@ class CampaignDocument(BaseModel):
     margin: Annotated[float, Field(ge=-1e12, le=1e12)] = 0.0
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     delivery: Annotated[str, Field(pattern="^(caller|outbox)$")] = "caller"
+    """`caller`: the answer is the grant, the caller sends. `outbox`: only a worker sends. What a deferral grants later is
+    always sent from the outbox: nobody waits for that answer."""
     segment: Annotated[str, Field(min_length=1, max_length=64)] | None = None
 
     @model_validator(mode="after")

@@ -30,6 +30,7 @@ __all__ = ["Backroom", "outbox_desk"]
 
 _LOG = logging.getLogger("hindcast.serving")
 _MEASURE_S = 15.0
+_TIDY_S, _TIDY_ROWS = 60.0, 500
 _LIVE_MS = 5_000.0
 _UPKEEP_CALL_S = 120.0
 
@@ -76,6 +77,7 @@ class Backroom:
     def start(self) -> None:
         """Begin; from here on everything goes by itself."""
         parts: list[Coroutine[Any, Any, None]] = [self._measure()]
+        parts += [] if self.webhook is not None else [self._tidy()]
         parts += [part.run() for part in (self.sweeper, self.webhook, self.refresher) if part is not None]
         every_s = self._settings.journal.upkeep_s
         if every_s:
@@ -95,6 +97,20 @@ class Backroom:
             if task.done():
                 error = None if task.cancelled() else task.exception()
                 raise HindcastError(f"a part of the worker ended: {error!r}")
+
+    async def _tidy(self) -> None:
+        """Where no webhook is set and perhaps nobody pulls: stale messages do not pile up, the rest is said."""
+        while True:
+            await asyncio.sleep(_TIDY_S)
+            try:
+                waiting = await self.desk.tidy(_TIDY_ROWS)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a ledger that is away comes back
+                _LOG.warning("the outbox could not be tidied: %s", error)
+            else:
+                if waiting:
+                    _LOG.warning("%d messages wait to be claimed: set outbox.webhook_url, or POST /v1/outbox/claim", waiting)
 
     async def measure(self) -> None:
         """Say how long the queues are."""

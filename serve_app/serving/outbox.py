@@ -39,6 +39,7 @@ from serve_app.vocabulary import EventType, Reason
 __all__ = ["DeskSettings", "Message", "OutboxDesk", "Outcome"]
 
 _LOG = logging.getLogger("hindcast.serving")
+_TIDY_LEASE_US = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,24 +129,40 @@ class OutboxDesk:
         """Messages to hand over within the lease, from at most `limit` rows. Those that may not go any more are withdrawn,
         those that must wait are held, on the way."""
         async with self._edition() as edition:
-            now = self._clock()
-            items: list[OutboxItem] = await self._call("claim_outbox", now, limit, lease_us)
-            sends = await self._open(await self._readable(items))
-            if not sends:
-                return []
-            view = await self._call("read", np.array([one.user for one in sends], np.uint64))
-            verdicts = await in_pool(self._pool, lambda: last_look(sends, view, edition, now))
-            sorted_ = _Sorted()
-            for send, verdict in zip(sends, verdicts, strict=True):
-                if verdict.hold_until:
-                    sorted_.held[send.receipt] = min(verdict.hold_until, sorted_.held.get(send.receipt, OUTBOX_BURIED))
-                elif verdict.reason is not Reason.none:
-                    sorted_.withdrawn.append(Outcome.of(send, "withdrawn", verdict.reason.name))
-                else:
-                    sorted_.ready.append(send)
-            await self.settle(sorted_.withdrawn)
-            await self._hold(sorted_)
-            return list(await asyncio.gather(*(self._message(send, edition) for send in sorted_.ready)))
+            ready = await self._ready(limit, lease_us, edition)
+            return list(await asyncio.gather(*(self._message(send, edition) for send in ready)))
+
+    async def tidy(self, limit: int) -> int:
+        """Withdraw what may not go any more of the oldest rows, where nobody claims them; the others stay as they are.
+        Returns how many sends are still to be claimed."""
+        async with self._edition() as edition:
+            ready = await self._ready(limit, _TIDY_LEASE_US, edition)
+            receipts, now = list(dict.fromkeys(one.receipt for one in ready)), self._clock()
+            if receipts:
+                rows, attempts = [one.row for one in receipts], [one.attempts - 1 for one in receipts]
+                await self._call("postpone_outbox", rows, [now] * len(rows), attempts)
+            return len(ready)
+
+    async def _ready(self, limit: int, lease_us: int, edition: Edition) -> list[QueuedSend]:
+        """Sends to hand over within the lease; what may not go is withdrawn, what must wait is held."""
+        now = self._clock()
+        items: list[OutboxItem] = await self._call("claim_outbox", now, limit, lease_us)
+        sends = await self._open(await self._readable(items))
+        if not sends:
+            return []
+        view = await self._call("read", np.array([one.user for one in sends], np.uint64))
+        verdicts = await in_pool(self._pool, lambda: last_look(sends, view, edition, now))
+        found = _Sorted()
+        for send, verdict in zip(sends, verdicts, strict=True):
+            if verdict.hold_until:
+                found.held[send.receipt] = min(verdict.hold_until, found.held.get(send.receipt, OUTBOX_BURIED))
+            elif verdict.reason is not Reason.none:
+                found.withdrawn.append(Outcome.of(send, "withdrawn", verdict.reason.name))
+            else:
+                found.ready.append(send)
+        await self.settle(found.withdrawn)
+        await self._hold(found)
+        return found.ready
 
     async def settle(self, outcomes: Sequence[Outcome]) -> int:
         """Book final outcomes; returns how many were new. Rows whose sends are all settled go. NotReady where the journal
@@ -249,10 +266,10 @@ class OutboxDesk:
         if done := [receipt.row for receipt in rows if receipt not in waiting]:
             await self._call("ack_outbox", done)
 
-    async def _hold(self, sorted_: _Sorted) -> None:
+    async def _hold(self, found: _Sorted) -> None:
         """Put rows off that hold nothing to be handed over now. The claim was no attempt."""
-        busy = {one.receipt for one in sorted_.ready}
-        held = [(one, until) for one, until in sorted_.held.items() if one not in busy]
+        busy = {one.receipt for one in found.ready}
+        held = [(one, until) for one, until in found.held.items() if one not in busy]
         if held:
             count("hindcast_outbox", len(held), outcome="held")
             rows, until = [one.row for one, _ in held], [end for _, end in held]

@@ -234,6 +234,17 @@ def test_a_receiver_that_is_away_is_tried_a_stated_number_of_times_and_then_the_
     assert kinds(shop) == ["delivered"]
 
 
+def test_where_nobody_claims_stale_messages_go_and_the_others_stay_untouched(shop: Shop) -> None:
+    granted(shop, "u", expires_at=NOON + HOUR)
+    granted(shop, "v")
+    shop.now = NOON + HOUR
+    desk = shop.desk(max_attempts=2)
+    assert [asyncio.run(desk.tidy(10)) for _ in range(4)] == [1, 1, 1, 1]
+    assert (refunded(shop, "u"), refunded(shop, "v")) == ([True], [False])
+    (one,) = claimed(shop, desk)
+    assert (one.user_id, one.send.receipt.attempts) == ("v", 1)
+
+
 def test_a_row_whose_workers_die_again_and_again_is_dead_too(shop: Shop) -> None:
     granted(shop, "u")
     desk = shop.desk(max_attempts=3)
