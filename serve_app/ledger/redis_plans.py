@@ -6,6 +6,7 @@ one call for a thousand rows of any shards, which costs it one sync of its file 
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.ledger.plans import value_at
 from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan, LedgerSettings
 from serve_app.ledger.redis_keys import META_KEYS, Command, Script, key_of, shards_of
 
@@ -55,7 +55,7 @@ _PUT = np.dtype(
     ]
 )
 _HAS_ROW, _KEY, _OUTBOX, _DEFERRED, _SETTLES = 1, 2, 4, 8, 16
-_MOST_ROWS, _MOST_BYTES = 1_000, 8 << 20
+_MOST_ROWS, _MOST_BYTES, _ENTRY = 1_000, 8 << 20, HISTORY_DTYPE.itemsize
 _COPIED = 1
 _PASSING = b"$2\r\nPX\r\n$6\r\n600000\r\n"  # ten minutes
 
@@ -90,27 +90,53 @@ def answered(reply: Sequence[Any]) -> Answered:
     )
 
 
-def in_pieces(shards: npt.NDArray[np.uint8], ends: I64 | None, *, by_shard: bool) -> Iterator[tuple[int, int]]:
-    """Spans of rows sorted by shard, one a call; `ends`: bytes up to and with each row, to bound a call by."""
+def in_pieces(shards: npt.NDArray[np.uint8], *, by_shard: bool) -> Iterator[tuple[int, int]]:
+    """Spans of rows sorted by shard, one a call."""
     edges = (np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist() if by_shard else []
     start = 0
     for edge in (*edges, len(shards)):
         while start < edge:
             end = min(start + _MOST_ROWS, edge)
-            if ends is not None:
-                before = int(ends[start - 1]) if start else 0
-                end = min(end, max(start + 1, int(np.searchsorted(ends, before + _MOST_BYTES, "right"))))
             yield start, end
             start = end
 
 
-def _groups(shards: npt.NDArray[np.uint8], seen: I64) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.void], I64]:
-    """Distinct shards of sorted rows, their argument, and where each begins."""
-    starts = np.flatnonzero(np.concatenate(([True], shards[1:] != shards[:-1])))
-    distinct = shards[starts].astype(np.int64)
-    groups = np.zeros(len(starts), _GROUP)
-    groups["seen"], groups["rows"] = seen[distinct], np.diff(starts, append=len(shards))
-    return distinct, groups, starts
+class _Groups(NamedTuple):
+    """Runs of rows of one shard, bounded in rows and bytes: `calls` spans of them go into one call each, no shard twice."""
+
+    shards: list[int]
+    starts: list[int]
+    fixed: npt.NDArray[np.void]
+    calls: list[tuple[int, int]]
+
+
+def _group(shards: npt.NDArray[np.uint8], ends: I64, seen: I64, *, by_shard: bool) -> _Groups:
+    """Groups of sorted rows; ends: bytes up to and with each row."""
+    edges = np.concatenate(([True], shards[1:] != shards[:-1]))
+    natural = [*np.flatnonzero(edges).tolist(), len(shards)]
+    starts: list[int] = []
+    for start, edge in itertools.pairwise(natural):
+        while start < edge:
+            starts.append(start)
+            before = int(ends[start - 1]) if start else 0
+            start = min(edge, start + _MOST_ROWS)
+            if int(ends[start - 1]) - before > _MOST_BYTES:
+                start = max(starts[-1] + 1, int(np.searchsorted(ends, before + _MOST_BYTES, "right")))
+    bounds = [*starts, len(shards)]
+    fixed = np.zeros(len(starts), _GROUP)
+    own = shards[starts]
+    fixed["seen"], fixed["rows"] = seen[own], np.diff(bounds)
+    fixed["bytes"] = np.diff(ends[np.asarray(bounds[1:]) - 1], prepend=0)
+    names = own.tolist()
+    if by_shard:
+        return _Groups(names, starts, fixed, [(group, group + 1) for group in range(len(names))])
+    calls, first, size = [], 0, [0, *np.cumsum(fixed["bytes"], dtype=np.int64).tolist()]
+    for group in range(1, len(names) + 1):
+        full = group == len(names) or names[group] == names[group - 1] or bounds[group + 1] - bounds[first] > _MOST_ROWS
+        if full or size[group + 1] - size[first] > _MOST_BYTES:
+            calls.append((first, group))
+            first = group
+    return _Groups(names, starts, fixed, calls)
 
 
 @dataclass(slots=True)
@@ -121,7 +147,6 @@ class _Sorted:
     shards: npt.NDArray[np.uint8]
     rows: npt.NDArray[np.void]
     entries: npt.NDArray[np.void]
-    entry_ends: I64
     records: list[bytes]
     ends: I64
 
@@ -159,7 +184,7 @@ def _sorted(plan: CommitPlan, settings: LedgerSettings, horizon_us: int) -> _Sor
     else:
         rows["state"] = _COPIED
     rows["flags"], rows["length"] = flags, lengths
-    return _Sorted(order, shards[order], rows, _entries(plan, order, counts), np.cumsum(counts), records, np.cumsum(lengths))
+    return _Sorted(order, shards[order], rows, _entries(plan, order, counts), records, np.cumsum(lengths))
 
 
 def _records(
@@ -188,30 +213,34 @@ def commit_pieces(
 ) -> list[Piece]:
     """Calls of redis_commit.lua. `seen`: counters of all shards; by_shard: one call a shard (a cluster)."""
     made = _sorted(plan, settings, horizon_us)
-    fixed = settings.key_horizon_us // 1000, settings.history_max_entries, int(settings.keep_records)
+    groups = _group(made.shards, made.ends, seen, by_shard=by_shard)
+    begins = made.ends - made.rows["length"]  # of each record
+    made.rows["offset"] = begins - np.repeat(begins[groups.starts], groups.fixed["rows"])
+    rows, entries, fixed = made.rows.tobytes(), made.entries.tobytes(), groups.fixed.tobytes()
+    entry_ends = [0, *np.cumsum(made.rows["entries"], dtype=np.int64).tolist()]
+    keeping = settings.key_horizon_us // 1000, settings.history_max_entries, int(settings.keep_records)
+    bounds = [*groups.starts, len(plan.users)]
+    name = int.from_bytes(os.urandom(8))
     out = []
-    for start, end in in_pieces(made.shards, made.ends, by_shard=by_shard):
-        rows, ends = made.rows[start:end], made.ends[start:end]
-        first_entry = int(made.entry_ends[start - 1]) if start else 0
-        distinct, groups, starts = _groups(made.shards[start:end], seen)
-        begins = ends - rows["length"]  # of each record
-        group_begins = begins[starts]
-        groups["bytes"] = np.diff(group_begins, append=ends[-1])
-        rows["offset"] = begins - np.repeat(group_begins, groups["rows"])
-        name = os.urandom(8)
-        entries = made.entries[first_entry : int(made.entry_ends[end - 1])].tobytes()
-        payloads = [value for row in made.order[start:end].tolist() if (value := value_at(plan.outbox, row))]
-        keys = [META_KEYS[shard] for shard in distinct.tolist()]
-        passing = int(by_shard)
-        call = script.call(keys, *fixed, groups.tobytes(), rows.tobytes(), entries, name, passing, *payloads)
+    for number, (first, last) in enumerate(groups.calls):
+        start, end = bounds[first], bounds[last]
+        shards = groups.shards[first:last]
+        title = (name + number & 0xFFFFFFFFFFFFFFFF).to_bytes(8)
+        payloads = [p for row in made.order[start:end].tolist() if (p := plan.outbox[row])] if len(plan.outbox) else []
+        call = script.call(
+            [META_KEYS[shard] for shard in shards], *keeping,
+            fixed[first * _GROUP.itemsize : last * _GROUP.itemsize], rows[start * _ROW.itemsize : end * _ROW.itemsize],
+            entries[entry_ends[start] * _ENTRY : entry_ends[end] * _ENTRY], title, int(by_shard), *payloads,
+        )  # fmt: skip
         if made.records:
-            call = _with_records(call, distinct, groups, made.records[start:end], name, passing=by_shard)
-        out.append(Piece(distinct, made.order[start:end], int(distinct[0]), call))
+            sizes = groups.fixed[first:last].tolist()
+            call = _with_records(call, shards, sizes, made.records[start:end], title, passing=by_shard)
+        out.append(Piece(np.asarray(shards), made.order[start:end], shards[0], call))
     return out
 
 
 def _with_records(
-    call: Command, shards: I64, groups: npt.NDArray[np.void], records: list[bytes], name: bytes, *, passing: bool
+    call: Command, shards: list[int], groups: list[Any], records: list[bytes], name: bytes, *, passing: bool
 ) -> Command:
     """The call after the commands that bring its shards' records.
 
@@ -220,7 +249,7 @@ def _with_records(
     """
     parts: list[bytes] = []
     start = stored = 0
-    for shard, (_, rows, size) in zip(shards.tolist(), groups.tolist(), strict=True):
+    for shard, (_, rows, size) in zip(shards, groups, strict=True):
         if size:
             parts += (b"$18\r\n", key_of(shard, b"b", name), b"\r\n$%d\r\n" % size, *records[start : start + rows], b"\r\n")
             stored += 1
@@ -259,9 +288,12 @@ def put_pieces(script: Script, puts: Sequence[Put], seen: I64, *, by_shard: bool
     rows["place"], rows["length"] = [put.place for put in ordered], [len(put.patch) for put in ordered]
     rows["fields"] = [len(put.fields) // 2 for put in ordered]
     out = []
-    for start, end in in_pieces(shards, None, by_shard=by_shard):
-        distinct, groups, _ = _groups(shards[start:end], seen)
+    for start, end in in_pieces(shards, by_shard=by_shard):
         own = ordered[start:end]
+        edges = np.flatnonzero(np.concatenate(([True], shards[start + 1 : end] != shards[start : end - 1])))
+        groups = np.zeros(len(edges), _GROUP)
+        distinct = shards[start:end][edges].astype(np.int64)
+        groups["seen"], groups["rows"] = seen[distinct], np.diff(edges, append=end - start)
         patches = b"".join(put.patch for put in own)
         fields = [field for put in own for field in put.fields]
         keys = [META_KEYS[shard] for shard in distinct.tolist()]
@@ -272,4 +304,4 @@ def put_pieces(script: Script, puts: Sequence[Put], seen: I64, *, by_shard: bool
 
 assert _ROW.itemsize == 112
 assert _PUT.itemsize == 40
-assert HISTORY_DTYPE.itemsize == 56
+assert _ENTRY == 56

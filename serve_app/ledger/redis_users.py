@@ -64,12 +64,12 @@ class RedisUsers(RedisStore):
             return []
         shards = shards_of(users)
         if not self._wire.clustered:
-            spans = list(in_pieces(shards, None, by_shard=False))
+            spans = list(in_pieces(shards, by_shard=False))
             replies = self._wire.run(row_gets(users, shards, [end for _, end in spans]), [0] * len(spans), write=False)
             return [row for reply in replies for row in checked(reply)]
         order = np.argsort(shards, kind="stable")
         shards = shards[order]
-        spans = list(in_pieces(shards, None, by_shard=True))
+        spans = list(in_pieces(shards, by_shard=True))
         routes = [int(shards[start]) for start, _ in spans]
         replies = self._wire.run(row_gets(users[order], shards, [end for _, end in spans]), routes, write=False)
         rows: list[bytes | None] = [None] * len(users)

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from serve_app.errors import LedgerUnavailable, NotReady, OutcomeUnknown
-from serve_app.ledger.protocol import CommitStatus, UserChanges
+from serve_app.errors import DamagedArtifact, LedgerUnavailable, NotReady, OutcomeUnknown
+from serve_app.ledger.protocol import CommitStatus, LedgerSettings, UserChanges
 from serve_app.ledger.redis import RedisLedger
-from serve_app.ledger.redis_keys import META_KEYS, key_of, user_key
-from tests.unit.ledger_support import NOW, RedisServer, commit_one, free_port, plan, require_redis, u64
+from serve_app.ledger.redis_keys import META_KEYS, SHARDS, Script, key_of, user_key
+from serve_app.ledger.redis_plans import commit_pieces
+from tests.unit.ledger_support import DAY, NOW, RedisServer, commit_one, free_port, plan, require_redis, u64
 
 
 @pytest.fixture
@@ -180,4 +183,110 @@ def test_all_keys_of_a_user_lie_in_its_shard_and_go_with_it(server: RedisServer)
     assert server.client.get(records) == bytes(3)
     assert user.to_bytes(8, "big") not in server.client.get(chunk)
     assert ledger.pending_records(9) == []
+    ledger.close()
+
+
+# --- plans as calls
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3_000_000)), min_size=1, max_size=40), st.booleans())
+def test_calls_take_every_row_once_no_shard_twice_and_bounded_bytes(drawn: list[tuple[int, int]], by_shard: bool) -> None:
+    records = [bytes(size) for _, size in drawn]
+    users = u64(*((shard << 56) + row for row, (shard, _) in enumerate(drawn)))
+    count = len(drawn)
+    made = plan(users.tolist(), [0] * count, list(range(count)), records=records)
+    script = Script("redis_commit.lua")
+    pieces = commit_pieces(script, made, np.zeros(SHARDS, np.int64), LedgerSettings(), DAY, by_shard=by_shard)
+    assert sorted(row for piece in pieces for row in piece.rows.tolist()) == list(range(count))
+    for piece in pieces:
+        assert len(set(piece.shards.tolist())) == len(piece.shards)
+        assert set(piece.shards.tolist()) == {drawn[row][0] for row in piece.rows.tolist()}
+        assert piece.route == piece.shards[0]
+        size = sum(len(records[row]) for row in piece.rows.tolist())
+        assert size <= 8 << 20 or len(piece.rows) == 1
+        assert len(piece.command.data) >= size
+        assert not by_shard or len(piece.shards) == 1
+
+
+def test_thousands_of_users_of_one_shard_and_of_many_are_written_and_found(server: RedisServer) -> None:
+    ledger = RedisLedger(server.url)
+    users = [*range(1, 2_501), *((k % 256 << 56) + 7_000 + k for k in range(1_500))]
+    records = [b"%d" % user * (user % 5) for user in users]
+    for turn in range(2):
+        requests = [2 * user + turn for user in range(len(users))]
+        result = ledger.commit(plan(users, [turn] * len(users), requests, records=records))
+        assert (result.status == CommitStatus.committed).all()
+        assert (result.versions == turn + 1).all()
+    kept = {(one.user, one.version): one.record for one in ledger.pending_records(10**5)}
+    expected = {(user, turn): one for user, one in zip(users, records, strict=True) for turn in (1, 2) if one}
+    assert kept == expected
+    assert ledger.find_decision(users[2_488], 2 * 2_488) == records[2_488]
+    ledger.ack_records([one.id for one in ledger.pending_records(3_000)])
+    assert len(ledger.pending_records(10**5)) == len(expected) - 3_000
+    ledger.close()
+
+
+def test_rows_that_lose_leave_nothing_of_their_record_behind(server: RedisServer) -> None:
+    ledger = RedisLedger(server.url)
+    commit_one(ledger, 2, 11)
+    lost = plan([1, 2, 3], [0, 0, 0], [21, 22, 23], records=[b"first", b"never said", b"third"])
+    assert ledger.commit(lost).status.tolist() == [CommitStatus.committed, CommitStatus.conflict, CommitStatus.committed]
+    alone = plan([2], [0], [24], records=[b"nor this"])
+    assert ledger.commit(alone).status.tolist() == [CommitStatus.conflict]
+    kept = [server.client.get(key) for key in server.client.scan_iter("hc:{000}:b*")]
+    assert sorted(kept) == [b"first" + bytes(10) + b"third", b"r11"]
+    assert (ledger.find_decision(1, 21), ledger.find_decision(2, 22), ledger.find_decision(3, 23)) == (
+        b"first",
+        None,
+        b"third",
+    )
+    ledger.close()
+
+
+def test_copied_records_go_when_no_key_can_ask_for_them_any_more(server: RedisServer) -> None:
+    ledger = RedisLedger(server.url, LedgerSettings(key_horizon_us=1_000))
+    for request in range(6):
+        commit_one(ledger, 1, request)
+    ledger.ack_records([one.id for one in ledger.pending_records(4)])
+    for key in server.client.scan_iter("hc:{000}:c*"):
+        server.client.setrange(key, 0, (0).to_bytes(8, "little"))  # as if written long ago
+    meta = bytearray(server.client.get(META_KEYS[0]))
+    meta[40:48] = bytes(8)
+    server.client.set(META_KEYS[0], bytes(meta))
+    commit_one(ledger, 1, 6)
+    assert [ledger.find_decision(1, request) for request in range(7)] == [None] * 4 + [b"r4", b"r5", b"r6"]
+    assert len(list(server.client.scan_iter("hc:{000}:[cb]*"))) == 6
+    commit_one(ledger, 1, 7)  # what was not copied stays, however old
+    assert ledger.find_decision(1, 4) == b"r4"
+    ledger.close()
+
+
+def test_a_store_of_another_layout_is_refused_and_not_read_as_empty(server: RedisServer) -> None:
+    server.client.set("hc:{0}:n", 5)
+    with pytest.raises(LedgerUnavailable, match="layout 1, this version reads 2"):
+        RedisLedger(server.url)
+
+
+def test_a_damaged_row_is_said_so(server: RedisServer) -> None:
+    ledger = RedisLedger(server.url)
+    commit_one(ledger, 1, 11)
+    row = server.client.get(user_key(b"u", 1))
+    for damaged in (row[:-8], row[:-3], row[:40], row[: len(row) - 48] + bytes(48)):
+        server.client.set(user_key(b"u", 1), damaged)
+        with pytest.raises(DamagedArtifact, match="0000000000000001"):
+            ledger.read(u64(2, 1))
+    ledger.close()
+
+
+def test_a_sweep_asks_each_shard_once_and_reads_what_is_due_alone(server: RedisServer) -> None:
+    ledger = RedisLedger(server.url)
+    users = [k << 56 for k in range(20)]
+    until = np.asarray([NOW + k for k in range(20)])
+    ledger.commit(plan(users, [0] * 20, list(range(20)), grants=0, deferred_until=until))
+    server.client.config_resetstat()
+    assert [one.user for one in ledger.due_deferrals(NOW + 30, 3)] == users[:3]
+    stats = server.client.info("commandstats")
+    assert stats["cmdstat_zrange"]["calls"] == 256
+    assert stats["cmdstat_hmget"]["calls"] == 3
     ledger.close()
