@@ -95,8 +95,8 @@ class Book:
 
 
 class Clients:
-    """`connections` clients of one server, all on the `hot` users; `others` fill up the large calls. `target`: answered
-    decisions after which they stop asking for new ones."""
+    """`connections` clients of one server, all on the `hot` users; `others` fill up the large calls. They ask for new
+    decisions until `target` of them are answered and `finish` was called."""
 
     def __init__(
         self,
@@ -114,11 +114,16 @@ class Clients:
         self._connections, self._target, self._seed = connections, target, seed
         self._answered_keys: deque[Row] = deque(maxlen=2_000)
         self._number = 0
+        self._finish = False
+
+    def finish(self) -> None:
+        """Nothing more will happen to the server: stop once the target is reached."""
+        self._finish = True
 
     @property
     def done(self) -> bool:
         """Whether enough has been decided."""
-        return self.book.decisions >= self._target
+        return self._finish and self.book.decisions >= self._target
 
     async def run(self) -> None:
         """Until the target is reached and every key is answered."""
