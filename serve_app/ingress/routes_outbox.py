@@ -13,7 +13,8 @@ from serve_app.ids import parse_decision_id
 from serve_app.ingress.auth import Scope
 from serve_app.ingress.calls import Call, Incoming, json_answer
 from serve_app.ingress.schemas import Channel, Strict
-from serve_app.serving.outbox import OutboxDesk, Outcome
+from serve_app.serving.outbox import OutboxDesk
+from serve_app.serving.outbox_messages import Outcome
 from serve_app.serving.outbox_rows import Receipt
 
 __all__ = ["OutboxRoutes"]

@@ -16,27 +16,25 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import orjson
-import pyarrow as pa
 
-from serve_app.clock import now_us, text_of
+from serve_app.clock import now_us
 from serve_app.errors import DamagedArtifact, NotReady
-from serve_app.ids import hash_id, parse_decision_id
+from serve_app.ids import parse_decision_id
 from serve_app.ledger.protocol import OUTBOX_BURIED, OutboxItem
-from serve_app.log.rows import fill
 from serve_app.serving.editions import EditionNow, OwnerCall
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Edition
 from serve_app.serving.meters import count
 from serve_app.serving.outbox_check import last_look
+from serve_app.serving.outbox_messages import Message, Outcome, dead_document, event_rows
 from serve_app.serving.outbox_rows import QueuedSend, Receipt, backoff_us, failed_id, queued_sends, settled_id
 from serve_app.serving.stages import in_pool
-from serve_app.vocabulary import EventType, Reason
+from serve_app.vocabulary import Reason
 
-__all__ = ["DeskSettings", "Message", "OutboxDesk", "Outcome"]
+__all__ = ["DeskSettings", "OutboxDesk"]
 
 _LOG = logging.getLogger("hindcast.serving")
 _TIDY_LEASE_US = 10_000_000
@@ -51,53 +49,6 @@ class DeskSettings:
     backoff_s: float = 5.0
     backoff_most_s: float = 3600.0
     max_age_h: float = 24.0
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A message to hand over now. user_id: None where the server was never told the id behind the hash."""
-
-    send: QueuedSend
-    user_id: str | None
-    campaign: str
-    title: str
-    text: str
-    item: str | None
-
-    def document(self) -> dict[str, Any]:
-        """As a sender gets it."""
-        send = self.send
-        return {
-            "decision_id": send.decision_id,
-            "receipt": str(send.receipt),
-            "user": self.user_id,
-            "user_hash": f"{send.user:016x}",
-            "campaign": self.campaign,
-            "title": self.title,
-            "text": self.text,
-            "item": self.item,
-            "channel": send.channel.name,
-            "message_class": send.message_class,
-            "expires_at": text_of(send.expires_at),
-            "attempt": send.receipt.attempts,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a send. detail: why it failed. campaign (hash) and channel go into the event where known."""
-
-    receipt: Receipt
-    decision_id: str
-    kind: Literal["delivered", "failed", "withdrawn"]
-    detail: str = ""
-    campaign: int | None = None
-    channel: int | None = None
-
-    @classmethod
-    def of(cls, send: QueuedSend, kind: Literal["delivered", "failed", "withdrawn"], detail: str = "") -> Outcome:
-        """The outcome of a claimed send."""
-        return cls(send.receipt, send.decision_id, kind, detail, send.campaign, int(send.channel))
 
 
 @dataclass(slots=True)
@@ -174,7 +125,7 @@ class OutboxDesk:
         new = [one for one, first in zip(outcomes, fresh, strict=True) if first]
         if new:
             now = self._clock()
-            rows = {"events": _event_rows(new, now)}
+            rows = {"events": event_rows(new, now)}
             if not await in_pool(self._pool, lambda: self._journal.write(rows)):
                 raise NotReady("the outcome could not be made durable in time", field="log", hint="send it again")
             failed = [one.decision_id for one in new if one.kind != "delivered"]
@@ -207,7 +158,7 @@ class OutboxDesk:
         out = []
         for item in items:
             try:
-                out += [_dead_document(send) for send in queued_sends(item, self._settings.max_age_h)]
+                out += [dead_document(send) for send in queued_sends(item, self._settings.max_age_h)]
             except DamagedArtifact:
                 out.append({"receipt": str(Receipt(item.id, (0,), item.attempts)), "attempts": item.attempts})
         return out
@@ -292,33 +243,3 @@ class OutboxDesk:
 def _decisions(receipt: Receipt, decision_id: str) -> list[str]:
     """Decision ids of all sends of a row, of which `decision_id` is one."""
     return [f"{decision_id[:-4]}{slot:04x}" for slot in receipt.slots]
-
-
-def _dead_document(send: QueuedSend) -> dict[str, Any]:
-    return {
-        "receipt": str(send.receipt),
-        "decision_id": send.decision_id,
-        "user_hash": f"{send.user:016x}",
-        "channel": send.channel.name,
-        "attempts": send.receipt.attempts,
-    }
-
-
-def _event_rows(outcomes: Sequence[Outcome], now: int) -> pa.RecordBatch:
-    parts = [parse_decision_id(one.decision_id) for one in outcomes]
-    kinds = [EventType.delivered if one.kind == "delivered" else EventType.delivery_failed for one in outcomes]
-    ids = [hash_id(f"{one.decision_id}:{kind.name}") for one, kind in zip(outcomes, kinds, strict=True)]
-    said = [orjson.dumps({"outcome": one.kind, "reason": one.detail}).decode() if one.detail else None for one in outcomes]
-    columns = {
-        "user": np.array([user for user, _, _ in parts], np.uint64),
-        "ts": np.full(len(outcomes), now, np.int64),
-        "event_id": np.array(ids, np.uint64),
-        "type": np.array(kinds, np.int8),
-        "ingested_at": np.full(len(outcomes), now, np.int64),
-        "decision_request_id": np.array([request for _, request, _ in parts], np.uint64),
-        "slot": np.array([slot for _, _, slot in parts], np.int32),
-        "campaign": pa.array([one.campaign for one in outcomes], pa.uint64()),
-        "channel": pa.array([one.channel for one in outcomes], pa.int8()),
-        "attributes": pa.array(said, pa.string()),
-    }
-    return fill("events", len(outcomes), columns)

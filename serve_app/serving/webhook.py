@@ -16,7 +16,8 @@ import httpx
 
 from serve_app.errors import NotReady
 from serve_app.serving.meters import count, timed
-from serve_app.serving.outbox import Message, OutboxDesk, Outcome
+from serve_app.serving.outbox import OutboxDesk
+from serve_app.serving.outbox_messages import Message, Outcome
 from serve_app.serving.outbox_rows import Receipt
 
 __all__ = ["WebhookSettings", "WebhookWorker"]

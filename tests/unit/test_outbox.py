@@ -18,7 +18,8 @@ from serve_app.ids import hash_id
 from serve_app.ledger.memory import MemoryLedger
 from serve_app.ledger.protocol import HistoryFlag, Ledger, LedgerSettings, UserChanges
 from serve_app.ledger.sqlite import SqliteLedger
-from serve_app.serving.outbox import Message, OutboxDesk, Outcome
+from serve_app.serving.outbox import OutboxDesk
+from serve_app.serving.outbox_messages import Message, Outcome
 from serve_app.serving.outbox_rows import Receipt, backoff_us
 from serve_app.serving.webhook import WebhookSettings, WebhookWorker
 from serve_app.vocabulary import Channel, EventType

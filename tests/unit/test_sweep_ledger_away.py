@@ -11,7 +11,7 @@ import pytest
 from serve_app.decide import DecideStatus
 from serve_app.errors import LedgerUnavailable
 from serve_app.ledger.redis import RedisLedger
-from serve_app.serving.outbox import Outcome
+from serve_app.serving.outbox_messages import Outcome
 from serve_app.serving.unledgered import send_unledgered
 from serve_app.stages.decision import Decision
 from serve_app.vocabulary import Action, Reason
