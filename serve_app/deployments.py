@@ -48,7 +48,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_LEDGER_TIMEOUT_S = 30.0
 
 
 def _begin(settings: Settings) -> None:
@@ -422,4 +421,5 @@ IngressReplica = serve.ingress()(_Ingress)
 def _ledger_of(owner: _OwnerHandle, settings: Settings) -> LedgerClient:
     from serve_app.serving.assemble import bridged
 
-    return bridged(owner.call, asyncio.get_running_loop(), _LEDGER_TIMEOUT_S, settings.budgets.ledger_ms / 1000)
+    budgets = settings.budgets
+    return bridged(owner.call, asyncio.get_running_loop(), budgets.commit_ms / 1000, budgets.ledger_ms / 1000)

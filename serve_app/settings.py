@@ -81,6 +81,8 @@ class BudgetSettings(_Group):
     """Whole `decide-batch` call."""
     ledger_ms: Milliseconds = 2_000
     """Asking the ledger, before a decision is made, for users and for what changed; beyond it the ledger counts as down."""
+    commit_ms: Milliseconds = 10_000
+    """Waiting for a write of the ledger; beyond it its outcome is unknown. It is never cancelled."""
     live_ms: Milliseconds = 200
     """Reading recent events and catalogue changes."""
     retrieval_ms: Milliseconds = 400
