@@ -49,13 +49,13 @@ def _bits(users: U64, planes: U64, chosen: I64, asked: U64, bits: U64) -> None:
         bits[i] = 0
         if low < len(users) and users[low] == asked[i]:
             for place in range(len(chosen)):
-                word = planes[chosen[place], low >> 6]
+                word = planes[low >> 6, chosen[place]]
                 bits[i] |= (word >> np.uint64(low & 63) & np.uint64(1)) << np.uint64(place)
 
 
 def bits_of(users: U64, planes: U64, chosen: I64, asked: U64) -> U64:
-    """u64[n]: bit i says whether the asked user (u64[n]) is a member of plane chosen[i] (of planes u64[S, words]); 0 for one
-    that `users` (sorted) lacks."""
+    """u64[n]: bit i says whether the asked user (u64[n]) is a member of plane chosen[i] (of planes u64[words, S]: what one
+    user needs lies together); 0 for one that `users` (sorted) lacks."""
     bits = np.empty(len(asked), np.uint64)
     _bits(users, planes, chosen, asked, bits)
     return bits

@@ -81,7 +81,7 @@ class Pointer(_Closed):
 
 @dataclass(frozen=True)
 class Membership:
-    """A loaded set. users u64[n] sorted, memory-mapped; planes u64[S, words], see serve_app.segments.bitmaps; digests: which
+    """A loaded set. users u64[n] sorted, memory-mapped; planes u64[words, S], see serve_app.segments.bitmaps; digests: which
     plane is whose."""
 
     name: str
@@ -201,13 +201,13 @@ def load_current(data: Path) -> Membership | None:
     folder = segments_folder(data) / "sets" / pointer.set
     manifest = _manifest(folder, pointer)
     users = _verified(folder / "users.npy", manifest.users)
-    planes = np.zeros((len(manifest.segments), (manifest.population + 63) // 64), np.uint64)
+    planes = np.zeros(((manifest.population + 63) // 64, len(manifest.segments)), np.uint64)
     for place, one in enumerate(manifest.segments):
         path = _verified(folder / f"{one.digest}.roaring", one.file)
         bitmap = BitMap.deserialize(path.read_bytes())
         if len(bitmap) != one.members or (one.members and bitmap.max() >= manifest.population):
             raise DamagedArtifact("does not fit the set's population", field=str(path), hint=_REFRESH)
-        planes[place] = plane_of(bitmap, manifest.population)
+        planes[:, place] = plane_of(bitmap, manifest.population)
     digests = {one.digest: place for place, one in enumerate(manifest.segments)}
     return Membership(pointer.set, manifest, _users(users, manifest.population), planes, digests)
 

@@ -70,7 +70,7 @@ def test_a_definition_is_what_it_refers_to_and_not_its_name() -> None:
 
 def test_without_a_set_nothing_is_known(tmp_path: Path) -> None:
     assert looked_up(tmp_path, policy(korea=KOREA), [3]) == ([0], [0])
-    empty = Membership("", read_empty(tmp_path), np.empty(0, np.uint64), np.zeros((1, 0), np.uint64), {"d": 0})
+    empty = Membership("", read_empty(tmp_path), np.empty(0, np.uint64), np.zeros((0, 1), np.uint64), {"d": 0})
     assert member_bits(empty, ("d",), USERS)[0].tolist() == [0, 0, 0, 0]
 
 
