@@ -188,6 +188,25 @@ class Decisions(RuleBasedStateMachine):
             row = {name: value for name, value in one.items() if name != "until"} | again
             self._decide([row | {"request_id": self.number, "decided_at": self.now, "policy": 1}], [b""], commit=True)
 
+    @rule(seed=seeds)
+    def much_happens(self, seed: int) -> None:
+        """A dozen of the other rules in a row: hypothesis prefers short stories."""
+        rng = Random(seed)
+        for _ in range(12):
+            what, own = rng.random(), rng.getrandbits(32)
+            self.now += rng.choice(STEPS)
+            if what < 0.6:
+                self.requests_come(own, rng.random() < 0.5, rng.random() < 0.15)
+            elif what < 0.75:
+                self.the_sweeper_comes(own, rng.choice((0, 0, HOUR)))
+            elif what < 0.82:
+                self.a_delivery_fails(own)
+            elif what < 0.95:
+                self.a_user_changes(rng.choice(USERS), own, rng.choice(("zone", "all", "all")))
+            elif self.account.keys:
+                self.a_key_is_retried(own, rng.random() < 0.7)
+        self.the_ledgers_hold_the_account()
+
     def _decide(self, rows: list[Row], keys: list[bytes], *, commit: bool) -> None:
         digests = [
             b"%04d%012d" % (row["user"], row["request_id"]) if key else b"" for row, key in zip(rows, keys, strict=True)
@@ -262,7 +281,7 @@ class Decisions(RuleBasedStateMachine):
 DEEP = settings.default is not None and settings.default.max_examples > 1000
 Decisions.TestCase.settings = settings(
     max_examples=2000 if DEEP else 25,
-    stateful_step_count=50 if DEEP else 25,
+    stateful_step_count=50 if DEEP else 15,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
