@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from serve_app.ids import hash_id
 from serve_app.ledger.memory import MemoryLedger
 from serve_app.ledger.protocol import LedgerSettings, LedgerView
 from serve_app.policy.document import parse_policy
+from serve_app.serving.assemble import bridged
 from serve_app.serving.unledgered import may_send_unledgered, send_unledgered
 from serve_app.stages.decision import Decision
 from serve_app.vocabulary import Action, Reason, StageBit
 from tests.unit.decision_support import at, compiled, document
+from tests.unit.ledger_support import plan
 from tests.unit.sweep_support import Breaking, Shop, campaign, open_shop
 
 NIGHT = at("2026-03-10T23:30:00")
@@ -123,3 +126,27 @@ def test_the_policy_says_who_may_and_refuses_what_would_be_unlawful() -> None:
     ):
         with pytest.raises(InvalidInput, match=said):
             parse_policy({**base, "message_classes": classes})
+
+
+async def test_a_read_that_takes_too_long_is_given_up_and_a_commit_goes_on_with_its_outcome_unknown() -> None:
+    ends: dict[str, str] = {}
+    let_go = asyncio.Event()
+
+    async def slow(method: str, *_: Any) -> None:
+        try:
+            await let_go.wait()
+            ends[method] = "done"
+        except asyncio.CancelledError:
+            ends[method] = "given up"
+            raise
+
+    ledger = bridged(slow, asyncio.get_running_loop(), timeout_s=0.02, read_s=0.01)
+    users = np.array([1], np.uint64)
+    with pytest.raises(LedgerUnavailable):
+        await asyncio.to_thread(ledger.read, users)
+    with pytest.raises(OutcomeUnknown):
+        await asyncio.to_thread(ledger.commit, plan([1], [0], [2]))
+    let_go.set()
+    while len(ends) < 2:
+        await asyncio.sleep(0)
+    assert ends == {"read": "given up", "commit": "done"}
