@@ -143,7 +143,7 @@ def measure_lookup(population: Population, segments: tuple[Segment, ...], histor
                         "best_ns_per_user": took["best_s"] / batch * 1e9,
                         "cpu_ns_per_user": took["cpu_median_s"] / batch * 1e9,
                         "load_64_s": loaded_s,
-                    }  # fmt: skip
+                    }
                 )
     assert ids
     return results
