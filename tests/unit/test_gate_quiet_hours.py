@@ -60,6 +60,16 @@ def test_chained_rules_defer_to_the_end_of_the_chain() -> None:
     assert decide(rules, at("2026-03-10T23:00:00")).requests["until"][0] == at("2026-03-11T09:30:00")
 
 
+def test_of_several_deferrals_the_soonest_is_the_requests() -> None:
+    rules = [NIGHT | {"channels": ["push"]}, NIGHT | {"id": "late", "channels": ["sms"], "end": "10:00"}]
+    policy = compiled(quiet_hours=rules)
+    rows = [candidate(channel=Channel.sms, campaign=2), candidate()]
+    for candidates in (rows, rows[::-1]):
+        out = decided(policy, [request(candidates, decided_at=at("2026-03-10T23:00:00"))])
+        assert out.requests["until"][0] == at("2026-03-11T08:00:00")
+        assert sorted(out.candidates["until"].tolist()) == [at(f"2026-03-11T{hour}:00:00") for hour in ("08", "10")]
+
+
 def test_a_rule_for_a_channel_and_class_leaves_the_others_alone() -> None:
     rule = NIGHT | {"channels": ["sms"], "classes": ["advertising"]}
     now = at("2026-03-10T23:00:00")
