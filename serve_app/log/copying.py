@@ -1,8 +1,8 @@
 """Decision records from the ledger into the log, before the ledger lets them go.
 
-A pass asks the ledger for records it still keeps for the log, writes those that neither the Parquet log nor the pass before
-holds, commits, and only then acknowledges. Killed anywhere, the next pass finds what was written and acknowledges it; so
-nothing is lost and nothing stands twice.
+A pass asks the ledger for records it still keeps for the log, writes those that neither the Parquet log nor the journal
+holds, commits, and only then acknowledges what Parquet holds. Killed anywhere, the next pass finds what was written and
+acknowledges it; so nothing is lost and nothing stands twice.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ import pyarrow as pa
 
 from serve_app.errors import DamagedArtifact, NotReady
 from serve_app.ledger.protocol import StoredRecord
+from serve_app.ledger.record import unpack_record
 from serve_app.log.compaction import merge_rows, watermark_rows
+from serve_app.log.journal import living_writers, read_journal
 from serve_app.log.of_records import rows_of_records
 from serve_app.log.once import COMMITTED, find_requests, keep_once
-from serve_app.log.snapshot import load_snapshot
+from serve_app.log.snapshot import Snapshot, load_snapshot
 from serve_app.log.writer import DEFAULT_GROUPS, LogWriter
 
 __all__ = ["CopyResult", "RecordSource", "copy_records"]
 
 _BATCH = 20_000
 _READS = 8
+_UNDER_WAY_US = 120_000_000  # a decision's frame follows its commit within this time, while its writer lives
 
 
 class RecordSource(Protocol):
@@ -41,11 +44,13 @@ class RecordSource(Protocol):
 
 @dataclass(slots=True)
 class CopyResult:
-    """copied: decisions written from their record; known: already in the log; unreadable: damaged, left in the ledger."""
+    """copied: decisions written from their record; known: already in the log; unreadable: damaged, left in the ledger;
+    waiting: in the journal, or on the way there: left for the next pass."""
 
     copied: int = 0
     known: int = 0
     unreadable: int = 0
+    waiting: int = 0
 
 
 def copy_records(
@@ -59,23 +64,32 @@ def copy_records(
 ) -> CopyResult:
     """Copy until the ledger has nothing more to copy. Call after the journal was compacted: what a frame holds with its
     features needs no copy. progress(decisions acknowledged). NotReady when another process writes the log."""
-    result, damaged = CopyResult(), set[int]()
+    result, left = CopyResult(), set[int]()  # left: damaged, or not to be copied yet
     while True:
-        records = [one for one in ledger.pending_records(batch + len(damaged)) if one.id not in damaged]
-        if not records:
-            return result
-        missing = _missing(data, records)
-        bad = set(_write(data, missing, now_us, groups)) if missing else set()
-        ledger.ack_records([one.id for one in records if one.id not in bad])
-        damaged |= bad
-        result.copied += len(missing) - len(bad)
-        result.known += len(records) - len(missing)
-        result.unreadable = len(damaged)
+        records = [one for one in ledger.pending_records(batch + len(left)) if one.id not in left]
+        known, missing, waiting = _sorted_out(data, records, now_us)
+        bad = _write(data, missing, now_us, groups) if missing else []
+        written = {one.id for one in missing}.difference(bad)
+        done = [one.id for one in records if one.id in known or one.id in written]
+        if done:
+            ledger.ack_records(done)
+        left |= {*bad, *waiting}
+        result.copied += len(written)
+        result.known += len(known)
+        result.unreadable += len(bad)
+        result.waiting += len(waiting)
         progress(result.copied + result.known)
+        if not done and not bad:  # nothing is pending, or only what was decided just now
+            return result
 
 
-def _missing(data: str | os.PathLike[str], records: Sequence[StoredRecord]) -> list[StoredRecord]:
-    """Those that the log does not hold as committed, on any day."""
+def _sorted_out(
+    data: str | os.PathLike[str], records: Sequence[StoredRecord], now_us: int
+) -> tuple[set[int], list[StoredRecord], list[int]]:
+    """(ids that the Parquet log holds as committed, on any day; records to write; ids to leave for a later pass).
+
+    Left are those that stand in the journal, which is not always as durable as the ledger, and those whose frame may be on
+    its way there."""
     users = np.array([one.user for one in records], np.uint64)
     ids = np.array([one.request_id for one in records], np.uint64)
     for _ in range(_READS):
@@ -86,8 +100,34 @@ def _missing(data: str | os.PathLike[str], records: Sequence[StoredRecord]) -> l
             if load_snapshot(data).sequence == snapshot.sequence:
                 raise
             continue  # commits happened meanwhile: files of the snapshot are gone
-        return [one for one, found in zip(records, state.tolist(), strict=True) if found != COMMITTED]
+        known = {one.id for one, found in zip(records, state.tolist(), strict=True) if found == COMMITTED}
+        rest = [one for one in records if one.id not in known]
+        if not rest:
+            return known, [], []
+        journalled = _journalled(data, snapshot)
+        if load_snapshot(data).sequence != snapshot.sequence:
+            continue
+        newest = now_us - _UNDER_WAY_US if living_writers(data) else now_us
+        waits = {one.id for one in rest if (one.user, one.request_id) in journalled or _decided_at(one) > newest}
+        return known, [one for one in rest if one.id not in waits], sorted(waits)
     raise NotReady("the log kept changing while it was read", field="log", hint="try again")
+
+
+def _journalled(data: str | os.PathLike[str], snapshot: Snapshot) -> set[tuple[int, int]]:
+    """(user, request id) of committed decisions in frames that no Parquet file contains."""
+    out: set[tuple[int, int]] = set()
+    for batch in read_journal(data, snapshot.consumed, tables=["decisions"]).rows.get("decisions", []):
+        committed = batch["commit_version"].to_numpy() >= 0
+        columns = (batch[name].to_numpy()[committed].tolist() for name in ("user", "request_id"))
+        out.update(zip(*columns, strict=True))
+    return out
+
+
+def _decided_at(one: StoredRecord) -> int:
+    try:
+        return int(unpack_record(one.record)["request"].get("decided_at", 0))
+    except DamagedArtifact:
+        return 0  # whoever writes its rows will say so
 
 
 def _write(data: str | os.PathLike[str], records: Sequence[StoredRecord], now_us: int, groups: int) -> list[int]:

@@ -16,6 +16,7 @@ from serve_app.ledger.sqlite import SqliteLedger
 from serve_app.log import snapshot as snapshot_module
 from serve_app.log.compaction import compact
 from serve_app.log.copying import copy_records
+from serve_app.log.filling import fill
 from serve_app.log.journal import Journal
 from serve_app.log.of_records import rows_of_records
 from serve_app.log.reader import read_log
@@ -93,7 +94,7 @@ def test_what_the_journal_holds_is_acknowledged_and_not_written_again(
     decided = decided_on(ledger, policy)
     journalled(tmp_path, decided, policy)
     compact(tmp_path, now_us=1)
-    result = copy_records(tmp_path, ledger, now_us=2, batch=5)
+    result = copy_records(tmp_path, ledger, now_us=NOON + DAY_US, batch=5)
     assert (result.copied, result.known) == (0, len(expected(decided)))
     assert ledger.pending_records(10) == []
     assert written(tmp_path) == expected(decided)
@@ -101,11 +102,11 @@ def test_what_the_journal_holds_is_acknowledged_and_not_written_again(
 
 def test_what_the_journal_lacks_is_written_from_the_record(ledger: Ledger, policy: CompiledPolicy, tmp_path: Path) -> None:
     decided = decided_on(ledger, policy)
-    result = copy_records(tmp_path, ledger, now_us=2, batch=5)
+    result = copy_records(tmp_path, ledger, now_us=NOON + DAY_US, batch=5)
     assert (result.copied, result.known) == (len(expected(decided)), 0)
     assert ledger.pending_records(10) == []
     assert written(tmp_path) == expected(decided)
-    again = copy_records(tmp_path, ledger, now_us=3)
+    again = copy_records(tmp_path, ledger, now_us=NOON + DAY_US)
     assert (again.copied, again.known) == (0, 0)
 
 
@@ -130,7 +131,7 @@ def test_an_unknown_outcome_that_was_a_grant_is_a_grant_in_the_log(
     journalled(tmp_path, decided, policy, committed=False)
     compact(tmp_path, now_us=1)
     assert written(tmp_path) == []
-    assert copy_records(tmp_path, ledger, now_us=2).copied == len(expected(decided))
+    assert copy_records(tmp_path, ledger, now_us=NOON + DAY_US).copied == len(expected(decided))
     assert written(tmp_path) == expected(decided)
     for table in TABLES[::2]:
         rows = read_log(tmp_path, table, columns=["user", "request_id"]).to_pylist()
@@ -144,17 +145,33 @@ def test_a_copy_on_an_earlier_day_that_was_never_committed_gives_way(policy: Com
     journalled(tmp_path, first, policy, committed=False)
     compact(tmp_path, now_us=1)
     second = decided_on(late, policy, now=NOON + 30 * DAY_US)
-    copy_records(tmp_path, late, now_us=2)
+    copy_records(tmp_path, late, now_us=NOON + 40 * DAY_US)
     assert written(tmp_path) == expected(second)
     rows = read_log(tmp_path, "requests", columns=["request_id", "ts"]).to_pylist()
     granted = {request for _, request, _, _ in expected(second)}
     assert {row["ts"] for row in rows if row["request_id"] in granted} == {NOON + 30 * DAY_US}
 
 
+def test_what_is_in_the_journal_or_on_its_way_there_waits(policy: CompiledPolicy, tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    decided = decided_on(ledger, policy)
+    with Journal(tmp_path, "living") as journal:
+        journal.append({"events": fill("events", 1, {"user": np.ones(1, np.uint64)})})
+        assert copy_records(tmp_path, ledger, now_us=NOON + 60_000_000).waiting == len(expected(decided)), (
+            "its frame may come"
+        )
+        journalled(tmp_path, decided, policy)
+        assert copy_records(tmp_path, ledger, now_us=NOON + DAY_US).waiting == len(expected(decided)), "its frame is there"
+        assert len(ledger.pending_records(100)) == len(expected(decided))
+        compact(tmp_path, now_us=1)
+        assert copy_records(tmp_path, ledger, now_us=NOON + 1).known == len(expected(decided))
+    assert written(tmp_path) == expected(decided)
+
+
 def test_a_frame_that_comes_after_the_copy_is_not_written_again(policy: CompiledPolicy, tmp_path: Path) -> None:
     ledger = MemoryLedger()
     decided = decided_on(ledger, policy)
-    copy_records(tmp_path, ledger, now_us=2)
+    copy_records(tmp_path, ledger, now_us=NOON + DAY_US)
     journalled(tmp_path, decided, policy)
     compact(tmp_path, now_us=3)
     assert written(tmp_path) == expected(decided)
@@ -212,9 +229,9 @@ def test_copying_that_dies_anywhere_repeats_without_loss_or_double(
     monkeypatch.setattr("serve_app.log.writer.commit", commit)
     monkeypatch.setattr(ledger, "ack_records", ack)
     with pytest.raises(_Death):
-        copy_records(tmp_path, ledger, now_us=2, batch=4)
+        copy_records(tmp_path, ledger, now_us=NOON + DAY_US, batch=4)
     monkeypatch.undo()
-    copy_records(tmp_path, ledger, now_us=3, batch=4)
+    copy_records(tmp_path, ledger, now_us=NOON + DAY_US, batch=4)
     assert ledger.pending_records(10) == []
     assert written(tmp_path) == expected(decided)
     assert len(read_log(tmp_path, "candidates")) == 3 * len(expected(decided))
@@ -225,7 +242,7 @@ def test_a_damaged_record_stays_and_holds_nobody_up(policy: CompiledPolicy, tmp_
     decided = decided_on(ledger, policy)
     bad = ledger.pending_records(1)[0]
     ledger._records[bad.user, bad.request_id] = type(bad)(bad.id, bad.user, bad.request_id, bad.version, b"HRx")
-    result = copy_records(tmp_path, ledger, now_us=2, batch=2)
+    result = copy_records(tmp_path, ledger, now_us=NOON + DAY_US, batch=2)
     assert (result.copied, result.unreadable) == (len(expected(decided)) - 1, 1)
     assert [one.id for one in ledger.pending_records(10)] == [bad.id]
 
@@ -241,7 +258,7 @@ def test_the_ledger_s_file_stays_as_large_as_its_horizon(policy: CompiledPolicy,
             first = 1000 * (1 + 2 * day + (hour > 0))
             now = NOON + day * DAY_US + hour * 3_600_000_000
             decided_on(ledger, policy, users, now=now, first_request=first)
-        copy_records(tmp_path / "data", ledger, now_us=2)
+        copy_records(tmp_path / "data", ledger, now_us=now + DAY_US)
         sizes.append(path.stat().st_size)
     ledger.close()
     assert max(sizes[7:]) <= max(sizes[3:7]), sizes
