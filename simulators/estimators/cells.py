@@ -13,7 +13,7 @@ than the longest window of the rules. Carry-over across epochs (fatigue) is that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -37,23 +37,26 @@ _HUGE = 1e100
 
 @kernel
 def _of_epochs(
-    first: I64, last: I64, propensity: F64, target: F64, by_cell: F64, cell_p: F64, reward: F64, send: F64, lost: F64,
-    weight: F64, sums: F64, live: F64, unsupported: F64,
+    first: I64, last: I64, propensity: F64, targets: F64, target_p: F64, target_of: I64, by_cell: F64, cell_p: F64,
+    reward: F64, send: F64, lost: F64, weight: F64, sums: F64, live: F64, unsupported: F64,
 ) -> None:  # fmt: skip
-    """One row an epoch: weight f64[e, 1 + P], sums f64[e, 2 + M] (one, sends, rewards), live f64[e], lost f64[e, P]."""
-    policies, cells, metrics = target.shape[1], by_cell.shape[1], reward.shape[1]
+    """One row an epoch: weight f64[e, 1 + P], sums f64[e, 2 + M] (one, sends, rewards), live f64[e], lost f64[e, P].
+    targets f64[n, T]: probabilities under each target's cells, drawn with target_p f64[T], of target target_of i64[T].
+    """
+    columns, cells, metrics = targets.shape[1], by_cell.shape[1], reward.shape[1]
     for e in range(len(first)):
-        ratio_target, ratio_cell = np.ones(policies), np.ones(cells)
-        kept = np.ones(policies)
+        ratio_target, ratio_cell = np.ones(columns), np.ones(cells)
+        kept = np.ones(lost.shape[1])
         sums[e, 0], live[e] = 1.0, 0.0
         for row in range(first[e], last[e]):
             top = 0.0
             for c in range(cells):
                 ratio_cell[c] *= by_cell[row, c] / propensity[row]
                 top = max(top, ratio_cell[c])
-            for p in range(policies):
-                ratio_target[p] *= target[row, p] / propensity[row]
-                top = max(top, ratio_target[p])
+            for t in range(columns):
+                ratio_target[t] *= targets[row, t] / propensity[row]
+                top = max(top, ratio_target[t])
+            for p in range(lost.shape[1]):
                 kept[p] *= 1.0 - lost[row, p]
             if top > _HUGE:  # only their proportions matter
                 ratio_cell /= top
@@ -65,9 +68,12 @@ def _of_epochs(
         mixture = 0.0
         for c in range(cells):
             mixture += cell_p[c] * ratio_cell[c]
+        weight[e, :] = 0.0
         weight[e, 0] = 1.0
-        for p in range(policies):
-            weight[e, p + 1] = ratio_target[p] / mixture if ratio_target[p] > 0.0 else 0.0
+        for t in range(columns):
+            if ratio_target[t] > 0.0:
+                weight[e, target_of[t] + 1] += target_p[t] * (ratio_target[t] / mixture)
+        for p in range(lost.shape[1]):
             unsupported[e, p] = 1.0 - kept[p]
 
 
@@ -78,27 +84,37 @@ class Cells(Estimator):
     Rows carry `extra` columns: epoch i64[n] (rows of an epoch adjacent within the user) and cell_probability f64[n, C]: each
     cell's probability of what was logged, on the logged history. `propensity` is that of the cell in force. Optionally
     cell_unsupported f64[n, P]: the target's mass on choices that no cell could make (none, where the target is a cell).
+
+    A target is one set of rules, its column of `Rows.target`. One that draws cells of its own is a mixture too: name it in
+    target_cell_p with their probabilities, and pass ``cells of <name>`` f64[n, its cells] in `extra`. The logging mixture
+    itself, the A/A control, is named in `mixture`: its weight is 1.
     """
 
     name = "cells"
     own_weights = True
 
     def __init__(
-        self, policies: Sequence[str], metrics: Sequence[str], *, cell_p: Sequence[float], grouping: Grouping | None = None,
-        replicates: int = 0,
+        self, policies: Sequence[str], metrics: Sequence[str], *, cell_p: Sequence[float], mixture: Sequence[str] = (),
+        target_cell_p: Mapping[str, Sequence[float]] | None = None, grouping: Grouping | None = None, replicates: int = 0,
     ) -> None:  # fmt: skip
-        self.cell_p = tuple(float(p) for p in cell_p)
-        if not self.cell_p or min(self.cell_p) <= 0 or abs(sum(self.cell_p) - 1) > 1e-9:
-            raise InvalidInput(f"{list(cell_p)}", field="cell_p", hint="probabilities of the cells: positive, summing to 1")
+        self.cell_p, self.mixture = _shares("cell_p", cell_p), tuple(mixture)
+        self.target_cell_p = {name: _shares(f"target_cell_p[{name}]", p) for name, p in (target_cell_p or {}).items()}
         super().__init__(policies, metrics, grouping=grouping, replicates=replicates)
+        unknown = {*self.mixture, *self.target_cell_p} - set(self.policies[1:])
+        if unknown or set(self.mixture) & set(self.target_cell_p):
+            raise InvalidInput(
+                f"{sorted(unknown)}", field="mixture, target_cell_p", hint="name targets, each in one of them"
+            )
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "cell_p": list(self.cell_p)}
+        own = {"cell_p": list(self.cell_p), "mixture": list(self.mixture)}
+        return {**super().settings(), **own, "target_cell_p": {name: list(p) for name, p in self.target_cell_p.items()}}
 
     def _like(self) -> Self:
         return type(self)(
-            self.policies[1:], self.metrics, cell_p=self.cell_p, grouping=self.grouping, replicates=self.replicates
-        )
+            self.policies[1:], self.metrics, cell_p=self.cell_p, mixture=self.mixture, target_cell_p=self.target_cell_p,
+            grouping=self.grouping, replicates=self.replicates,
+        )  # fmt: skip
 
     def _columns(self) -> list[Column]:
         columns: list[Column] = [("decisions", 0, 0, -1)]
@@ -124,11 +140,30 @@ class Cells(Estimator):
         weight, sums = np.empty((count, 1 + targets)), np.zeros((count, 2 + len(self.metrics)))
         live, lost = np.empty(count), np.empty((count, targets))
         _of_epochs(
-            first, last, rows.propensity, rows.target, by_cell, np.array(self.cell_p), rows.reward, rows.send,
-            self._unsupported(rows), weight, sums, live, lost,
+            first, last, rows.propensity, *self._targets(rows, by_cell), by_cell, np.array(self.cell_p), rows.reward,
+            rows.send, self._unsupported(rows), weight, sums, live, lost,
         )  # fmt: skip
         code = None if self.grouping is None else rows.groups[self.grouping.name][first]
         return Units(rows.user[first], weight, sums, code, weight, live, lost)
+
+    def _targets(self, rows: Rows, by_cell: F64) -> tuple[F64, F64, I64]:
+        """Columns of all targets' cells, their probabilities, and whose they are."""
+        columns: list[F64] = []
+        shares: list[float] = []
+        owner: list[int] = []
+        for p, name in enumerate(self.policies[1:]):
+            own: F64 = rows.target[:, p : p + 1]
+            drawn: tuple[float, ...] = (1.0,)
+            if name in self.mixture:
+                own, drawn = by_cell, self.cell_p
+            elif name in self.target_cell_p:
+                own, drawn = np.asarray(rows.need(f"cells of {name}"), np.float64), self.target_cell_p[name]
+                if own.shape != (len(rows), len(drawn)) or not ((own >= 0) & (own <= 1 + 1e-9)).all():
+                    raise InvalidInput(f"must be probabilities, {len(drawn)} a row", field=f"cells of {name}")
+            columns.append(own)
+            shares += drawn
+            owner += [p] * len(drawn)
+        return np.concatenate(columns, axis=1), np.array(shares), np.array(owner, np.int64)
 
     def _unsupported(self, rows: Rows) -> F64:
         shape = rows.target.shape
@@ -146,6 +181,13 @@ class Cells(Estimator):
         if per is Per.decision:
             return monomial(total, {reward: 1, weight: -1})
         return monomial(total, {reward: 1, weight: -1, self._place["decisions"]: 1}, 1.0 / users)
+
+
+def _shares(field: str, given: Sequence[float]) -> tuple[float, ...]:
+    found = tuple(float(p) for p in given)
+    if not found or min(found) <= 0 or abs(sum(found) - 1) > 1e-9:
+        raise InvalidInput(f"{list(found)}", field=field, hint="probabilities of the cells: positive, summing to 1")
+    return found
 
 
 def _epochs(user: U64, epoch: I64) -> tuple[I64, I64]:

@@ -15,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.errors import InvalidInput
+from serve_app.kernels import kernel
 
 __all__ = ["FAULTS", "Rows", "checked_rows"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
+I8 = npt.NDArray[np.int8]
 U64 = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
 
@@ -139,7 +141,9 @@ def checked_rows(
     if n and not ((rate > 0) & (rate <= 1)).all():
         raise InvalidInput("must lie in (0, 1]", field="log_rate", hint="rows outside the sample do not belong here")
     q, q_pi = _model(q_logged, q_target, n, pi.shape[1], y.shape[1])
-    fault = _faults(p, pi, pi_send, lost, y, q, q_pi)
+    fault, none = np.empty(n, np.int8), np.empty((n, 0))
+    flat = none if q_pi is None else q_pi.reshape(n, pi.shape[1] * y.shape[1])
+    _faults(p, pi, pi_send, lost, y, none if q is None else q, flat, fault)
     if row_id is not None:
         again = _repeated(users, np.ascontiguousarray(row_id, np.uint64))
         fault[(fault < 0) & again] = FAULTS.index("duplicated")
@@ -208,33 +212,48 @@ def _model(
     return q, q_pi
 
 
-def _faults(p: F64, pi: F64, pi_send: F64, lost: F64, y: F64, q: F64 | None, q_pi: F64 | None) -> npt.NDArray[np.int8]:
-    """i8[n]: index of each row's first fault, -1: none."""
-    fault = np.full(len(p), -1, np.int8)
-    probabilities = (pi, pi_send, lost)
-    missing = np.zeros(len(p), np.bool_)
-    outside = np.zeros(len(p), np.bool_)
-    for matrix in probabilities:
-        for column in range(matrix.shape[1]):
-            missing |= np.isnan(matrix[:, column])
-            outside |= ~((matrix[:, column] >= -_ROUNDING) & (matrix[:, column] <= 1.0 + _ROUNDING))
-    modelled = np.zeros(len(p), np.bool_)
-    if q is not None and q_pi is not None:
-        modelled = _not_finite(q) | _not_finite(q_pi.reshape(len(p), pi.shape[1] * y.shape[1]))
-    tests = [
-        np.isnan(p), p <= 0, p > 1.0 + _ROUNDING, missing, outside, _not_finite(y),
-        modelled,
-    ]  # fmt: skip
-    for code in range(len(tests) - 1, -1, -1):
-        fault[tests[code]] = code
-    return fault
-
-
-def _not_finite(matrix: F64) -> Bool:
-    out = np.zeros(len(matrix), np.bool_)
+@kernel
+def _outside(matrix: F64, row: int) -> int:
+    """0: all in [0, 1]; 1: something is missing; 2: something is outside."""
+    worst = 0
     for column in range(matrix.shape[1]):
-        out |= ~np.isfinite(matrix[:, column])
-    return out
+        value = matrix[row, column]
+        if np.isnan(value):
+            return 1
+        if not -_ROUNDING <= value <= 1.0 + _ROUNDING:
+            worst = 2
+    return worst
+
+
+@kernel
+def _finite(matrix: F64, row: int) -> bool:
+    fine = True
+    for column in range(matrix.shape[1]):
+        fine = fine and np.isfinite(matrix[row, column])
+    return fine
+
+
+@kernel
+def _faults(p: F64, pi: F64, pi_send: F64, lost: F64, y: F64, q: F64, q_target: F64, fault: I8) -> None:
+    """fault i8[n]: index of each row's first fault in FAULTS, -1: none. q, q_target: no columns where there is no model."""
+    for row in range(len(p)):
+        target = max(_outside(pi, row), _outside(pi_send, row), _outside(lost, row))
+        missing = _outside(pi, row) == 1 or _outside(pi_send, row) == 1 or _outside(lost, row) == 1
+        fault[row] = -1
+        if np.isnan(p[row]):
+            fault[row] = 0
+        elif p[row] <= 0.0:
+            fault[row] = 1
+        elif p[row] > 1.0 + _ROUNDING:
+            fault[row] = 2
+        elif missing:
+            fault[row] = 3
+        elif target == 2:
+            fault[row] = 4
+        elif not _finite(y, row):
+            fault[row] = 5
+        elif not (_finite(q, row) and _finite(q_target, row)):
+            fault[row] = 6
 
 
 def _repeated(users: U64, row_id: U64) -> Bool:

@@ -58,7 +58,8 @@ class Layout:
 
 @kernel
 def _close_user(
-    key: np.uint64, x: F64, seen: I64, touched: int, pairs: I64, sums: I64, products: I64, present: I64, replicates: I64,
+    key: np.uint64, x: F64, seen: I64, touched: int, pair_at: I64, partner: I64, sums: I64, products: I64, present: I64,
+    replicates: I64,
 ) -> bool:  # fmt: skip
     """One user's totals into the sums; x is zeroed again. False: a total is too large or not finite."""
     columns, fine = x.shape[1], True
@@ -66,23 +67,19 @@ def _close_user(
         g = seen[t]
         present[g] += 1
         for i in range(columns):
-            if not is_summable(x[g, i]):
-                fine = False
-            elif x[g, i] != 0.0:
-                add_exactly(sums[g, i], x[g, i])
-        if fine:
-            for q in range(len(pairs)):
-                product = x[g, pairs[q, 0]] * x[g, pairs[q, 1]]
-                if product != 0.0:
-                    if not is_summable(product):
-                        return False
-                    add_exactly(products[g, q], product)
-            for b in range(len(replicates)):
-                count = poisson_count(key, b)
-                if count > 0:
-                    add_exactly(replicates[b, columns], float(count))
-                    for i in range(columns):
-                        add_exactly(replicates[b, i], count * x[g, i])
+            fine = fine and is_summable(x[g, i] * x[g, i])
+        for i in range(columns if fine else 0):
+            if x[g, i] == 0.0:
+                continue
+            add_exactly(sums[g, i], x[g, i])
+            for q in range(pair_at[i], pair_at[i + 1]):
+                add_exactly(products[g, q], x[g, i] * x[g, partner[q]])
+        for b in range(len(replicates) if fine else 0):
+            count = poisson_count(key, b)
+            if count > 0:
+                add_exactly(replicates[b, columns], float(count))
+                for i in range(columns):
+                    add_exactly(replicates[b, i], count * x[g, i])
         for i in range(columns):
             x[g, i] = 0.0
     return fine
@@ -90,10 +87,12 @@ def _close_user(
 
 @kernel
 def _fold(
-    user: U64, code: I32, left: F64, right: F64, li: I64, ri: I64, pairs: I64, sums: I64, products: I64, present: I64,
-    replicates: I64,
+    user: U64, code: I32, left: F64, right: F64, factors: tuple[I64, I64, I64], pairs: tuple[I64, I64], sums: I64,
+    products: I64, present: I64, replicates: I64,
 ) -> int:  # fmt: skip
-    """All users of a call; returns how many, or -1 - (row of the first user whose totals cannot be summed)."""
+    """All users of a call; returns how many, or -1 - (row of the first user whose totals cannot be summed). factors: columns
+    ordered by right factor, where each factor's begin, and their left factors: most rewards are 0 and end there."""
+    columns_of, begins, li = factors
     groups, columns = sums.shape[0], sums.shape[1]
     x, seen, touched = np.zeros((groups, columns)), np.empty(groups, np.int64), 0
     here = np.full(groups, -1, np.int64)  # number of the last user seen in each group
@@ -105,10 +104,13 @@ def _fold(
                 here[g] = users
                 seen[touched] = g
                 touched += 1
-            for i in range(columns):
-                x[g, i] += left[row, li[i]] * right[row, ri[i]]
+            for j in range(len(begins) - 1):
+                value = right[row, j]
+                if value != 0.0:
+                    for k in range(begins[j], begins[j + 1]):
+                        x[g, columns_of[k]] += left[row, li[k]] * value
         if row + 1 == len(user) or user[row + 1] != user[row]:
-            if not _close_user(user[row], x, seen, touched, pairs, sums, products, present, replicates):
+            if not _close_user(user[row], x, seen, touched, pairs[0], pairs[1], sums, products, present, replicates):
                 return -1 - row
             users += 1
             touched = 0
@@ -149,23 +151,31 @@ class UserSums:
             raise InvalidInput("bootstrap sums are kept for ungrouped estimates only", field="replicates")
         self.layout = layout
         self._pairs = layout.pairs()
-        self._left, self._right = np.array(layout.left, np.int64), np.array(layout.right, np.int64)
         columns = len(layout.names)
+        by_right = np.argsort(layout.right, kind="stable")
+        begins = np.searchsorted(np.array(layout.right)[by_right], np.arange(max(layout.right) + 2))
+        self._factors = (by_right.astype(np.int64), begins.astype(np.int64), np.array(layout.left, np.int64)[by_right])
+        firsts = np.searchsorted(self._pairs[:, 0], np.arange(columns + 1)).astype(np.int64)
+        self._partners = (firsts, np.ascontiguousarray(self._pairs[:, 1]))
         self._sums = zeros(groups * columns).reshape(groups, columns, LIMBS)
         self._products = zeros(groups * len(self._pairs)).reshape(groups, len(self._pairs), LIMBS)
         self._present = np.zeros(groups, np.int64)
         self._replicates = zeros(replicates * (columns + 1)).reshape(replicates, columns + 1, LIMBS)  # last: users
         self.users = 0
+        self._moments: dict[int, Moments] = {}
 
     def fold(self, user: U64, left: F64, right: F64, code: I32 | None = None) -> None:
         """Add rows: user u64[n] (rows of a user adjacent), left f64[n, L], right f64[n, R], code i32[n] group or -1."""
         codes = np.empty(0, np.int32) if code is None else code
         if len(codes) and int(codes.max()) >= len(self._present):
             raise InvalidInput(f"code {int(codes.max())} of {len(self._present)} groups", field="groups")
+        if right.shape[1] < len(self._factors[1]) - 1 or left.shape[1] <= max(self.layout.left):
+            raise InvalidInput(f"{left.shape[1]} and {right.shape[1]} columns are too few", field="left, right")
         users = _fold(
-            user, codes, np.ascontiguousarray(left), np.ascontiguousarray(right), self._left, self._right, self._pairs,
-            self._sums, self._products, self._present, self._replicates,
+            user, codes, np.ascontiguousarray(left), np.ascontiguousarray(right), self._factors, self._partners, self._sums,
+            self._products, self._present, self._replicates,
         )  # fmt: skip
+        self._moments.clear()
         if users < 0:
             raise InvalidInput(
                 f"the totals of user {int(user[-1 - users]):#018x} are not finite or above 1e24", field="reward",
@@ -177,12 +187,15 @@ class UserSums:
 
     def moments(self, group: int = 0) -> Moments:
         """The sums of one group as doubles, each correctly rounded."""
+        if group in self._moments:
+            return self._moments[group]
         columns = len(self.layout.names)
         product = np.full((columns, columns), np.nan)
         values = as_floats(self._products[group])
         product[self._pairs[:, 0], self._pairs[:, 1]] = values
         product[self._pairs[:, 1], self._pairs[:, 0]] = values
-        return Moments(as_floats(self._sums[group]), product, self.users, int(self._present[group]))
+        found = Moments(as_floats(self._sums[group]), product, self.users, int(self._present[group]))
+        return self._moments.setdefault(group, found)
 
     def replicate_totals(self) -> F64:
         """f64[B, K + 1]: the totals of each bootstrap replicate; last its number of users."""
@@ -219,3 +232,4 @@ class UserSums:
                 raise DamagedArtifact("does not fit the configuration", field=prefix + name, hint="run that shard again")
             setattr(self, "_" + name, np.array(found))
         self.users = int(arrays[prefix + "users"][0])
+        self._moments.clear()

@@ -231,3 +231,22 @@ def test_rows_of_a_sampled_log_count_by_their_inverse_rate() -> None:
     w = W[:, 0] / rate
     expected = (w * Y[:, 0]).sum() / (w * SEND).sum() * (C[:, 0] / rate).sum() / (1 / rate).sum()
     assert estimator.point("quiet", "click", Per.decision).value == pytest.approx(expected)
+
+
+def test_a_target_with_cells_of_its_own_is_their_mixture_and_the_log_itself_weighs_one() -> None:
+    found = columns(15, 300)
+    cells = found["extra"]["cell_probability"]
+    found["extra"]["cells of bold"] = np.stack([cells[:, 1], found["target"][:, 1]], axis=1)
+    mixed = Cells(POLICIES, METRICS, cell_p=CELL_P, mixture=["quiet"], target_cell_p={"bold": [0.3, 0.7]})
+    mixed.update(rows_of(found))
+    value, interval = mixed.interval("quiet", "revenue", versus=LOGGED)
+    assert (abs(value) < 1e-12, interval.standard_error < 1e-7) == (True, True)
+    parts = []
+    for target in (cells[:, 1], found["target"][:, 1]):
+        one = Cells(["alone"], METRICS, cell_p=CELL_P)
+        one.update(rows_of({**found, "target": target, "target_send": found["target_send"][:, :1],
+                            "unsupported": found["unsupported"][:, :1], "q_logged": None, "q_target": None}))  # fmt: skip
+        assert one.diagnostics is not None
+        parts.append(one.diagnostics.of(0).mean_weight)
+    assert mixed.diagnostics is not None
+    assert mixed.diagnostics.of(1).mean_weight == pytest.approx(0.3 * parts[0] + 0.7 * parts[1])
