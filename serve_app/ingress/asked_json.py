@@ -6,12 +6,14 @@ A row of the plain form (right keys, right types, within bounds) is taken as it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from types import NoneType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
@@ -27,6 +29,8 @@ __all__ = ["batch_from_json"]
 _ROW_KEYS = frozenset(DecideRow.model_fields)
 _CANDIDATE_KEYS = frozenset(("campaign", "item", "channel"))
 _CHANNELS = frozenset(CHANNEL_CODES)
+I64 = npt.NDArray[np.int64]
+
 _MOMENT: TypeAdapter[Any] = TypeAdapter(AwareDatetime)
 
 
@@ -47,30 +51,15 @@ def batch_from_json(raw: bytes) -> tuple[AskedRows, Rehearsal]:
 
 
 def _columns(rows: list[Any]) -> AskedRows:
-    problems: dict[int, Exception] = {}
-    if not _plain(rows):
-        models = {at: _model(row) for at, row in enumerate(rows) if not _plain([row])}
+    plain, problems = _read(rows), {}
+    if plain is None:
+        models = {at: _model(row) for at, row in enumerate(rows) if _read([row]) is None}
         if not all(isinstance(one, Exception) for one in models.values()):
             return AskedRows.of_models([models.get(at) or _model(row) for at, row in enumerate(rows)])
         problems = {at: why for at, why in models.items() if isinstance(why, Exception)}
-        rows = [{"user": "?"} if at in problems else row for at, row in enumerate(rows)]
-    users = [row["user"] for row in rows]
-    candidates = [row.get("candidates") for row in rows]
-    flat = list(chain.from_iterable(one for one in candidates if one))
-    keys = [row.get("idempotency_key") for row in rows]
-    return AskedRows(
-        users=users,
-        user=hash_texts(users),
-        named=np.array([one is not None for one in candidates], np.bool_),
-        offsets=lengths_to_offsets([len(one) if one else 0 for one in candidates]),
-        campaign=Texts.of([one["campaign"] for one in flat]),
-        channel=np.array([CHANNEL_CODES[one.get("channel")] for one in flat], np.int8),
-        item=Texts.of([one.get("item") for one in flat]),
-        max_sends=np.array([row.get("max_sends", 1) for row in rows], np.int32),
-        expires_at=_moments([row.get("expires_at") for row in rows]),
-        keys=keys if any(keys) else None,
-        problems=problems,
-    )
+        plain = _read([{"user": "?"} if at in problems else row for at, row in enumerate(rows)])
+        assert plain is not None
+    return plain.asked(problems)
 
 
 def _model(row: Any) -> DecideRow | Exception:
@@ -80,37 +69,100 @@ def _model(row: Any) -> DecideRow | Exception:
         return problem_of(error)
 
 
-def _plain(rows: list[Any]) -> bool:
-    """Whether every row has the plain form: all keys known, all values of the types and within the bounds of DecideRow."""
-    if set(map(type, rows)) != {dict} or not _ROW_KEYS.issuperset(chain.from_iterable(rows)):
-        return False
-    candidates = [row.get("candidates") for row in rows]
-    sends = [row.get("max_sends", 1) for row in rows]
-    return (
-        _texts([row.get("user") for row in rows])
-        and set(map(type, candidates)) <= {list, NoneType}
-        and max((len(one) for one in candidates if one), default=0) <= MAX_CANDIDATES
-        and _plain_candidates(list(chain.from_iterable(one for one in candidates if one)))
-        and set(map(type, sends)) == {int}
-        and min(sends) >= 1
-        and max(sends) <= MAX_SENDS
-        and _texts([row["idempotency_key"] for row in rows if row.get("idempotency_key") is not None])
-        and _plain_moments({row.get("expires_at") if _hashable(row.get("expires_at")) else 0 for row in rows})
-    )
+@dataclass(slots=True)
+class _Plain:
+    """Rows of the plain form, column by column; None: no row says anything of it."""
+
+    users: list[str]
+    candidates: list[list[Any] | None] | None
+    campaigns: list[str]
+    channels: list[str | None] | None
+    items: list[str | None] | None
+    sends: list[int] | None
+    keys: list[str | None] | None
+    expires: I64 | None
+
+    def asked(self, problems: dict[int, Exception]) -> AskedRows:
+        """The same as rows."""
+        n, flat = len(self.users), len(self.campaigns)
+        lists = self.candidates or [None] * n
+        nothing = np.full(flat, -1, np.int32)
+        return AskedRows(
+            users=self.users,
+            user=hash_texts(self.users),
+            named=np.fromiter((one is not None for one in lists), np.bool_, n),
+            offsets=lengths_to_offsets(np.fromiter((len(one) if one else 0 for one in lists), np.int64, n)),
+            campaign=Texts.of(self.campaigns),
+            channel=np.fromiter(map(CHANNEL_CODES.__getitem__, self.channels), np.int8, flat)
+            if self.channels
+            else nothing.astype(np.int8),
+            item=Texts.of(self.items) if self.items else Texts(nothing, ()),
+            max_sends=np.array(self.sends, np.int32) if self.sends else np.ones(n, np.int32),
+            expires_at=np.zeros(n, np.int64) if self.expires is None else self.expires,
+            keys=self.keys if self.keys and any(self.keys) else None,
+            problems=problems,
+        )
 
 
-def _plain_candidates(flat: list[Any]) -> bool:
+def _read(rows: list[Any]) -> _Plain | None:
+    """The rows, if all have the plain form: all keys known, all values of the types and within the bounds of DecideRow."""
+    if set(map(type, rows)) != {dict}:
+        return None
+    said = set(chain.from_iterable(rows))
+    if "user" not in said or not said <= _ROW_KEYS:
+        return None
+    users = _column(rows, "user")
+    candidates = _column(rows, "candidates") if "candidates" in said else None
+    sends = [row.get("max_sends", 1) for row in rows] if "max_sends" in said else None
+    keys = _column(rows, "idempotency_key") if "idempotency_key" in said else None
+    if not _texts(users) or not _optional(keys) or not (sends is None or _counts(sends)):
+        return None
+    lists = [one for one in candidates or () if one is not None]
+    if not set(map(type, lists)) <= {list} or max(map(len, lists), default=0) > MAX_CANDIDATES:
+        return None
+    named = _read_candidates(list(chain.from_iterable(lists)))
+    expires = _moments(_column(rows, "expires_at")) if "expires_at" in said else np.zeros(len(rows), np.int64)
+    if named is None or expires is None:
+        return None
+    return _Plain(users, candidates, *named, sends, keys, expires)
+
+
+_Candidates = tuple[list[str], list[str | None] | None, list[str | None] | None]
+
+
+def _read_candidates(flat: list[Any]) -> _Candidates | None:
     if not flat:
-        return True
-    if set(map(type, flat)) != {dict} or not _CANDIDATE_KEYS.issuperset(chain.from_iterable(flat)):
-        return False
-    channels = [one.get("channel") for one in flat]
-    return (
-        _texts([one.get("campaign") for one in flat])
-        and set(map(type, channels)) <= {str, NoneType}
-        and _CHANNELS.issuperset(channels)
-        and _texts([one["item"] for one in flat if one.get("item") is not None])
-    )
+        return [], None, None
+    if set(map(type, flat)) != {dict}:
+        return None
+    said = set(chain.from_iterable(flat))
+    if not said <= _CANDIDATE_KEYS:
+        return None
+    campaigns = _column(flat, "campaign")
+    channels = _column(flat, "channel") if "channel" in said else None
+    items = _column(flat, "item") if "item" in said else None
+    if not _texts(campaigns) or not _optional(items) or not (channels is None or _channels(channels)):
+        return None
+    return campaigns, channels, items
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:
+    try:
+        return list(map(itemgetter(name), rows))  # at C's pace, where every row says it
+    except KeyError:
+        return [row.get(name) for row in rows]
+
+
+def _channels(values: list[Any]) -> bool:
+    return set(map(type, values)) <= {str, NoneType} and _CHANNELS.issuperset(values)
+
+
+def _counts(values: list[Any]) -> bool:
+    return set(map(type, values)) == {int} and min(values) >= 1 and max(values) <= MAX_SENDS
+
+
+def _optional(values: list[Any] | None) -> bool:
+    return values is None or _texts([one for one in values if one is not None])
 
 
 def _texts(values: list[Any]) -> bool:
@@ -120,25 +172,12 @@ def _texts(values: list[Any]) -> bool:
     return set(map(type, values)) == {str} and min(map(len, values)) >= 1 and max(map(len, values)) <= MAX_TEXT
 
 
-def _hashable(value: Any) -> bool:
-    return isinstance(value, str | NoneType)
-
-
-def _plain_moments(values: set[Any]) -> bool:
+def _moments(values: list[Any]) -> I64 | None:
+    """i64[n], each distinct text read once; None where one is no time."""
+    if not set(map(type, values)) <= {str, NoneType}:
+        return None
     try:
-        return all(value is None or (isinstance(value, str) and _moment(value)) for value in values)
+        known = {text: 0 if text is None else micros_of(_MOMENT.validate_json(orjson.dumps(text))) for text in set(values)}
     except ValidationError:
-        return False
-
-
-def _moment(text: str) -> int:
-    return micros_of(_MOMENT.validate_json(orjson.dumps(text)))
-
-
-def _moments(texts: Sequence[str | None]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """i64[n], each distinct text read once."""
-    distinct = set(texts)
-    if distinct == {None}:
-        return np.zeros(len(texts), np.int64)
-    known = {text: 0 if text is None else _moment(text) for text in distinct}
-    return np.array([known[text] for text in texts], np.int64)
+        return None
+    return np.array([known[text] for text in values], np.int64)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch
+from serve_app.batch import Batch, Columns, lengths_to_offsets
+from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.decide import DecidedBatch, DecideStatus, decide
 from serve_app.errors import LedgerUnavailable
 from serve_app.ledger.memory import MemoryLedger
@@ -24,13 +25,11 @@ from serve_app.serving.meters import count
 from serve_app.serving.stages import in_pool
 from serve_app.serving.unledgered import send_unledgered
 from serve_app.stages.decision import Decision
-from serve_app.stages.extend import extended
 from serve_app.vocabulary import Action, Reason, StageBit
 
 __all__ = ["DecideCall", "DecideFlow", "Decided"]
 
 _LOG = logging.getLogger("hindcast.serving")
-_MATRICES = ("features", "feature_status")
 
 
 @dataclass(slots=True)
@@ -134,7 +133,7 @@ class DecideFlow:
                 idempotency_keys=call.keys,
             )
         if not call.explain:
-            decided.batch = _without_matrices(decided.batch)
+            decided.batch = _answered(decided.batch)
         return Decided(decided, logged)
 
 
@@ -161,11 +160,14 @@ def _measure(decided: DecidedBatch) -> None:
         count("hindcast_decisions", int(rows), action=action.name, reason=reason.name)
 
 
-def _without_matrices(batch: Batch) -> Batch:
-    """The feature matrix stays where it was used."""
-    names = [name for name in _MATRICES if name in batch.candidates]
-    if not names:
-        return batch
-    kept = {name: values for name, values in batch.candidates.items() if name not in names}
-    empty = batch.with_candidates(batch.offsets, **kept)
-    return extended(empty, {"features": ()})
+_ANSWER = ("request_id", "user", "action", "reason", "until", "degraded", "p_none", "explored")
+_SEND = ("action", "slot", "campaign", "item", "channel", "delivery", "p_choice")
+
+
+def _answered(batch: Batch) -> Batch:
+    """What an answer without explanation needs: the outcomes, and the candidates that are sent."""
+    sent = np.flatnonzero(batch.candidates["action"] == Action.send)
+    counts = np.bincount(batch.owner[sent], minlength=len(batch))
+    requests = Columns(len(batch), REQUEST_COLUMNS, {name: batch.requests[name] for name in _ANSWER})
+    rows = Columns(len(sent), CANDIDATE_COLUMNS, {name: batch.candidates[name][sent] for name in _SEND})
+    return Batch(requests, rows, lengths_to_offsets(counts))
