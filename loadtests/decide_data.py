@@ -29,8 +29,9 @@ from serve_app.ledger.seeding import last_states
 from serve_app.policies import promote_policy, store_policy
 from serve_app.policy.document import DEFAULT_POLICY, PolicyDocument, parse_policy
 from serve_app.policy.zones import local_day
+from serve_app.segments.refresh import refresh_segments
 
-__all__ = ["HISTORY", "Size", "audience", "full_policy", "prepare", "seed_people"]
+__all__ = ["HISTORY", "Size", "audience", "choices", "full_policy", "prepare", "refresh_segments_of", "seed_people"]
 
 HISTORY = 3
 HOUR, DAY = 3_600_000_000, 86_400_000_000
@@ -113,6 +114,11 @@ def choices(data: Path) -> list[tuple[str, str]]:
     """(campaign, channel) pairs to choose five of: each campaign with each of its channels."""
     rows = pq.read_table(data / "catalogue" / "campaigns.parquet", columns=["campaign_id", "channels"]).to_pylist()
     return [(row["campaign_id"], channel) for row in rows for channel in row["channels"]]
+
+
+def refresh_segments_of(data: Path, now: int, redis_url: str | None) -> None:
+    """Evaluate and publish the policy's segments."""
+    refresh_segments(data, now=now, full=True, redis_url=redis_url)
 
 
 def seed_people(data: Path, now: int, *, redis_url: str | None = None, seed: int = 7) -> int:
