@@ -45,6 +45,7 @@ bench: $(STAMP) ## Benchmarks: JSON and a table under bench-results/
 	@$(BIN)/python -m loadtests.bench_chain --out bench-results/chain.json
 	@$(BIN)/python -m loadtests.bench_segments --out bench-results/segments.json
 	@$(BIN)/python -m loadtests.bench_ledger --out bench-results/ledger.json
+	@$(BIN)/python -m loadtests.bench_decide --out bench-results
 
 clean: ## Remove what was built (not the demo's data)
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

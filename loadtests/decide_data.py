@@ -1,8 +1,9 @@
 """The data folder of the decision benchmark: a world, a release with trained heads, a full policy, a seeded ledger.
 
 The world gives people with behaviour to learn from; the audience is that world's users and others who share their state
-(zone, consents, reachability) in the ledger but are new to the release: their features are missing. Everybody has three sends behind them, so that caps have something
-to count. Hours of silence are laid opposite the time of the run, so that its figures do not depend on the time of day.
+(zone, consents, reachability) in the ledger but are new to the release: their features are missing. Everybody has three
+sends behind them, so that caps have something to count. Hours of silence are laid opposite the time of the run, so that its
+figures do not depend on the time of day.
 """
 
 from __future__ import annotations
