@@ -60,6 +60,10 @@ class ChoiceWorld:
         p[np.arange(CONTEXTS), _TARGET_BEST] = 1 - self.target_epsilon
         return p
 
+    def largest_weight(self) -> float:
+        """The bound that rejection replay needs."""
+        return float(np.max(self.target() / self.logged()))
+
 
 CHOICE_WORLDS = (
     ChoiceWorld("few users, little exploration", 1000, 0.30, 0.10, 0.7, 8.0),
@@ -75,11 +79,12 @@ CHOICE_WORLDS = (
 )
 
 
-def true_value(world: ChoiceWorld) -> float:
+def true_value(world: ChoiceWorld, policy: F64 | None = None) -> float:
     """Clicks (and, its mean being 1, revenue) per decision in the superpopulation, to rounding. Contexts are drawn evenly
-    and apart from b, and so is the number of decisions: per user it is this times the mean number of decisions."""
+    and apart from b, and so is the number of decisions: per user it is this times the mean number of decisions.
+    policy f64[context, action]: None is the target."""
     nodes, masses = np.polynomial.hermite_e.hermegauss(80)
-    target, total = world.target(), 0.0
+    target, total = world.target() if policy is None else policy, 0.0
     for x in range(CONTEXTS):
         for a in range(1, ACTIONS):
             click = 1 / (1 + np.exp(-(world.base + _EFFECT[x, a] + world.sd * nodes)))

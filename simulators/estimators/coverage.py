@@ -1,7 +1,7 @@
 """The honesty benchmark: do the intervals cover the truth as often as they say?
 
 ``python -m simulators.estimators.coverage`` runs 2,000 small worlds from a fixed seed list, each with fresh users: a world
-of choices (IPS, SNIPS, DR against the value in closed form) and a world of frequency (cells, and per-decision IPS beside it,
+of choices (IPS to rejection replay, against a closed form) and a world of frequency (cells, and per-decision IPS beside it,
 against the closed loop). It counts how often 95 % intervals hold the true value: user-clustered ones among all
 worlds and among those not refused, and row-level ones, which pretend that rows are independent. Policies without overlap
 must be refused every time. Results go to a JSON file; ``--plot`` draws them.
@@ -24,7 +24,22 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from simulators.estimators import DR, IPS, SNIPS, Cells, EstimateSettings, Per, Standing, Suite, cap_worlds, choice_worlds
+from simulators.estimators import (
+    DM,
+    DR,
+    IPS,
+    LOGGED,
+    SNDR,
+    SNIPS,
+    Cells,
+    EstimateSettings,
+    Per,
+    RejectionReplay,
+    Standing,
+    Suite,
+    cap_worlds,
+    choice_worlds,
+)
 from simulators.estimators.cap_worlds import CAP_WORLDS, CapWorld, cap_rows, true_epoch
 from simulators.estimators.choice_worlds import CHOICE_WORLDS, ChoiceWorld, true_value, world_rows
 
@@ -77,22 +92,27 @@ def world_outcomes(seed: int) -> list[Outcome]:
 def _choice_outcomes(world: ChoiceWorld, seed: int) -> Iterator[Outcome]:
     metrics = choice_worlds.METRICS
     rows = world_rows(world, seed)
-    suite = Suite([kind(_TARGET, metrics) for kind in (IPS, SNIPS, DR)])
+    plain = [kind(_TARGET, metrics) for kind in (IPS, SNIPS, DR, SNDR, DM)]
+    suite = Suite([*plain, RejectionReplay(_TARGET, metrics, bound=world.largest_weight())])
     suite.update(rows)
     alone = IPS(_TARGET, metrics)
     alone.update(replace(rows, user=np.arange(len(rows), dtype=np.uint64)))
-    truth = true_value(world)
+    truth, gain = true_value(world), true_value(world) - true_value(world, world.logged())
     for metric in metrics:
         per_row, by_row = alone.interval("target", metric, Per.decision)
+        clustered = suite["ips"].interval("target", metric, Per.decision)[1]
+        effect = (clustered.half_width / by_row.half_width) ** 2
         for label in suite.labels:
-            value, interval = suite[label].interval("target", metric, Per.decision)
             refused = suite.verdict(label, "target", metric, _SETTINGS).standing is Standing.refused
-            effect = (interval.half_width / by_row.half_width) ** 2 if label == "ips" else 1.0
-            yield Outcome(world.name, seed, label, metric, interval.covers(truth), refused, value - truth,
-                          interval.half_width, effect)  # fmt: skip
+            found = [(label, truth, *suite[label].interval("target", metric, Per.decision))]
             if label == "ips":
-                yield Outcome(world.name, seed, "ips by rows", metric, by_row.covers(truth), refused, per_row - truth,
-                              by_row.half_width, effect)  # fmt: skip
+                found.append(("ips by rows", truth, per_row, by_row))
+            if label in ("snips", "dr"):
+                paired = suite[label].interval("target", metric, Per.decision, versus=LOGGED)
+                found.append((f"{label}, difference", gain, *paired))
+            for name, true, value, interval in found:
+                yield Outcome(world.name, seed, name, metric, interval.covers(true), refused, value - true,
+                              interval.half_width, effect)  # fmt: skip
 
 
 def _cap_outcomes(world: CapWorld, seed: int) -> Iterator[Outcome]:
@@ -152,6 +172,13 @@ def summary_of(outcomes: Sequence[Outcome], *, by_world: bool) -> list[Summary]:
     return out
 
 
+def clustered_worlds(outcomes: Sequence[Outcome]) -> list[Summary]:
+    """Clustered and row-level IPS, pooled over the kinds of worlds whose mean design effect is 2 or more."""
+    names = {one.world for one in summary_of(outcomes, by_world=True) if one.estimator == "ips" and one.design_effect >= 2}
+    mine = [one for one in outcomes if one.world in names and one.estimator in ("ips", "ips by rows")]
+    return summary_of(mine, by_world=False)
+
+
 def _table(title: str, found: Sequence[Summary]) -> Table:
     table = Table(title=title)
     for name in ("estimator", "metric", "world", "worlds", "coverage", "not refused", "their coverage", "bias / half-width",
@@ -175,13 +202,17 @@ def main(
     start, console = time.perf_counter(), Console()
     outcomes = run_worlds(range(1, worlds + 1), workers, quiet=False)
     over, each = summary_of(outcomes, by_world=False), summary_of(outcomes, by_world=True)
-    console.print(
-        _table("All worlds", over), _table("By kind of world, clicks", [one for one in each if one.metric == "click"])
-    )
+    alike = clustered_worlds(outcomes)
+    console.print(_table("All worlds", over), _table("Worlds with a design effect of 2 or more", alike))
+    console.print(_table("By kind of world, clicks", [one for one in each if one.metric == "click"]))
     silent = [refused_without_overlap(seed) for seed in range(1, max(8, worlds // 10) + 1)]
     console.print(f"policies without overlap refused: {sum(silent)} of {len(silent)}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    found = {"all": [asdict(one) for one in over], "by_world": [asdict(one) for one in each]}
+    found = {
+        "design_effect_2": [asdict(one) for one in alike],
+        "all": [asdict(one) for one in over],
+        "by_world": [asdict(one) for one in each],
+    }
     extra = {"worlds": worlds, "no_overlap_refused": [sum(silent), len(silent)], "seconds": time.perf_counter() - start}
     out.write_text(json.dumps({**extra, **found}, indent=1))
     if plot is not None:
