@@ -1,4 +1,5 @@
-"""`hindcast ledger check|show`: look at a ledger without disturbing the process that owns it."""
+"""`hindcast ledger check|show|seed|snapshot|reconcile`: look at a ledger without disturbing the process that owns it,
+seed it, keep its snapshots, put back what a fail-over lost."""
 
 from __future__ import annotations
 
@@ -132,3 +133,77 @@ def seed_command(
     finally:
         ledger.close()
     typer.echo(f"{written:,} users of the log are now known to the ledger")
+
+
+@group.command("snapshot")
+def snapshot_command(
+    data: DataOption = Path("data"),
+    redis_url: Annotated[str | None, typer.Option("--redis", help="The ledger is this Redis.")] = None,
+    day: Annotated[str, typer.Option(help="State at the start of this UTC day, YYYY-MM-DD; default: today.")] = "",
+) -> None:
+    """Write the ledger as of a day's start into the log, in place of a snapshot of that day: what a replay from that day
+    begins with. A running server does so by itself once a day. Works beside it."""
+    import time
+
+    from rich.progress import Progress, TextColumn
+
+    from serve_app.ledger.opening import open_ledger
+    from serve_app.log.ledger_state import write_snapshot
+
+    now = time.time_ns() // 1000
+    as_of = _day_start(day, now)
+    with Progress(TextColumn("{task.description}"), transient=True) as progress:
+        task = progress.add_task("opening the ledger")
+        ledger = open_ledger(
+            data, backend="redis" if redis_url else "sqlite", redis_url=redis_url, read_only=True, durability="process"
+        )
+        try:
+            users = write_snapshot(
+                data,
+                ledger.snapshot(as_of),
+                as_of,
+                now,
+                progress=lambda done: progress.update(task, description=f"{done:,} users"),
+            )
+        finally:
+            ledger.close()
+    typer.echo(f"{users:,} users as of {_when(as_of)}")
+
+
+def _day_start(day: str, now: int) -> int:
+    from datetime import UTC, datetime
+
+    from serve_app.errors import InvalidInput
+
+    day_us = 86_400_000_000
+    if not day:
+        return now // day_us * day_us
+    try:
+        return round(datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) * 1_000_000
+    except ValueError:
+        raise InvalidInput(f"{day[:40]!r} is not a day", field="day", hint="write YYYY-MM-DD") from None
+
+
+@group.command("reconcile")
+def reconcile_command(
+    redis_url: Annotated[str, typer.Option("--redis", help="The Redis whose fail-over lost writes.")],
+    data: DataOption = Path("data"),
+) -> None:
+    """Put back from the log what a fail-over of Redis lost, and open the buckets it closed. Servers may run: closed buckets
+    grant nothing meanwhile. Then run `hindcast audit`, which lists deferrals and outbox rows that were lost for good."""
+    from rich.progress import Progress
+
+    from serve_app.ledger.reconcile import reconcile
+    from serve_app.ledger.redis import RedisLedger
+
+    ledger = RedisLedger(redis_url, require="weaker")
+    try:
+        with Progress(transient=True) as progress:
+            task = progress.add_task("closed shards", total=None)
+            done = reconcile(ledger, data, progress=lambda at, of: progress.update(task, completed=at, total=of))
+    finally:
+        ledger.close()
+    typer.echo(
+        f"{done.shards:,} shards opened; of {done.users:,} users {done.entries:,} history entries and {done.states:,} "
+        "states were put back"
+    )

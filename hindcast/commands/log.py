@@ -1,4 +1,4 @@
-"""`hindcast log compact|show|check`."""
+"""`hindcast log compact|erase|show|check`."""
 
 from __future__ import annotations
 
@@ -26,26 +26,37 @@ def register(app: typer.Typer) -> None:
 def compact_command(
     data: DataOption = Path("data"),
     groups: Annotated[int, typer.Option(help="Files per table and day: a power of two up to 4096.")] = 4,
+    redis_url: Annotated[str | None, typer.Option("--redis", help="The ledger is this Redis.")] = None,
 ) -> None:
-    """Move the journal into Parquet. Safe while servers write, and to repeat."""
-    from rich.console import Console
-    from rich.progress import DownloadColumn, Progress
+    """Move the journal into Parquet, copy decision records of the ledger into the log, take erased users off the disk, and
+    write the day's ledger snapshot where there is none. A running server is asked to do it (it does so by itself every few
+    minutes). Safe while servers write, and to repeat."""
+    from hindcast.keeping import keep_up, tell
 
-    from serve_app.log.compaction import compact
+    tell(keep_up(data, groups=groups, redis_url=redis_url))
 
-    with Progress(*Progress.get_default_columns(), DownloadColumn(), transient=True) as progress:
-        task = progress.add_task("journal", total=None)
-        result = compact(
-            data, groups=groups, progress=lambda done, total: progress.update(task, completed=done, total=total)
-        )
-    console = Console(highlight=False)
-    if not result.frames:
-        console.print("nothing to compact")
-    for table, rows in sorted(result.rows.items()):
-        console.print(f"{table}: {rows:,} rows, {result.duplicates.get(table, 0):,} repeated")
-    console.print(
-        f"{result.frames:,} frames; damaged and skipped: {result.damaged:,}; torn at the end of a file: {result.torn:,}"
-    )
+
+@group.command("erase")
+def erase_command(
+    user: Annotated[str, typer.Argument(help="The user's id, as clients send it.")],
+    data: DataOption = Path("data"),
+    redis_url: Annotated[str | None, typer.Option("--redis", help="The ledger is this Redis.")] = None,
+) -> None:
+    """Forget USER: ledger, log, journal, catalogue. From now on nobody is shown anything of before; when this command ends,
+    it is off the disk, but for releases built before, which forget with the next build."""
+    import time
+
+    from hindcast.keeping import erase_in_ledger, keep_up, tell
+    from serve_app.ids import hash_id
+    from serve_app.log.erasure import erase_user
+
+    erase_user(data, hash_id(user), time.time_ns() // 1000)
+    erase_in_ledger(data, user, redis_url=redis_url)
+    erase_user(data, hash_id(user), time.time_ns() // 1000)
+    first = keep_up(data, redis_url=redis_url)
+    second = keep_up(data, redis_url=redis_url)  # deletes what the first left for its readers
+    tell(second)
+    typer.echo(f"{first['rows_forgotten']:,} rows of the log are gone")
 
 
 @group.command("show")

@@ -15,11 +15,10 @@ from serve_app.ingress.auth import Scope
 from serve_app.ingress.calls import Call, Incoming, json_answer
 from serve_app.ingress.problems import ProblemError
 from serve_app.ingress.schemas import Strict
-from serve_app.log.upkeep import upkeep
+from serve_app.log.upkeep import upkeep, upkeep_answer
 from serve_app.serving.assemble import bridged
 from serve_app.serving.board import Kind
 from serve_app.serving.library import Library
-from serve_app.serving.upkeeping import upkeep_answer
 from serve_app.settings import Settings
 
 __all__ = ["OperateRoutes"]
@@ -81,6 +80,7 @@ class Upkept(BaseModel):
     torn: int
     records_copied: int
     records_known: int
+    records_waiting: int
     records_unreadable: int
     rows_forgotten: int
     journal_bytes_overwritten: int

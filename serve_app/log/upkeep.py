@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from serve_app.ledger.protocol import LedgerView
 from serve_app.log.compaction import CompactionResult, compact
@@ -18,7 +18,7 @@ from serve_app.log.ledger_state import has_snapshot, write_snapshot
 from serve_app.log.snapshot import load_snapshot
 from serve_app.log.writer import DAY_US, DEFAULT_GROUPS, LogWriter
 
-__all__ = ["UpkeepLedger", "UpkeepResult", "upkeep"]
+__all__ = ["UpkeepLedger", "UpkeepResult", "upkeep", "upkeep_answer"]
 
 
 class UpkeepLedger(RecordSource, Protocol):
@@ -66,3 +66,22 @@ def upkeep(
         with LogWriter(data, groups=groups):
             pass  # a commit deletes what the one before left for its readers
     return result
+
+
+def upkeep_answer(result: UpkeepResult) -> dict[str, Any]:
+    """What one run did, as JSON."""
+    done, copies = result.compaction, result.copies
+    return {
+        "rows": dict(sorted(done.rows.items())),
+        "duplicates": dict(sorted(done.duplicates.items())),
+        "frames": done.frames,
+        "damaged": done.damaged,
+        "torn": done.torn,
+        "records_copied": copies.copied,
+        "records_known": copies.known,
+        "records_waiting": copies.waiting,
+        "records_unreadable": copies.unreadable,
+        "rows_forgotten": result.forgotten,
+        "journal_bytes_overwritten": result.overwritten,
+        "snapshot_users": result.snapshot_users if result.snapshot_users >= 0 else None,
+    }

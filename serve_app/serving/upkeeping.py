@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
 
 from serve_app.clock import now_us
 from serve_app.errors import HindcastError, NotReady
@@ -18,7 +17,7 @@ from serve_app.log.upkeep import UpkeepLedger, UpkeepResult, upkeep
 from serve_app.serving.meters import count
 from serve_app.serving.stages import in_pool
 
-__all__ = ["Upkeeper", "upkeep_answer"]
+__all__ = ["Upkeeper"]
 
 _LOG = logging.getLogger("hindcast.serving")
 
@@ -52,21 +51,3 @@ class Upkeeper:
         if result.copies.unreadable:
             _LOG.error("%d decision records cannot be read: hindcast ledger check", result.copies.unreadable)
         return result
-
-
-def upkeep_answer(result: UpkeepResult) -> dict[str, Any]:
-    """What one run did, as JSON."""
-    done, copies = result.compaction, result.copies
-    return {
-        "rows": dict(sorted(done.rows.items())),
-        "duplicates": dict(sorted(done.duplicates.items())),
-        "frames": done.frames,
-        "damaged": done.damaged,
-        "torn": done.torn,
-        "records_copied": copies.copied,
-        "records_known": copies.known,
-        "records_unreadable": copies.unreadable,
-        "rows_forgotten": result.forgotten,
-        "journal_bytes_overwritten": result.overwritten,
-        "snapshot_users": result.snapshot_users if result.snapshot_users >= 0 else None,
-    }

@@ -10,10 +10,11 @@ import typer
 from typer.testing import CliRunner
 
 from hindcast.commands import ledger as command
-from serve_app.errors import UnknownIdentifier
+from serve_app.errors import InvalidInput, UnknownIdentifier
 from serve_app.ids import hash_id
 from serve_app.ledger.opening import ledger_path, open_ledger
 from serve_app.ledger.protocol import Consent, UserChanges
+from serve_app.log.reader import read_log
 from tests.unit.ledger_support import NOW, commit_one, real_record
 
 app = typer.Typer()
@@ -58,3 +59,18 @@ def test_a_user_is_shown_with_consents_and_grants(data: Path) -> None:
 def test_an_unknown_user_is_an_error(data: Path) -> None:
     with pytest.raises(UnknownIdentifier, match="knows no user 'nobody'"):
         CliRunner().invoke(app, ["ledger", "show", "nobody", "--data", str(data)], catch_exceptions=False)
+
+
+def test_a_snapshot_is_written_beside_the_owner(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path, durability="process")
+    for request in (1, 2):
+        commit_one(ledger, 5, request, records=[real_record(5, request)], at=NOW + request)
+    result = run("snapshot", "--data", str(tmp_path), "--day", "2027-01-01")
+    assert result.exit_code == 0, result.output
+    assert "1 users as of 2027-01-01" in result.output
+    (row,) = read_log(tmp_path, "ledger_snapshot").to_pylist()
+    assert [one["request_id"] for one in row["sends"]] == [1, 2]
+    assert row["version"] == 2
+    ledger.close()
+    with pytest.raises(InvalidInput, match="not a day"):
+        CliRunner().invoke(app, ["ledger", "snapshot", "--data", str(tmp_path), "--day", "x"], catch_exceptions=False)

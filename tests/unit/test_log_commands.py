@@ -8,14 +8,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from hindcast.commands import importing, log
 from serve_app.errors import InvalidInput
+from serve_app.ids import hash_id
+from serve_app.ledger.opening import ledger_path
+from serve_app.ledger.sqlite import SqliteLedger
 from serve_app.log.journal import Journal, journal_files
+from serve_app.log.reader import read_log
 from serve_app.log.rows import fill
+from tests.unit.decision_support import compiled
+from tests.unit.truth_support import asked, decide_on, user_of
 
 
 @pytest.fixture
@@ -94,3 +101,26 @@ def test_the_command_s_modules_import_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_compacting_copies_records_and_erasing_leaves_nothing(app: typer.Typer, tmp_path: Path) -> None:
+    user, policy = hash_id("ann"), compiled()
+    ledger = SqliteLedger(ledger_path(tmp_path), durability="process")
+    decided = decide_on(ledger, policy, asked([user, user_of(1)], [policy]))
+    ledger.close()
+    code, text = _run(app, "log", "compact", "--data", tmp_path)
+    assert code == 0
+    assert "2 copied from the ledger, 0 already logged, 0 left for later" in text
+    assert "ledger snapshot of today: 2 users" in text
+    assert sorted(read_log(tmp_path, "decisions")["user"].to_pylist()) == sorted([user, user_of(1)])
+    code, text = _run(app, "log", "erase", "ann", "--data", tmp_path)
+    assert code == 0
+    for table in ("requests", "candidates", "decisions", "ledger_snapshot"):
+        assert set(read_log(tmp_path, table)["user"].to_pylist()) == {user_of(1)}
+    for path in (tmp_path / "log").rglob("*.parquet"):
+        rows = pq.read_table(path, partitioning=None)
+        assert "user" not in rows.column_names or user not in rows["user"].to_pylist()
+    again = SqliteLedger(ledger_path(tmp_path), durability="process")
+    assert again.get_user(user) is None
+    assert again.find_decision(user, int(decided.batch.requests["request_id"][0])) is None
+    again.close()

@@ -13,12 +13,13 @@ from serve_app.errors import LedgerUnavailable
 from serve_app.ledger.memory import MemoryLedger
 from serve_app.log.reader import read_log
 from serve_app.log.snapshot import writer_lock
+from serve_app.log.upkeep import upkeep_answer
 from serve_app.log.writer import DAY_US
 from serve_app.serving.assemble import bridged
 from serve_app.serving.board import Board
 from serve_app.serving.owner import StateOwner
 from serve_app.serving.snapshot_pages import SnapshotPages
-from serve_app.serving.upkeeping import Upkeeper, upkeep_answer
+from serve_app.serving.upkeeping import Upkeeper
 from tests.unit.decision_support import at, compiled
 from tests.unit.truth_support import asked, decide_on, user_of
 
