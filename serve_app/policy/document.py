@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -192,6 +193,7 @@ def _words(error: Any) -> str:
     if error["type"] == "missing":
         return "missing"
     text = str(error["msg"]).removeprefix("Value error, ")
+    text = re.sub(" or instance of [A-Za-z]+", "", text)
     text = text.replace("valid tuple", "valid list").replace("Tuple should", "the list should")
     return text[0].lower() + text[1:]
 

@@ -96,7 +96,7 @@ MALFORMED = [
      r"kill_switches.all: .* line 2: input should be a valid boolean \(got 'yes'\)"),
     ("name: a\nmessage_classes: {transactional: {bypass_caps: 1}}\n", r"bypass_caps: .*valid boolean \(got 1\)"),
     ("name: a\ncaps: {}\n", r"caps: .* line 2: input should be a valid list"),
-    ("name: a\nmin_gap: 60\n", r"min_gap: .* line 2: .*valid dictionary.*\(got 60\)"),
+    ("name: a\nmin_gap: 60\n", r"min_gap: .* line 2: input should be a valid dictionary \(got 60\)"),
     # --- bounds
     ("name: ''\n", r"name: .*at least 1 character"),
     ("name: a\nformat: 2\n", r"format: .* line 2: input should be 1 \(got 2\)"),
