@@ -75,16 +75,15 @@ def probabilities(partition: Partition, policy: CompiledPolicy, behaviour: Seque
     return _run(partition, partition.asked.under(policy, behaviour), [policy], behaviour)
 
 
-def by_cell(partition: Partition, behaviour: CompiledPolicy) -> F64:
-    """f64[n, cells]: of what was logged, had the user been in each of the policy's cells."""
-    asked, cells = partition.asked, max(len(behaviour.trials.cell_p), 1)
+def by_cell(partition: Partition, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy]) -> F64:
+    """f64[n, cells]: of what was logged, had the user been in each of the policy's cells (one column where it has none)."""
+    asked, cells = partition.asked.under(policy, behaviour), max(len(policy.trials.cell_p), 1)
     out = np.empty((len(asked), cells))
-    requests = asked.batch.requests
+    forced = asked.assigned(policy)
     for cell in range(cells):
-        forced = asked.assigned(behaviour)
-        variant = forced["variant"] // cells * cells + cell
-        columns = Columns(len(asked), REQUEST_COLUMNS, dict(requests) | forced | {"variant": variant.astype(np.int16)})
-        out[:, cell] = _run(partition, asked.with_requests(columns), [behaviour], [behaviour]).chosen
+        variant = (forced["variant"] // cells * cells + cell).astype(np.int16)
+        columns = Columns(len(asked), REQUEST_COLUMNS, dict(asked.batch.requests) | forced | {"variant": variant})
+        out[:, cell] = _run(partition, asked.with_requests(columns), [policy], behaviour).chosen
     return out
 
 

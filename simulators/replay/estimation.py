@@ -21,18 +21,21 @@ __all__ = ["estimation_rows", "new_suite"]
 F64 = npt.NDArray[np.float64]
 
 
-def new_suite(targets: Sequence[str], cell_p: Sequence[float]) -> Suite:
-    """Empty. The first target is the control: the policies that logged, estimated as if they were one. cell_p: probabilities
-    of the logged policy's cells, empty where it has none or several policies logged."""
+def new_suite(targets: Sequence[str], cells: Sequence[Sequence[float]] | None) -> Suite:
+    """Empty. The first target is the control: the policies that logged, estimated as if they were one. cells: probabilities
+    of the cells of the logged policy and of each target (empty: none); None where the logged policy has none, or several
+    policies logged."""
     names = (CONTROL, *targets)
     estimators: list[Estimator] = [IPS(names, METRICS), SNIPS(names, METRICS)]
-    if cell_p:
-        estimators.append(Cells(names, METRICS, cell_p=cell_p))
+    if cells is not None:
+        own = {name: one for name, one in zip(targets, cells[1:], strict=True) if one}
+        estimators.append(Cells(names, METRICS, cell_p=cells[0], mixture=(CONTROL,), target_cell_p=own))
     return Suite(estimators)
 
 
 def estimation_rows(
     partition: Partition,
+    names: Sequence[str],
     targets: Sequence[CompiledPolicy],
     behaviour: Sequence[CompiledPolicy],
     window: Window,
@@ -53,8 +56,11 @@ def estimation_rows(
 
     extra: dict[str, npt.NDArray[np.generic]] = {}
     if len(behaviour) == 1 and len(behaviour[0].trials.cell_p):
-        epoch = asked.assigned(behaviour[0])["epoch"].astype(np.int64)
-        extra = {"epoch": epoch[chosen], "cell_probability": by_cell(partition, behaviour[0])[chosen]}
+        extra["epoch"] = asked.assigned(behaviour[0])["epoch"].astype(np.int64)[chosen]
+        extra["cell_probability"] = by_cell(partition, behaviour[0], behaviour)[chosen]
+        for name, one in zip(names, targets, strict=True):
+            if len(one.trials.cell_p):
+                extra[f"cells of {name}"] = by_cell(partition, one, behaviour)[chosen]
     return checked_rows(
         asked.batch.requests["user"][chosen],
         logged[chosen],

@@ -45,15 +45,15 @@ class Shard:
 
 def empty_shard(spec: ReplaySpec) -> Shard:
     """Nothing yet."""
-    return Shard(new_suite([one.name for one in spec.targets], _cell_p(spec)))
+    return Shard(new_suite([one.name for one in spec.targets], _cells(spec)))
 
 
-def _cell_p(spec: ReplaySpec) -> list[float]:
-    """Probabilities of the cells, where one policy logged and has some."""
-    if len(spec.behaviour) != 1:
-        return []
-    cells = parse_policy(orjson.loads(spec.behaviour[0].document)).cells
-    return [one.probability for one in cells.variants] if cells else []
+def _cells(spec: ReplaySpec) -> list[list[float]] | None:
+    """Probabilities of the cells of the one policy that logged, and of each target (empty: none); None where it has none."""
+    found = [parse_policy(orjson.loads(one.document)).cells for one in (*spec.behaviour, *spec.targets)]
+    if len(spec.behaviour) != 1 or found[0] is None:
+        return None
+    return [[one.probability for one in cells.variants] if cells else [] for cells in found]
 
 
 def replay_group(group: BucketGroup, spec: ReplaySpec) -> Shard:
@@ -74,7 +74,9 @@ def replay_group(group: BucketGroup, spec: ReplaySpec) -> Shard:
     for target, policy in zip(spec.targets, targets, strict=True):
         done = _target(partition, policy, behaviour, spec)
         parts += [counts_of(target.name, asked, done, window), divergence(target.name, asked, logged, done, window)]
-    rows = estimation_rows(partition, targets, behaviour, window, attribution_us=spec.attribution_us, log_end=spec.log_end)
+    names = [one.name for one in spec.targets]
+    ends = {"attribution_us": spec.attribution_us, "log_end": spec.log_end}
+    rows = estimation_rows(partition, names, targets, behaviour, window, **ends)
     out.suite.update(rows)
     return Shard(out.suite, len(asked), check.result(), add_counts(parts))
 
