@@ -26,6 +26,7 @@ _LOG = logging.getLogger("hindcast.serving")
 _LEASE_MARGIN_S = 30.0
 _AGAIN = frozenset({408, 425, 429})
 _RETRY_AFTER_MOST_S = 3600
+_BODY_MOST = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class WebhookSettings:
 
     url: str
     timeout_s: float = 5.0
-    concurrency: int = 16
+    concurrency: int = 64
     poll_ms: float = 500
     headers: tuple[tuple[str, str], ...] = ()
 
@@ -114,6 +115,7 @@ class WebhookWorker:
                     self._client.stream("POST", own.url, json=message.document(), headers=headers) as response,
                 ):
                     status, retry_after = response.status_code, response.headers.get("retry-after", "")
+                    await _drain(response)
         except (httpx.HTTPError, TimeoutError) as error:
             _LOG.warning("no answer to %s: %s: %s", send.decision_id, type(error).__name__, error)
             return _Answer(None)
@@ -123,3 +125,12 @@ class WebhookWorker:
             wait_s = min(int(retry_after), _RETRY_AFTER_MOST_S) if retry_after.isdigit() else 0
             return _Answer(None, wait_s * 1_000_000)
         return _Answer(Outcome.of(send, "failed", f"status {status}"))
+
+
+async def _drain(response: httpx.Response) -> None:
+    """Read a small body to its end, so that the connection can be used again; a large one costs the connection instead."""
+    size = 0
+    async for chunk in response.aiter_raw():
+        size += len(chunk)
+        if size > _BODY_MOST:
+            return

@@ -28,6 +28,7 @@ class Receiver:
     url: str
     answer: Callable[[int], tuple[int, dict[str, str]]] = lambda _: (200, {})
     got: list[Received] = field(default_factory=list)
+    connections: int = 0
     arrived: threading.Condition = field(default_factory=threading.Condition)
 
     def wait_for(self, messages: int, timeout_s: float) -> bool:
@@ -43,6 +44,10 @@ def receiver() -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def setup(self) -> None:
+            made.connections += 1
+            super().setup()
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with made.arrived:
@@ -57,7 +62,10 @@ def receiver() -> Iterator[Receiver]:
         def log_message(self, *_: Any) -> None:
             """Quiet."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         made = Receiver(f"http://127.0.0.1:{server.server_port}/messages")
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()

@@ -111,6 +111,20 @@ def test_only_the_holder_of_the_lease_has_the_message_until_it_ends(shop: Shop) 
     assert shop.ledger.queue_depths(NOON).outbox == 0
 
 
+def test_connections_are_used_again_and_a_round_holds_what_can_be_under_way(shop: Shop, post: Receiver) -> None:
+    granted(shop, *(f"u{k}" for k in range(40)))
+
+    async def all_rounds() -> list[int]:
+        worker = WebhookWorker(shop.desk(), WebhookSettings(post.url, concurrency=8))
+        rounds = [await worker.deliver() for _ in range(6)]
+        await worker.close()
+        return rounds
+
+    assert asyncio.run(all_rounds()) == [8, 8, 8, 8, 8, 0]
+    assert len(post.got) == 40
+    assert post.connections <= 8
+
+
 def test_a_user_who_opted_out_after_the_grant_is_not_written_to_and_gets_the_use_back(shop: Shop, post: Receiver) -> None:
     granted(shop, "u", "v")
     shop.ledger.put_user(hash_id("u"), UserChanges(opted_out=1 << Channel.push))
