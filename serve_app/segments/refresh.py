@@ -66,12 +66,13 @@ def refresh_segments(
     full: make the event days anew. extra: policies to evaluate besides. InvalidInput: a segment of the current policy or of
     `extra` asks for what the data lacks. wait=False: NotReady where another refresh is under way.
     """
-    documents = [*extra, *policies_in_force(data)]
+    in_force = policies_in_force(data)
+    documents = [*extra, *in_force]
     if not any(one.segments for one in documents):
         return None
+    needed = {one.revision for one in (*extra, *in_force[:1])}
     with refresh_lock(data, wait=wait):
         audience = load_audience(data, as_of=now, full=full, redis_url=redis_url, report=report)
-        needed = {one.revision for one in (*extra, *documents[len(extra) : len(extra) + 1])}
         kept, left_out = _answerable(documents, needed, audience)
         segments, ids = merged_segments([one.segments for one in kept])
         found = evaluate_now(segments, audience, report)
@@ -89,7 +90,7 @@ def refresh_segments(
 
 
 def policies_in_force(data: Path) -> list[PolicyDocument]:
-    """The current policy and the one it replaced, where there are such."""
+    """The current policy first, then the one it replaced, where there are such."""
     current, history = read_current_policy(data)
     found = [] if current is None else [read_policy(data, current)]
     for entry in reversed(history):
