@@ -45,6 +45,7 @@ from simulators.estimators.intervals import (
 from simulators.estimators.ips import IPS
 from simulators.estimators.mips import MIPS
 from simulators.estimators.outcome_model import OutcomeModel, OutcomeSettings, fit_outcome_model, load_outcome_model
+from simulators.estimators.planning import Plan, minimum_detectable, plan_for
 from simulators.estimators.qini import Qini, score_edges
 from simulators.estimators.rejection import RejectionReplay
 from simulators.estimators.rips import RIPS
@@ -83,6 +84,7 @@ __all__ = [
     "OutcomeModel",
     "OutcomeSettings",
     "Per",
+    "Plan",
     "PolicyDiagnostics",
     "Qini",
     "Refused",
@@ -105,6 +107,8 @@ __all__ = [
     "empirical_bernstein",
     "fit_outcome_model",
     "load_outcome_model",
+    "minimum_detectable",
+    "plan_for",
     "sample_ratio",
     "score_edges",
     "spent_level",

@@ -26,6 +26,7 @@ class CascadeDR(Estimator):
 
     name = "cascade-dr"
     own_weights = True
+    mean_of_users = True
 
     def _columns(self) -> list[Column]:
         policies, metrics = len(self.policies), len(self.metrics)

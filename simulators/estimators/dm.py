@@ -22,6 +22,8 @@ F64 = npt.NDArray[np.float64]
 class ValuePerRow(Estimator):
     """Estimators that give each row a value of its own under each policy, and average: DM, DR, Switch-DR, DRos."""
 
+    mean_of_users = True
+
     def _columns(self) -> list[Column]:
         policies, metrics = len(self.policies), len(self.metrics)
         columns: list[Column] = [("decisions", 0, 0, -1)]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from serve_app.errors import DamagedArtifact, InvalidInput
 from simulators.estimators.bootstrap import percentile_interval
 from simulators.estimators.diagnostics import Diagnostics
-from simulators.estimators.intervals import Interval, clustered
+from simulators.estimators.intervals import Interval, clustered, confidence_sequence, empirical_bernstein
 from simulators.estimators.linear import Linear
 from simulators.estimators.rows import Rows
 from simulators.estimators.user_sums import Layout, Moments, UserSums
@@ -70,6 +70,7 @@ class Estimator(ABC):
     name: ClassVar[str]
     trust: ClassVar[Trust] = Trust.unbiased
     own_weights: ClassVar[bool] = False
+    mean_of_users: ClassVar[bool] = False  # per user, the value is a mean of independent user totals
     by_choice: ClassVar[frozenset[Per]] = frozenset()  # what it can say of groups of choices
 
     def __init__(
@@ -212,6 +213,31 @@ class Estimator(ABC):
         if versus is not None:
             linear = linear - self._at(moments.total, users, versus, metric, per)
         return linear.value, clustered(linear.value, moments.variance(linear.gradient), moments.users, level)
+
+    def anytime(
+        self,
+        policy: str,
+        metric: str,
+        per: Per = Per.user,
+        *,
+        versus: str | None = None,
+        level: float = 0.95,
+        tightest_at: int = 10_000,
+    ) -> Interval:
+        """Confidence sequence, for reports repeated while users are added; see `intervals.confidence_sequence`."""
+        value, plain = self.interval(policy, metric, per, versus=versus, level=level)
+        moments, _ = self._moments(0)
+        return confidence_sequence(value, plain.standard_error**2, moments.users, level, tightest_at)
+
+    def bernstein(self, policy: str, metric: str, low: float, high: float, *, level: float = 0.95) -> Interval:
+        """Finite-sample interval per user, where a user's total is known to lie in [low, high]: only for estimators that are
+        means over users (no self-normalised one is)."""
+        moments, users = self._moments(0)
+        linear = self._at(moments.total, users, policy, metric, Per.user)
+        if not self.mean_of_users:
+            raise InvalidInput("is not a mean over users", field=self.label, hint="use ips or dr")
+        variance = moments.variance(linear.gradient) * moments.users
+        return empirical_bernstein(linear.value, variance, moments.users, low, high, level)
 
     def bootstrap(
         self, policy: str, metric: str, per: Per = Per.user, *, versus: str | None = None, level: float = 0.95

@@ -23,6 +23,7 @@ class IPS(Estimator):
     """Per user: sum of w r / users. Per send: sum of w r / sum of the target's known send probabilities."""
 
     name = "ips"
+    mean_of_users = True
     by_choice = frozenset({Per.user})
 
     def _columns(self) -> list[Column]:

@@ -46,6 +46,7 @@ class ShrunkDR(ValuePerRow):
     """Base of Switch-DR and DRos; grid: increasing parameters, the largest has the least bias and the most variance."""
 
     trust = Trust.biased
+    mean_of_users = False  # the choice of the parameter saw all users
 
     def __init__(
         self, policies: Sequence[str], metrics: Sequence[str], *, grid: Sequence[float] = GRID,

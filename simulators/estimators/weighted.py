@@ -21,6 +21,7 @@ class OwnWeights(Estimator):
     """Per user: sum of w r / users. Per decision: over decisions (lists). Per send: self-normalised over sends (slots)."""
 
     own_weights = True
+    mean_of_users = True
     by_choice = frozenset({Per.user})
 
     @abstractmethod

@@ -93,3 +93,21 @@ def test_bootstrap_counts_are_poisson_and_a_function_of_the_user() -> None:
     again = np.empty(100)
     poisson_counts(users[::-1][:100].copy(), 0, again)
     assert (again == first[::-1][:100]).all()
+
+
+def test_estimators_give_their_other_intervals() -> None:
+    ips, snips = IPS(POLICIES, METRICS), SNIPS(POLICIES, METRICS)
+    rows = rows_of(columns(22, 2000))
+    for one in (ips, snips):
+        one.update(rows)
+        value, plain = one.interval("bold", "click", versus="quiet")
+        anytime = one.anytime("bold", "click", versus="quiet")
+        assert anytime.covers(value)
+        assert anytime.half_width > plain.half_width
+    bounded = ips.bernstein("bold", "click", 0.0, 60.0)
+    assert bounded.half_width > ips.interval("bold", "click")[1].half_width
+    totals = np.bincount(np.unique(rows.user, return_inverse=True)[1], rows.weight[:, 2] * rows.reward[:, 0])
+    expected = empirical_bernstein(float(totals.mean()), float(totals.var(ddof=1)), len(totals), 0.0, 60.0)
+    assert (bounded.low, bounded.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    with pytest.raises(InvalidInput, match="not a mean over users"):
+        snips.bernstein("bold", "click", 0.0, 60.0)
