@@ -53,16 +53,21 @@ def check_command(file: FileArgument, data: DataOption = Path("data"), redis_url
 
 
 @group.command("count")
-def count_command(file: FileArgument, data: DataOption = Path("data"), redis_url: RedisOption = None) -> None:
-    """Evaluate the segments of FILE over everybody in DATA, as of now, and print the exact count at every node."""
+def count_command(
+    file: FileArgument,
+    data: DataOption = Path("data"),
+    as_of: Annotated[str, typer.Option(help="Instant to count as of, as 2026-01-31T09:00:00+09:00; default: now.")] = "",
+    redis_url: RedisOption = None,
+) -> None:
+    """Evaluate the segments of FILE over everybody in DATA and print the exact count at every node."""
     from rich.console import Console
 
     from serve_app.segments.reading import read_segments
     from serve_app.segments.refresh import evaluate_now, load_audience, refresh_lock
 
-    segments = read_segments(file, data)
+    segments, at = read_segments(file, data), _instant(as_of) if as_of else _now()
     with _progress() as report, refresh_lock(data, wait=True):
-        audience = load_audience(data, as_of=_now(), redis_url=redis_url, report=report)
+        audience = load_audience(data, as_of=at, redis_url=redis_url, report=report)
         began = time.perf_counter()
         found = evaluate_now(segments.all, audience, report)
         took = time.perf_counter() - began
@@ -96,6 +101,17 @@ def refresh_command(
 
 def _now() -> int:
     return time.time_ns() // 1000
+
+
+def _instant(text: str) -> int:
+    from serve_app.errors import InvalidInput
+    from serve_app.policy.instants import instant_us
+
+    try:
+        return instant_us(text)
+    except (ValueError, TypeError):
+        hint = "write date, time and offset as 2026-01-31T09:00:00+09:00"
+        raise InvalidInput(f"{text[:60]!r} is not an instant", field="--as-of", hint=hint) from None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from hindcast.commands import policy, segment
 from serve_app.errors import InvalidInput
 from serve_app.policies import current_policy
+from serve_app.policy.instants import instant_text
 from tests.unit.test_segment_refresh import NOW, USERS, VIEWED, catalogue, document, log, promote
 
 MALFORMED = [
@@ -91,3 +92,14 @@ def test_promoting_a_policy_evaluates_its_segments_first_and_refuses_one_that_ca
     refused = runner.invoke(app(), ["policy", "promote", str(bad), "--data", str(data)])
     assert "no item has category 'boats'" in str(refused.exception)
     assert current_policy(data).name == "b"
+
+
+def test_counting_as_of_an_instant_sees_what_had_happened_by_then(tmp_path: Path) -> None:
+    catalogue(tmp_path / "data")
+    log(tmp_path / "data", [(1, (USERS[1], 0, NOW, 0)), (2, (USERS[2], 0, NOW + 1, 0))])
+    file = tmp_path / "segment.yaml"
+    file.write_text(f"id: viewers\nwhere: {VIEWED}\n")
+    count = ["segment", "count", str(file), "--data", str(tmp_path / "data"), "--as-of"]
+    assert "in 30 days: 1 (25.0 %)" in CliRunner().invoke(app(), [*count, instant_text(NOW)], catch_exceptions=False).output
+    refused = CliRunner().invoke(app(), [*count, "yesterday"])
+    assert str(refused.exception).startswith("--as-of: 'yesterday' is not an instant (write date")
