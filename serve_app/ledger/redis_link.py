@@ -180,9 +180,9 @@ class Link:
         except IndexError:
             connection = self._connect()
         try:
-            if connection._sock is not None and _stale(connection):
+            if connection.is_connected and _stale(connection):
                 connection.disconnect()
-            if connection._sock is None:
+            if not connection.is_connected:
                 connection.connect()
                 check = True
             if check or time.monotonic() - self._checked_at > _CHECK_EVERY_S:

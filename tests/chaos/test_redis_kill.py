@@ -209,13 +209,12 @@ def test_while_a_restarted_server_loads_nothing_is_executed_and_then_all_goes_on
     ledger = RedisLedger(server.url)
     commit_one(ledger, 1, 11)
     version = int(ledger.read(u64(1)).versions[0])
-    # `DEBUG` cannot hold a server in its loading state: a large file can.
     filler = server.client.pipeline()
-    for number in range(200):
-        filler.rpush(f"filler{number}", *(f"{k}:{'x' * 40}" for k in range(2_000)))
+    for number in range(8_000):  # a server that loads looks up from its file after every 1,024 commands
+        filler.set(f"filler{number}", number)
     filler.execute()
     server.kill()
-    server.start("--key-load-delay", "1000", wait=False)
+    server.start("--key-load-delay", "250", wait=False)
     try:
         seen: set[str] = set()
 
