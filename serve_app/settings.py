@@ -216,7 +216,7 @@ class OutboxSettings(_Group):
     """Where the worker POSTs each message. None: nobody sends by itself; own senders claim with POST /v1/outbox/claim."""
     webhook_timeout_ms: Milliseconds = 5_000
     """Time for one message."""
-    concurrency: int = Field(64, ge=1, le=1_000)
+    concurrency: int = Field(32, ge=1, le=1_000)
     """Messages under way at once."""
     poll_ms: Milliseconds = 500
     """Time between two looks at the ledger when the outbox was empty."""

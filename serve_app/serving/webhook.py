@@ -35,7 +35,7 @@ class WebhookSettings:
 
     url: str
     timeout_s: float = 5.0
-    concurrency: int = 64
+    concurrency: int = 32
     poll_ms: float = 500
     headers: tuple[tuple[str, str], ...] = ()
 
