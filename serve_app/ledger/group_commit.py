@@ -22,6 +22,7 @@ __all__ = ["GroupCommit", "GroupOwner"]
 R = TypeVar("R")
 _Job = tuple[Callable[[], Any], "Future[Any]"]
 _MOST = 256  # operations in one transaction
+_PAUSE_S, _QUIET_S = 0.25, 2.0  # how long to wait for a job; without any for this long, the owner is idle
 
 
 class GroupOwner(Protocol):
@@ -94,12 +95,14 @@ class GroupCommit:
             started.set_exception(error)
             return
         started.set_result(None)
-        more, last = False, False
+        more, last, quiet_s = False, False, 0.0
         while not last:
             jobs, last = self._take(wait=not more)
             if jobs:
                 self._transact(jobs)
-            more = self._housekeep(idle=not jobs) if not last else False
+            # Between two large batches a second may pass: that is no reason to begin a round for a handful of rows.
+            quiet_s = 0.0 if jobs else quiet_s + (0.0 if more else _PAUSE_S)
+            more = self._housekeep(idle=quiet_s >= _QUIET_S) if not last else False
         self._drain()
         if self._connection is not None:
             self._owner.closing(self._connection)
@@ -110,7 +113,7 @@ class GroupCommit:
         """Jobs that wait (at least one, or none after a pause), and whether the end was asked for."""
         jobs: list[_Job] = []
         try:
-            job = self._jobs.get(timeout=0.25) if wait else self._jobs.get_nowait()
+            job = self._jobs.get(timeout=_PAUSE_S) if wait else self._jobs.get_nowait()
             while job is not None:
                 if job[1].set_running_or_notify_cancel():
                     jobs.append(job)

@@ -18,6 +18,7 @@ from serve_app.errors import LedgerUnavailable
 from serve_app.ledger.memory import MemoryLedger
 from serve_app.ledger.protocol import Ledger, LedgerView
 from serve_app.log.fingerprint import code_version, fingerprint
+from serve_app.serving.budgets import stretched
 from serve_app.serving.hosts import RankCall, flagged
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Library, Pins
@@ -88,7 +89,7 @@ class DecideFlow:
         if "notification" not in held.heads or not call.batch.candidates.rows:
             return call.batch
         try:
-            async with asyncio.timeout(self._ranking_s):
+            async with asyncio.timeout(stretched(self._ranking_s, len(call.batch))):
                 ranked = await self._rank(RankCall(call.batch, call.pins, explain=True, log=False))
         except asyncio.CancelledError:
             raise

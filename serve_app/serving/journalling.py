@@ -16,6 +16,7 @@ from serve_app.log.assigned import assigned_columns
 from serve_app.log.fingerprint import code_version, fingerprint
 from serve_app.log.journal import Journal
 from serve_app.log.rows import EntityHashes, rows_from_batch
+from serve_app.serving.budgets import stretched
 from serve_app.serving.library import Edition
 from serve_app.serving.meters import count, timed
 
@@ -50,17 +51,18 @@ class JournalHost:
             **assigned_columns(batch.requests, edition.context.policies),
             **ledgered,
         )
-        return self.write(rows)
+        return self.write(rows, budget_s=stretched(self._budget_s, len(batch)))
 
-    def write(self, rows: Mapping[str, pa.RecordBatch]) -> bool:
-        """Whether rows of log tables are durable in time."""
+    def write(self, rows: Mapping[str, pa.RecordBatch], *, budget_s: float | None = None) -> bool:
+        """Whether rows of log tables are durable in time: the journal's own budget, or the one given."""
+        budget_s = budget_s or self._budget_s
         done: Future[None] = self._pool.submit(self.journal.append, rows)
         try:
             with timed("hindcast_stage_ms", stage="log"):
-                done.result(self._budget_s)
+                done.result(budget_s)
         except FutureTimeout:
             count("hindcast_degraded", stage="log")
-            _LOG.warning("the journal missed its budget of %g s", self._budget_s)
+            _LOG.warning("the journal missed its budget of %g s", budget_s)
             return False
         except HindcastError as error:
             _LOG.error("the journal refused a write: %s", error)

@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from serve_app.batch import Batch
+from serve_app.serving.budgets import stretched
 from serve_app.serving.hosts import FeatureMatrix, FeaturesHost, RankCall, RankingHost, RetrievalHost
 from serve_app.serving.library import Pins
 from serve_app.serving.meters import count, timed
@@ -54,7 +55,7 @@ class RankFlow:
         degraded = False
         try:
             with timed("hindcast_stage_ms", stage="features"):
-                async with asyncio.timeout(self._budget_s):
+                async with asyncio.timeout(stretched(self._budget_s, len(kept))):
                     matrix = await self._features(kept, call.pins)
         except asyncio.CancelledError:
             raise
