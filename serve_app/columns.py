@@ -63,6 +63,7 @@ REQUEST_COLUMNS = MappingProxyType(
         "segments": _flat("u8", "bits: member of the policy's i-th segment"),
         "segments_at": _flat("i8", "when segment membership was computed; 0: never"),
         "read_version": _flat("i8", "ledger version the decision was made on; -1: not read"),
+        "refunds_read": _flat("i2", "refunded uses in the history the decision was made on; -1: not read"),
         # what
         "anchor": _flat("i4", "item row the request is about; -1: none"),
         "recents": _list("i4", "item rows recently seen, oldest first"),

@@ -25,6 +25,7 @@ from serve_app.ledger.protocol import (
     NEVER_KNOWN,
     CommitStatus,
     Histories,
+    HistoryFlag,
     Ledger,
     LedgerView,
     UserState,
@@ -277,6 +278,7 @@ def _as_read(batch: Batch, view: LedgerView, policies: Sequence[Any]) -> Batch:
         "reachable": state.reachable,
         "opted_out": state.opted_out,
         "read_version": view.versions,
+        "refunds_read": _refunds(view),
         "zone": _known_or(state.zone, own, "zone"),
         "region": _known_or(state.region, own, "region"),
     }
@@ -289,6 +291,13 @@ def _as_read(batch: Batch, view: LedgerView, policies: Sequence[Any]) -> Batch:
     columns["degraded"] = degraded
     requests = Columns(len(batch), REQUEST_COLUMNS, {**own, **columns})
     return Batch(requests, batch.candidates, batch.offsets, batch.meta)
+
+
+def _refunds(view: LedgerView) -> npt.NDArray[np.int16]:
+    """Refunded uses in each history; -1 where none was read. A replay learns from it which refunds a decision saw."""
+    refunded = np.concatenate([[0], np.cumsum(view.histories.entries["flags"] & HistoryFlag.refunded)])
+    found = refunded[view.histories.offsets[1:]] - refunded[view.histories.offsets[:-1]]
+    return np.where(view.versions < 0, -1, found).astype(np.int16)
 
 
 def _known_or(known: npt.NDArray[np.int16], own: Mapping[str, Any], name: str) -> npt.NDArray[np.int16]:

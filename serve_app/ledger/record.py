@@ -48,6 +48,7 @@ _REQUEST = (
     "customer_until", "reachable", "opted_out", "segments", "segments_at", "read_version", "width", "slots", "degraded",
     "cold", "log_rate", "availability_seq", "p_none", "explored", "forced", "action", "reason", "until", "expires_at",
     "context_hour", "context_device", "arms", "variant", "held", "idempotency_key",
+    "refunds_read",
 )
 _CANDIDATE = (
     "item_hash", "campaign", "channel", "message_class", "category", "priority", "sources", "retrieval_score", "drop_reason",

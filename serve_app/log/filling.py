@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 _SHARED_ROWS = 8192
 # Sentinels that differ from zero, by column name (the same in every table).
 SENTINELS: dict[str, float] = {
-    **dict.fromkeys(("order", "env_seq", "cell", "context_hour", "availability_seq", "read_version"), -1),
+    **dict.fromkeys(("order", "env_seq", "cell", "context_hour", "availability_seq", "read_version", "refunds_read"), -1),
     **dict.fromkeys(("channel", "message_class", "delivery", "segment", "holdout", "chosen_idx", "commit_version"), -1),
     **dict.fromkeys(("p_cell", "log_rate"), 1.0),
     "known_since": np.iinfo(np.int64).min,

@@ -4,7 +4,8 @@ Every schema version back to the first is read: files and journal frames keep th
 brought up to date on the way in; compaction writes what it rewrites in the new version.
 
 1 -> 2: `requests.zone` and `requests.region` were indices of the writing process (positions among the sorted IANA names of
-its tzdata; letters in base 26); they become names. `ledger_snapshot` gains `taken_at` and `known_since`.
+its tzdata; letters in base 26); they become names. `ledger_snapshot` gains `taken_at` and `known_since`, `requests`
+`refunds_read`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["READABLE", "brought_up", "schema_as_of"]
 READABLE = (1, 2)
 """Schema versions this code reads."""
 
-_ADDED_IN_2 = {"ledger_snapshot": ("taken_at", "known_since")}
+_ADDED_IN_2 = {"ledger_snapshot": ("taken_at", "known_since"), "requests": ("refunds_read",)}
 _NAMED_IN_2 = {"requests": {"zone": zone_name, "region": region_name}}
 
 

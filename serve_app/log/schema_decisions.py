@@ -66,6 +66,7 @@ REQUESTS = schema_of(
     column("opted_out", U16, "bits by Channel"),
     column("segments", U64, "bits: member of the policy's i-th segment"),
     column("segments_at", I64, "when membership was computed; 0: never"),
+    column("refunds_read", I16, "refunded uses in the history as read; -1: not read"),
     column("recents", pa.list_(U64), "items recently seen as read, oldest first"),
     column("recents_age_s", pa.list_(F32), "age of each recent at decided_at, seconds"),
     column("bought", pa.list_(U64), "items bought, as read"),

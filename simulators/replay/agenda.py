@@ -36,12 +36,13 @@ _OPEN = np.dtype(
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One request of each of some users. rows: logged rows whose context and scores they take. again: the place among the
-    open deferrals, -1 for a logged request."""
+    open deferrals, -1 for a logged request. failures_known: by the logged decision, -1: not a logged one."""
 
     batch: Batch
     rows: I64
     again: I64
     users: I64
+    failures_known: I64
 
 
 class Agenda:
@@ -77,7 +78,8 @@ class Agenda:
         logged = left & (np.where(left, self._at[root], _NEVER) < due)
         again = np.where(logged, -1, again)
         rows = np.where(logged, root, self._open["row"][again] if len(self._open) else root)
-        return Turn(self._batch(rows, again), rows, again, users)
+        known = np.where(again < 0, self._asked.failures_known[rows], -1)
+        return Turn(self._batch(rows, again), rows, again, users, known)
 
     def settle(self, turn: Turn, decided: Batch) -> None:
         """Move on: what was asked is done, deferrals made are open."""
@@ -112,8 +114,10 @@ class Agenda:
         if not len(later):
             return batch
         one, own = self._open[again[later]], dict(batch.requests)
-        changed = {name: own[name].copy() for name in ("decided_at", "attempt", "origin", "parent_request_id", "request_id")}
+        names = ("decided_at", "attempt", "origin", "parent_request_id", "request_id", "refunds_read")
+        changed = {name: own[name].copy() for name in names}
         changed["decided_at"][later], changed["attempt"][later] = one["due"], one["attempt"]
+        changed["refunds_read"][later] = -1
         changed["origin"][later], changed["parent_request_id"][later] = Origin.deferral, one["parent"]
         carried = later[one["carried"]]
         changed["request_id"][carried] = hash_key(_CHILD, changed["parent_request_id"][carried], changed["attempt"][carried])

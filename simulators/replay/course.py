@@ -43,11 +43,19 @@ class Course:
         self._histories = UserHistories(asked.users, start, keep)
         self._stage = Decision()
 
-    def decide(self, wave: Batch, rows: I64) -> Batch:
-        """Decide requests of distinct users, `rows` of the partition, on their histories as they stand."""
-        self._histories.refund(rows, wave.requests["decided_at"], self._failures)
+    def decide(self, wave: Batch, rows: I64, known: I64 | None = None) -> Batch:
+        """Decide requests of distinct users, `rows` of the partition, on their histories as they stand. known: see
+        `UserHistories.refund`."""
+        requests, unknown = wave.requests, np.full(len(rows), -1, np.int64)
+        self._histories.refund(
+            rows, requests["decided_at"], requests["refunds_read"], unknown if known is None else known, self._failures
+        )
         parts = {"histories": self._histories.read(rows), "item_hashes": self._items}
         return self._stage.run(wave, Context(policies=self._policies, parts=parts))
+
+    def failures_applied(self, rows: I64) -> I64:
+        """How many of each user's failed deliveries the last decision knew of."""
+        return self._failures.applied(rows)
 
     def remember(self, decided: Batch, rows: I64) -> None:
         """Take the sends and ghosts of a decided (or logged) wave into the histories."""
@@ -81,8 +89,8 @@ def in_waves(users: I64) -> tuple[I64, I64]:
 def follow_log(
     asked: Opportunities, course: Course, consume: Consume, *, logged_under: Sequence[CompiledPolicy] | None = None
 ) -> None:
-    """Decide every logged request. logged_under: the policies of `asked.revisions`; given, histories take the logged grants
-    instead of the decided ones."""
+    """Decide every logged request; notes in `asked.failures_known` how many failed deliveries each decision knew of.
+    logged_under: the policies of `asked.revisions`; given, histories take the logged grants instead of the decided ones."""
     order, bounds = in_waves(asked.owner)
     waves, rows = asked.batch.take(order), asked.owner[order]
     logged = None if logged_under is None else asked.as_logged().take(order)
@@ -92,6 +100,7 @@ def follow_log(
             course.remember(decided, rows[begin:end])
         else:
             course.recall(logged.slice(begin, end), rows[begin:end], logged_under)
+        asked.failures_known[order[begin:end]] = course.failures_applied(rows[begin:end])
         consume(order[begin:end], decided)
 
 
@@ -101,7 +110,7 @@ def follow_policy(asked: Opportunities, course: Course, consume: Consume, *, sin
     agenda = Agenda(asked, since)
     while len(users := agenda.busy()):
         turn = agenda.next_of(users)
-        decided = course.decide(turn.batch, users)
+        decided = course.decide(turn.batch, users, turn.failures_known)
         course.remember(decided, users)
         agenda.settle(turn, decided)
         consume(turn.rows, decided)

@@ -21,11 +21,12 @@ _REFUNDED = np.uint8(HistoryFlag.refunded)
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """Deliveries known to have failed, by user and time. first, end i64[u]: each user's part, `first` moving on as they are
-    applied; at i64, request u64, slot i16 of each."""
+    """Deliveries known to have failed, by user and time. begin, end i64[u]: each user's part; next i64[u]: the first that is
+    not applied yet; at i64, request u64, slot i16 of each."""
 
-    first: I64
+    begin: I64
     end: I64
+    next: I64
     at: I64
     request: U64
     slot: npt.NDArray[np.int16]
@@ -35,23 +36,40 @@ class Failures:
         """`users`: the partition's, sorted; the rest: one value a failure, in any order."""
         order = np.lexsort((at, user))
         ordered = user[order]
-        first, end = np.searchsorted(ordered, users, "left"), np.searchsorted(ordered, users, "right")
-        return cls(first.astype(np.int64), end.astype(np.int64), at[order], request[order], slot[order])
+        begin = np.searchsorted(ordered, users, "left").astype(np.int64)
+        end = np.searchsorted(ordered, users, "right").astype(np.int64)
+        return cls(begin, end, begin.copy(), at[order], request[order], slot[order])
+
+    def applied(self, rows: I64) -> I64:
+        """How many of each user's have been applied."""
+        return self.next[rows] - self.begin[rows]
 
 
 @kernel
 def _refund(
-    rows: I64, now: I64, first: I64, end: I64, at: I64, request: U64, slot: npt.NDArray[np.int16], start: I64, length: I64,
-    requests: U64, slots: npt.NDArray[np.int16], holdouts: U64, flags: npt.NDArray[np.uint8],
+    rows: I64, now: I64, read: npt.NDArray[np.int16], known: I64, begin: I64, end: I64, next_: I64, at: I64, request: U64,
+    slot: npt.NDArray[np.int16], start: I64, length: I64, requests: U64, slots: npt.NDArray[np.int16], holdouts: U64,
+    flags: npt.NDArray[np.uint8],
 ) -> None:  # fmt: skip
     for i in range(len(rows)):
-        row = rows[i]
-        while first[row] < end[row] and at[first[row]] <= now[i]:
-            f = first[row]
+        row, seen = rows[i], 0
+        for e in range(start[row], start[row] + length[row]):
+            seen += flags[e] & _REFUNDED
+        while next_[row] < end[row]:
+            f = next_[row]
+            if known[i] >= 0:
+                due = f - begin[row] < known[i]
+            elif read[i] >= 0:
+                due = seen < read[i]
+            else:
+                due = at[f] <= now[i]
+            if not due:
+                break
             for e in range(start[row], start[row] + length[row]):
                 if requests[e] == request[f] and slots[e] == slot[f] and holdouts[e] == 0:
+                    seen += 1 - (flags[e] & _REFUNDED)
                     flags[e] |= _REFUNDED
-            first[row] += 1
+            next_[row] += 1
 
 
 class UserHistories:
@@ -72,12 +90,14 @@ class UserHistories:
         """Histories of distinct rows."""
         return Histories(*self._arena.gather(rows))
 
-    def refund(self, rows: I64, at: I64, failures: Failures) -> None:
-        """Flag the sends that failed by `at` (i64 per row) of distinct rows. Times of a row only rise from call to call."""
+    def refund(self, rows: I64, at: I64, read: npt.NDArray[np.int16], known: I64, failures: Failures) -> None:
+        """Flag the sends whose failure a decision knew of, for distinct rows: `known` i64 of the user's failures; where it is
+        -1, as many as make `read` refunded uses; where that is -1 too, those that failed by `at`."""
         records = self._arena.records
         _refund(
-            rows, at, failures.first, failures.end, failures.at, failures.request, failures.slot, self._arena.start,
-            self._arena.length, records["request_id"], records["slot"], records["holdout"], records["flags"],
+            rows, at, read, known, failures.begin, failures.end, failures.next, failures.at, failures.request, failures.slot,
+            self._arena.start, self._arena.length, records["request_id"], records["slot"], records["holdout"],
+            records["flags"],
         )  # fmt: skip
 
     def add(self, rows: I64, at: I64, entries: npt.NDArray[np.void], offsets: I64) -> None:

@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 _REQUESTS = (
     "request_id", "root_id", "parent_request_id", "attempt", "surface", "origin", "trigger_event_id", "decided_at",
     "env_seq", "user", "consent_ad_at", "consent_night_at", "customer_until", "reachable", "opted_out",
-    "segments", "segments_at", "width", "slots", "degraded", "expires_at", "log_rate",
+    "segments", "segments_at", "refunds_read", "width", "slots", "degraded", "expires_at", "log_rate",
 )  # fmt: skip
 _CANDIDATES = (
     "campaign", "channel", "message_class", "category", "priority", "delivery", "labelled", "campaign_killed", "segment",
@@ -58,13 +58,15 @@ COLUMNS_READ: Mapping[str, tuple[str, ...]] = {
 class Opportunities:
     """batch: requests with candidates and logged heads; its `policy` column indexes `revisions`. item_hashes: u64 by item
     row of the batch. logged, logged_candidates: what was decided, aligned with requests and candidates; the outcome of a
-    request is that of its first decision row. releases: by request, index into release_names."""
+    request is that of its first decision row. failures_known i64[n]: of the user's failed deliveries, how many the decision
+    knew of; -1 until a run over the log has found out."""
 
     batch: Batch
     revisions: tuple[str, ...]
     item_hashes: U64
     logged: Mapping[str, Array]
     logged_candidates: Mapping[str, Array]
+    failures_known: I64
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -80,6 +82,7 @@ class Opportunities:
             self.item_hashes,
             {name: values[rows] for name, values in self.logged.items()},
             {name: values[flat] for name, values in self.logged_candidates.items()},
+            self.failures_known[rows],
         )
 
     def under(self, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy]) -> Opportunities:
@@ -171,6 +174,7 @@ def opportunities_of(requests: pa.Table, candidates: pa.Table, decisions: pa.Tab
         items,
         {"policy": batch.requests["policy"], **{name: _flat(decisions, name)[chosen] for name in _DECIDED}},
         {name: _values(candidates, name, rows) for name in _OUTCOMES},
+        np.full(len(mine), -1, np.int64),
     )
 
 
