@@ -70,7 +70,9 @@ class SegmentShelf:
             return False
         self._seen = mark
         try:
-            self._current = load_current(self._data)
+            made = load_current(self._data)
+            member_bits(made, (), np.empty(0, np.uint64))  # compiles here, not in a request
+            self._current = made
         except HindcastError as error:
             count("hindcast_segment_sets", outcome="refused")
             _LOG.error("a new segment membership set is not used: %s", error)
