@@ -179,8 +179,8 @@ class Clients:
         single = len(rows) == 1
         path = "/v1/notifications/decide" if single else "/v1/notifications/decide-batch"
         body = rows[0].body() if single else {"rows": [row.body() for row in rows]}
-        since_us, sent_s, before = wall_us(), time.monotonic(), self.book.decisions
-        failure = ""
+        since_us, sent_s = wall_us(), time.monotonic()
+        decisions, failure = 0, ""
         try:
             answer = await http.post(path, content=orjson.dumps(body))
         except httpx.TransportError as error:
@@ -191,8 +191,10 @@ class Clients:
                 failure = self._said(answer)
                 again = self._failed(rows, failure, since_us)
             else:
+                before = self.book.decisions  # nothing else runs until they are compared
                 again = self._answered(rows, orjson.loads(answer.content), since_us, single=single)
-        self.book.calls.append(CallMade(sent_s, time.monotonic(), self.book.decisions - before, failure))
+                decisions = self.book.decisions - before
+        self.book.calls.append(CallMade(sent_s, time.monotonic(), decisions, failure))
         return again
 
     def _said(self, answer: httpx.Response) -> str:

@@ -71,6 +71,7 @@ class Script:
     revisions: dict[str, str]
     killed: list[tuple[str, float]] = field(default_factory=list)
     promoted: list[tuple[str, float]] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
 
     async def kill(self, deployment: str) -> None:
         """kill -9 one replica."""
@@ -82,7 +83,8 @@ class Script:
         for _ in range(20):
             try:
                 await asyncio.to_thread(promote_policy, self.data, self.revisions[name], now=3, flip=flip)
-            except NotReady:
+            except NotReady as error:
+                self.refusals.append(str(error))
                 await asyncio.sleep(1.0)
             else:
                 self.promoted.append((name, round(time.monotonic() - began, 1)))
@@ -136,6 +138,12 @@ def pause(book: Book, at: float) -> float:
     return round(max((b - a for a, b in itertools.pairwise(near)), default=RECOVERY_S), 2)
 
 
+def longest_pause(book: Book) -> float:
+    """The longest time in which no call brought decisions."""
+    done = sorted(call.done_s for call in book.calls if call.decisions)
+    return round(max(b - a for a, b in itertools.pairwise(done)), 2)
+
+
 def drive(
     instance: Instance, data: Path, revisions: dict[str, str], steps: list[Step], target: int, record: Any
 ) -> tuple[Book, Any]:
@@ -158,6 +166,8 @@ def drive(
         "answers_lost_without_key": len(book.lost),
         "failures": dict(book.failures),
         "promoted": script.promoted,
+        "promotions_refused": script.refusals,
+        "longest_pause_s": longest_pause(book),
         "kills": [
             {"what": what, "first_answer_after_s": recovery(book, at), "longest_pause_s": pause(book, at)}
             for what, at in script.killed
