@@ -78,7 +78,7 @@ local function write(key, head, front, added, n, oldest)
   end
   local total, skip = read('>I4I4', head, 17)
   if n == 0 then
-    call('SETRANGE', key, head_at[total], front .. sub(head, 17, 40) .. ZERO)
+    call('SETRANGE', key, head_at[total], sub(head, 41) == ZERO and front or front .. sub(head, 17, 40) .. ZERO)
     return
   end
   local first = total == skip and sub(added, 1, 8) or sub(head, 25, 32)

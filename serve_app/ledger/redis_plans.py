@@ -1,4 +1,4 @@
-"""Writes as script calls, and their replies as statuses: the argument layouts of redis_commit.lua and redis_put.lua.
+"""Commits as script calls, and their replies as statuses: the argument layout of redis_commit.lua.
 
 Rows are sorted by shard. A cluster gets one call a shard, because a shard's slot is what a node owns; a single server gets
 one call for a thousand rows of any shards, which costs it one sync of its file and the client next to nothing a row.
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan, LedgerSettings
 from serve_app.ledger.redis_keys import META_KEYS, Command, Script, key_of, shards_of
 
-__all__ = ["Answered", "Piece", "Put", "answered", "commit_pieces", "in_pieces", "put_pieces"]
+__all__ = ["GROUP", "Answered", "Piece", "answered", "commit_pieces", "in_pieces"]
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -42,18 +42,7 @@ _ROW = np.dtype(
         ("settles", ">u8"),
     ]
 )
-_GROUP = np.dtype([("seen", "<i8"), ("rows", "<u4"), ("bytes", "<u4")])
-_PUT = np.dtype(
-    [
-        ("user", ">u8"),
-        ("read_version", ">i8"),
-        ("version", ">i8"),
-        ("place", "<u4"),
-        ("length", "<u4"),
-        ("fields", "<u4"),
-        ("spare", "<u4"),
-    ]
-)
+GROUP = np.dtype([("seen", "<i8"), ("rows", "<u4"), ("bytes", "<u4")])
 _HAS_ROW, _KEY, _OUTBOX, _DEFERRED, _SETTLES = 1, 2, 4, 8, 16
 _MOST_ROWS, _MOST_BYTES, _ENTRY = 1_000, 8 << 20, HISTORY_DTYPE.itemsize
 _COPIED = 1
@@ -123,7 +112,7 @@ def _group(shards: npt.NDArray[np.uint8], ends: I64, seen: I64, *, by_shard: boo
             if int(ends[start - 1]) - before > _MOST_BYTES:
                 start = max(starts[-1] + 1, int(np.searchsorted(ends, before + _MOST_BYTES, "right")))
     bounds = [*starts, len(shards)]
-    fixed = np.zeros(len(starts), _GROUP)
+    fixed = np.zeros(len(starts), GROUP)
     own = shards[starts]
     fixed["seen"], fixed["rows"] = seen[own], np.diff(bounds)
     fixed["bytes"] = np.diff(ends[np.asarray(bounds[1:]) - 1], prepend=0)
@@ -229,7 +218,7 @@ def commit_pieces(
         payloads = [p for row in made.order[start:end].tolist() if (p := plan.outbox[row])] if len(plan.outbox) else []
         call = script.call(
             [META_KEYS[shard] for shard in shards], *keeping,
-            fixed[first * _GROUP.itemsize : last * _GROUP.itemsize], rows[start * _ROW.itemsize : end * _ROW.itemsize],
+            fixed[first * GROUP.itemsize : last * GROUP.itemsize], rows[start * _ROW.itemsize : end * _ROW.itemsize],
             entries[entry_ends[start] * _ENTRY : entry_ends[end] * _ENTRY], title, int(by_shard), *payloads,
         )  # fmt: skip
         if made.records:
@@ -264,44 +253,5 @@ def _with_records(
     return Command(data, call.script, lead=3, atomic=True)
 
 
-class Put(NamedTuple):
-    """Bytes to lay into one user's row at `place`, and fields of its names and proofs ("" removes one)."""
-
-    user: int
-    read_version: int
-    place: int
-    patch: bytes
-    fields: Sequence[bytes | str] = ()
-
-
-def put_pieces(script: Script, puts: Sequence[Put], seen: I64, *, by_shard: bool) -> list[Piece]:
-    """Calls of redis_put.lua."""
-    users = np.asarray([put.user for put in puts], np.uint64)
-    shards = shards_of(users)
-    order = np.argsort(shards, kind="stable")
-    shards = shards[order]
-    ordered = [puts[row] for row in order.tolist()]
-    rows = np.zeros(len(puts), _PUT)
-    rows["user"] = users[order]
-    rows["read_version"] = [put.read_version for put in ordered]
-    rows["version"] = rows["read_version"] + 1
-    rows["place"], rows["length"] = [put.place for put in ordered], [len(put.patch) for put in ordered]
-    rows["fields"] = [len(put.fields) // 2 for put in ordered]
-    out = []
-    for start, end in in_pieces(shards, by_shard=by_shard):
-        own = ordered[start:end]
-        edges = np.flatnonzero(np.concatenate(([True], shards[start + 1 : end] != shards[start : end - 1])))
-        groups = np.zeros(len(edges), _GROUP)
-        distinct = shards[start:end][edges].astype(np.int64)
-        groups["seen"], groups["rows"] = seen[distinct], np.diff(edges, append=end - start)
-        patches = b"".join(put.patch for put in own)
-        fields = [field for put in own for field in put.fields]
-        keys = [META_KEYS[shard] for shard in distinct.tolist()]
-        call = script.call(keys, groups.tobytes(), rows[start:end].tobytes(), patches, *fields)
-        out.append(Piece(distinct, order[start:end], int(distinct[0]), call))
-    return out
-
-
 assert _ROW.itemsize == 112
-assert _PUT.itemsize == 40
 assert _ENTRY == 56

@@ -23,7 +23,8 @@ from serve_app.ledger.protocol import (
     UserState,
 )
 from serve_app.ledger.redis_keys import META_KEYS, row_gets, shard_of, shards_of
-from serve_app.ledger.redis_plans import Put, commit_pieces, in_pieces, put_pieces
+from serve_app.ledger.redis_plans import commit_pieces, in_pieces
+from serve_app.ledger.redis_puts import Put, put_pieces
 from serve_app.ledger.redis_rows import (
     ENTRIES_AT,
     consents_of,
