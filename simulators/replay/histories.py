@@ -91,7 +91,7 @@ class UserHistories:
         return Histories(*self._arena.gather(rows))
 
     def refund(self, rows: I64, at: I64, read: npt.NDArray[np.int16], known: I64, failures: Failures) -> None:
-        """Flag the sends whose failure a decision knew of, for distinct rows: `known` i64 of the user's failures; where it is
+        """Flag the sends whose failure was known, for distinct rows: `known` i64 of the user's failures; where it is
         -1, as many as make `read` refunded uses; where that is -1 too, those that failed by `at`."""
         records = self._arena.records
         _refund(
