@@ -25,6 +25,7 @@ from serve_app.ingress.asked_json import batch_from_json
 from serve_app.ingress.auth import Scope
 from serve_app.ingress.batcher import MicroBatcher
 from serve_app.ingress.calls import Call, Incoming, json_answer
+from serve_app.ingress.deadlines import by_deadline
 from serve_app.ingress.decision_chunks import Answer, Chunk, rows_of, table_of
 from serve_app.ingress.decisions import Asking, prepare_decisions, row_ids
 from serve_app.ingress.problems import ProblemError, problem_of
@@ -88,7 +89,7 @@ class NotifyRoutes:
         with admitted(incoming, body, self._library, self._settings.budgets.decide_ms) as one:
             key = (*one.pins, one.dry, body.explain)
             asked = _Ask(body, one, incoming.caller.name)
-            answer = await self.batcher.submit((asked, key), key=key, leave_by_s=one.leave_by_s)
+            answer = await by_deadline(self.batcher.submit((asked, key), key=key, leave_by_s=one.leave_by_s), one)
         return json_answer({**answer, **_envelope(one)})
 
     async def _run(self, batch: Sequence[tuple[_Ask, Key]]) -> list[Answer]:
@@ -150,7 +151,7 @@ class NotifyRoutes:
         rows, asked = await in_pool(self._pool, lambda: _read_batch(incoming, arrow))
         with admitted(incoming, asked, self._library, self._settings.budgets.decide_batch_ms) as one:
             edition, ledgered = await self._edition_or_last(*one.pins)
-            chunks = await self._chunks(rows, one, edition, incoming.caller.name, ledgered)
+            chunks = await by_deadline(self._chunks(rows, one, edition, incoming.caller.name, ledgered), one)
 
         def answer() -> Response:
             if arrow:

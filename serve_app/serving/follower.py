@@ -11,13 +11,14 @@ from concurrent.futures import Executor
 from typing import Any
 
 from serve_app.errors import HindcastError
-from serve_app.serving.board import KINDS, Kind, Orders, Report
+from serve_app.serving.board import KINDS, POLL_S, Kind, Orders, Report
 from serve_app.serving.versions import VersionStore
 
 __all__ = ["Follower"]
 
 _LOG = logging.getLogger("hindcast.serving")
 _RETRY_S = 0.5
+_POLL_LIMIT_S = 5 * POLL_S
 
 Poll = Callable[[Report, int], Awaitable[Orders]]
 
@@ -74,7 +75,9 @@ class Follower:
     async def _ask(self) -> Orders:
         while True:
             try:
-                return await self._poll(self.report(), self._epoch)
+                # Limited, so that a poll that got lost with the board's process is asked again.
+                async with asyncio.timeout(_POLL_LIMIT_S):
+                    return await self._poll(self.report(), self._epoch)
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - the board restarts by itself; until then we serve what we hold
