@@ -2,8 +2,8 @@
 evaluation for ranking policies under the cascade behavior model"): RIPS with an outcome model as control variate,
 ``w_(1..k) (r_k - Q_k(a_k)) + w_(1..k-1) E_pi Q_k``.
 
-`q_logged` is the model's reward of the slot's item given the slots above, `q_target` its mean over the target's choices for
-that slot. Right where RIPS is, whatever the model."""
+`q_logged` is the model's reward of the slot *and all below it*, given its item and the items above; `q_target` its mean over
+the target's choices for that slot. Right where RIPS is, whatever the model."""
 
 from __future__ import annotations
 

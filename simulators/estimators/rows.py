@@ -127,7 +127,7 @@ def checked_rows(
     row may earn the reward. InvalidInput: lengths differ, a user's rows are not adjacent, `target_send` without `send` or
     the reverse, or (with on_bad="error") any fault.
     """
-    users = np.ascontiguousarray(user, np.uint64)
+    users = _dense(user, np.uint64)
     n = len(users)
     _adjacent(users)
     p = _column("propensity", propensity, n)
@@ -145,7 +145,7 @@ def checked_rows(
     flat = none if q_pi is None else q_pi.reshape(n, pi.shape[1] * y.shape[1])
     _faults(p, pi, pi_send, lost, y, none if q is None else q, flat, fault)
     if row_id is not None:
-        again = _repeated(users, np.ascontiguousarray(row_id, np.uint64))
+        again = _repeated(users, _dense(row_id, np.uint64))
         fault[(fault < 0) & again] = FAULTS.index("duplicated")
     counts = np.bincount(fault[fault >= 0], minlength=len(FAULTS)).astype(np.int64)
     if counts.any() and on_bad == "error":
@@ -169,8 +169,13 @@ def _adjacent(users: U64) -> None:
         raise InvalidInput("rows of one user are not adjacent", field="user", hint="sort by (user, order) first")
 
 
+def _dense(values: npt.ArrayLike, kind: type[np.generic]) -> npt.NDArray[Any]:
+    """Contiguous and writable: kernels are compiled for such arrays, and columns that come from Arrow are read-only."""
+    return np.require(np.asarray(values, kind), requirements=["C", "W"])
+
+
 def _column(name: str, values: npt.ArrayLike, n: int) -> F64:
-    out = np.ascontiguousarray(values, np.float64)
+    out = _dense(values, np.float64)
     if out.shape != (n,):
         raise InvalidInput(f"has shape {out.shape}, expected ({n},)", field=name)
     return out
@@ -184,14 +189,14 @@ def _any_column(name: str, values: npt.ArrayLike, n: int) -> npt.NDArray[Any]:
 
 
 def _codes(name: str, values: npt.ArrayLike, n: int) -> I32:
-    out = np.ascontiguousarray(values, np.int32)
+    out = _dense(values, np.int32)
     if out.shape != (n,):
         raise InvalidInput(f"has shape {out.shape}, expected ({n},)", field=f"groups[{name}]")
     return out
 
 
 def _matrix(name: str, values: npt.ArrayLike, n: int, width: int | None = None) -> F64:
-    out = np.ascontiguousarray(values, np.float64)
+    out = _dense(values, np.float64)
     out = out[:, None] if out.ndim == 1 else out
     if out.ndim != 2 or len(out) != n or (width is not None and out.shape[1] != width):
         raise InvalidInput(f"has shape {out.shape}, expected ({n}, {width or 'any'})", field=name)
@@ -204,7 +209,7 @@ def _model(
     if q_logged is None or q_target is None:
         return None, None
     q = _matrix("q_logged", q_logged, n, metrics)
-    q_pi = np.ascontiguousarray(q_target, np.float64)
+    q_pi = _dense(q_target, np.float64)
     if q_pi.size == n * policies * metrics:
         q_pi = q_pi.reshape(n, policies, metrics)
     if q_pi.shape != (n, policies, metrics):

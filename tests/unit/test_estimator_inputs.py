@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from serve_app.errors import InvalidInput
@@ -163,3 +164,14 @@ def test_cells_must_hold_the_one_in_force() -> None:
     found["extra"]["cell_probability"][:] = 0.01
     with pytest.raises(InvalidInput, match="no cell gives"):
         FACTORIES["cells"]().update(rows_of(found))
+
+
+def test_read_only_columns_from_arrow_are_taken_as_they_are() -> None:
+    found = columns(7, 50)
+    for name in ("user", "propensity", "send"):
+        found[name] = pa.array(found[name]).to_numpy()
+        assert not found[name].flags.writeable
+    read, written = FACTORIES["snips"](), FACTORIES["snips"]()
+    read.update(rows_of(found))
+    written.update(rows_of(columns(7, 50)))
+    assert read.interval("bold", "click") == written.interval("bold", "click")
