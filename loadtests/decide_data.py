@@ -51,8 +51,8 @@ Progress = Callable[[str], None]
 class Size:
     """Users who lived in the world, days they did, and everybody."""
 
-    world_users: int = 20_000
-    days: int = 4
+    world_users: int = 6_000
+    days: int = 6
     items: int = 1_000
     population: int = 1_000_000
     seed: int = 7
