@@ -160,6 +160,15 @@ class Estimator(ABC):
                 weight, live, lost = rows.weight, rows.send, rows.unsupported
             self.diagnostics.update(units.user, weight, live, lost, rows.excluded, code)
 
+    def earners(self, policy: str, metric: str, group: int = 0) -> float | None:
+        """Kish's effective number of users who earned a metric under a policy; None where values rest on a model."""
+        place = self._place.get(f"reward.{self.policies.index(policy)}.{self.metrics.index(metric)}")
+        if place is None:
+            return None
+        moments, _ = self._moments(group)
+        square = moments.product[place, place]
+        return float(moments.total[place] ** 2 / square) if square > 0 else 0.0
+
     def offers(self, per: Per) -> bool:
         """Can it answer per user, decision, send under its grouping?"""
         return self.grouping is None or self.grouping.of != "choice" or per in self.by_choice

@@ -29,6 +29,9 @@ class VerdictSettings(_Group):
     """Usable only up to this share."""
     refuse_mean_weight_beyond: float = Field(4.0, gt=0)
     """Refused where the mean weight is further than this many standard errors from the supported mass."""
+    usable_earners_from: float = Field(30.0, ge=0)
+    """Usable only where at least this many users, by the same formula on their weighted rewards, earned the metric: below it
+    an interval that leans on the normal distribution is too short."""
     refuse_excluded_above: float = Field(0.05, ge=0, le=1)
     """Refused where more than this share of rows had to be left out (propensity missing, 0, above 1, ...)."""
     usable_excluded_to: float = Field(0.001, ge=0, le=1)

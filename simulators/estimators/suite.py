@@ -23,7 +23,7 @@ from simulators.estimators.estimator import LOGGED, Estimator
 from simulators.estimators.rows import Rows
 from simulators.estimators.settings import EstimateSettings
 from simulators.estimators.shrinkage import ShrunkDR
-from simulators.estimators.verdicts import Estimate, Estimated, Per, Refused, Standing, Subject, Verdict, judge
+from simulators.estimators.verdicts import Estimate, Estimated, Per, Refused, Standing, Subject, Verdict, judge, worse
 
 __all__ = ["Suite"]
 
@@ -103,9 +103,12 @@ class Suite:
         """How far to trust one estimator on one policy and metric. control: the target that is the logging policy."""
         one = self._by_label[label]
         clean = None if control is None else self.control_is_clean(label, control, metric, settings)
+        flags, earners = list(one.flags(policy, metric)), one.earners(policy, metric, group)
+        if earners is not None and earners < settings.verdict.usable_earners_from:
+            flags.append(f"only about {earners:.0f} users earned it")
         return judge(
             self.weights_of(label, policy, group), settings.verdict, trust=one.trust, clean=clean,
-            mean_weight_is_one=one.grouping is None or one.grouping.of != "choice", flags=one.flags(policy, metric),
+            mean_weight_is_one=one.grouping is None or one.grouping.of != "choice", flags=flags,
         )  # fmt: skip
 
     def estimates(
@@ -125,10 +128,13 @@ class Suite:
             asked = groups * len(self.metrics) * (len(self.policies) - 1)
             for policy, metric, group in product(self.policies[1:], self.metrics, range(groups)):
                 verdict = self.verdict(label, policy, metric, settings, control, group)
+                paired = verdict
+                if versus not in (None, LOGGED, policy):
+                    paired = worse(verdict, self.verdict(label, str(versus), metric, settings, control, group))
                 for what in offered:
                     yield self._estimate(one, policy, metric, what, None, group, verdict, settings, asked)
                     if versus is not None and versus != policy:
-                        yield self._estimate(one, policy, metric, what, versus, group, verdict, settings, asked)
+                        yield self._estimate(one, policy, metric, what, versus, group, paired, settings, asked)
 
     def _estimate(
         self, one: Estimator, policy: str, metric: str, per: Per, versus: str | None, group: int, verdict: Verdict,

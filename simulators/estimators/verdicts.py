@@ -13,7 +13,7 @@ from simulators.estimators.diagnostics import PolicyDiagnostics
 from simulators.estimators.intervals import Interval
 from simulators.estimators.settings import VerdictSettings
 
-__all__ = ["Estimate", "Estimated", "Per", "Refused", "Standing", "Subject", "Trust", "Verdict", "judge"]
+__all__ = ["Estimate", "Estimated", "Per", "Refused", "Standing", "Subject", "Trust", "Verdict", "judge", "worse"]
 
 
 class Standing(StrEnum):
@@ -117,6 +117,12 @@ def judge(
         weak.append("biased by construction")
     weak.extend(flags)
     return Verdict(Standing.weak, tuple(weak)) if weak else Verdict(Standing.usable)
+
+
+def worse(one: Verdict, other: Verdict) -> Verdict:
+    """The verdict on a difference of two: the worse standing, and the reasons of both."""
+    standing = max(one.standing, other.standing, key=list(Standing).index)
+    return Verdict(standing, tuple(dict.fromkeys([*one.reasons, *other.reasons])))
 
 
 def _faults(found: PolicyDiagnostics, limits: VerdictSettings) -> tuple[list[str], list[str]]:

@@ -124,6 +124,25 @@ def test_a_wrong_propensity_shows_in_the_mean_weight() -> None:
     assert suite.verdict("ips", "quiet", "click", EstimateSettings()).standing == Standing.refused
 
 
+def test_a_difference_is_no_better_than_either_policy() -> None:
+    found = world(4000, epsilon=0.3)
+    found["unsupported"][:, 0] = 0.4
+    found["target"][:, 0] *= 0.6
+    ones = list(suite_of(found).estimates(versus="same"))
+    assert {type(one) for one in ones if one.subject.policy == "quiet" and one.subject.versus == "same"} == {Refused}
+    assert {type(one) for one in ones if one.subject.policy == "quiet" and one.subject.versus is None} == {Estimated}
+
+
+def test_a_metric_that_hardly_anybody_earned_is_weak() -> None:
+    found = world(4000, epsilon=0.3)
+    rare = np.zeros(len(found["reward"]))
+    rare[np.flatnonzero(found["send"])[::8][:20]] = 1.0
+    suite = suite_of({**found, "reward": rare})
+    verdict = suite.verdict("snips", "same", "click", EstimateSettings(), control="same")
+    assert verdict.standing == Standing.weak
+    assert verdict.reasons == ("only about 20 users earned it",)
+
+
 def test_the_control_catches_a_policy_that_does_not_reproduce_the_log() -> None:
     suite = suite_of(world(4000, epsilon=0.3))
     settings = EstimateSettings()
