@@ -15,9 +15,12 @@ from serve_app.ingress.auth import Scope
 from serve_app.ingress.calls import Call, Incoming, json_answer
 from serve_app.ingress.problems import ProblemError
 from serve_app.ingress.schemas import Strict
+from serve_app.log.surroundings import environment_rows, promotion, switches
 from serve_app.log.upkeep import upkeep, upkeep_answer
+from serve_app.policies import read_policy
 from serve_app.serving.assemble import bridged
 from serve_app.serving.board import Kind
+from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Library
 from serve_app.settings import Settings
 
@@ -90,7 +93,10 @@ class Upkept(BaseModel):
 class OperateRoutes:
     """Handlers of operations."""
 
-    def __init__(self, owner: Any, library: Library, settings: Settings, metrics_url: str | None) -> None:
+    def __init__(
+        self, owner: Any, library: Library, settings: Settings, metrics_url: str | None, journal: JournalHost
+    ) -> None:
+        self._journal = journal
         self._owner, self._library, self._settings = owner, library, settings
         self._metrics = httpx.AsyncClient(base_url=metrics_url, timeout=5.0) if metrics_url else None
 
@@ -160,13 +166,24 @@ class OperateRoutes:
             raise NotReady(f"the metrics agent does not answer: {type(error).__name__}", field="metrics") from error
         return Response(answer.content, media_type="text/plain; version=0.0.4")
 
+    def _tell(self, kind: Kind, version: str, before: str) -> None:
+        """Log what came into force. The promotion stands whether or not the log could be written in time."""
+        happened = [promotion(now_us(), kind, version, before)]
+        if kind == "policy":
+            thrown, known = (read_policy(self._settings.data, one).kill_switches for one in (version, before))
+            if thrown != known:
+                happened.append(switches(now_us(), version, thrown.model_dump(mode="json")))
+        self._journal.write({"environment": environment_rows(happened)})
+
     def _phase(self, kind: Kind, phase: str) -> Any:
         async def handler(incoming: Incoming) -> Response:
             version = incoming.body.version
             if phase == "prepare":
                 await self._owner.prepare(kind, version)
             else:
+                before = (self._library.releases if kind == "release" else self._library.policies).current
                 await self._owner.commit_version(kind, version)
+                await asyncio.to_thread(lambda: self._tell(kind, version, before))
             return json_answer({"version": version, "done": phase})
 
         return handler

@@ -42,6 +42,7 @@ from serve_app.ingress.schemas_state import (
 )
 from serve_app.ledger.protocol import Consent, UserChanges, UserRecord
 from serve_app.log.erasure import erase_user
+from serve_app.log.surroundings import availability, environment_rows
 from serve_app.policy.zones import zone_index
 from serve_app.regions import region_index
 from serve_app.serving.journalling import JournalHost
@@ -170,7 +171,8 @@ class StateRoutes:
             price=document.price,
         )
         seq = await self._owner.call("append_catalogue_change", ITEM_CHANGE, payload)
-        rows = names_rows([], [name], incoming.at_us)
+        happened = availability(incoming.at_us, name, document.available, seq)
+        rows = names_rows([], [name], incoming.at_us) | {"environment": environment_rows([happened])}
         await in_pool(self._pool, lambda: self._journal.write(rows))
         return json_answer(ItemState(item=name, sequence=seq, available=document.available).model_dump())
 

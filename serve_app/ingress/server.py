@@ -137,7 +137,7 @@ class IngressServer:
             StateRoutes(self._owner, self.library, self.journal, self._pool, self.settings),
             self.notify_routes,
             OutboxRoutes(outbox_desk(self.settings, self._owner.call, edition, self.journal, self._pool)),
-            OperateRoutes(self._owner, self.library, self.settings, metrics_url),
+            OperateRoutes(self._owner, self.library, self.settings, metrics_url, self.journal),
         ]
         calls: list[Call] = [call for part in parts for call in part.calls()]
         app = FastAPI(title="Hindcast", docs_url=None, redoc_url=None, openapi_url=None)

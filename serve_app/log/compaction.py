@@ -22,6 +22,7 @@ from serve_app.log.once import keep_once
 from serve_app.log.reader import read_files
 from serve_app.log.rows import fill
 from serve_app.log.snapshot import log_folder
+from serve_app.log.surroundings import environment_rows, outages
 from serve_app.log.writer import DAY_US, DEFAULT_GROUPS, LogWriter, day_text, sort_rows
 
 __all__ = ["CompactionResult", "compact", "deduplicate", "merge_rows", "watermark_rows"]
@@ -106,6 +107,9 @@ def _one_pass(writer: LogWriter, read: JournalRead, result: CompactionResult, cl
         merge_rows(writer, table, kept, merge_below)
         result.rows[table] = result.rows.get(table, 0) + len(kept)
         result.duplicates[table] = result.duplicates.get(table, 0) + duplicates[table]
+    happened = outages(written["requests"]) if len(written.get("requests", ())) else []
+    if happened:
+        merge_rows(writer, "environment", pa.Table.from_batches([environment_rows(happened)]), merge_below)
     if written:
         marks = watermark_rows(written, clock, "journal", duplicates=duplicates, damaged=read.damaged + read.torn)
         merge_rows(writer, "watermark", pa.Table.from_batches([marks]), merge_below)

@@ -29,6 +29,7 @@ __all__ = ["CopyResult", "RecordSource", "copy_records"]
 
 _BATCH = 20_000
 _READS = 8
+_RECENT_DAYS = 4
 _UNDER_WAY_US = 120_000_000  # a decision's frame follows its commit within this time, while its writer lives
 
 
@@ -86,7 +87,8 @@ def copy_records(
 def _sorted_out(
     data: str | os.PathLike[str], records: Sequence[StoredRecord], now_us: int
 ) -> tuple[set[int], list[StoredRecord], list[int]]:
-    """(ids that the Parquet log holds as committed, on any day; records to write; ids to leave for a later pass).
+    """(ids that the newest days of the Parquet log hold as committed; records to write, unless an older day holds them; ids
+    to leave for a later pass).
 
     Left are those that stand in the journal, which is not always as durable as the ledger, and those whose frame may be on
     its way there."""
@@ -95,7 +97,8 @@ def _sorted_out(
     for _ in range(_READS):
         snapshot = load_snapshot(data)
         try:
-            state = find_requests(data, snapshot.files, users, ids).state
+            recent = sorted({one.day for one in snapshot.files if one.table == "decisions"})[-_RECENT_DAYS:]
+            state = find_requests(data, snapshot.files, users, ids, days=recent).state
         except DamagedArtifact:
             if load_snapshot(data).sequence == snapshot.sequence:
                 raise

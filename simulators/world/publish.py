@@ -14,6 +14,7 @@ from serve_app.catalogue import SCHEMAS, write_catalogue
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.log.snapshot import LogFile, commit, load_snapshot, log_folder
 from serve_app.log.writer import LogWriter
+from serve_app.policies import store_policy
 from serve_app.policy.document import PolicyDocument, canonical_json, load_policy, parse_policy
 from simulators.world.driver import Day, Run, World, world_policy
 from simulators.world.record import Recorder
@@ -120,6 +121,7 @@ def _write_world(
     }
     (truth / "world.json").write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
     (truth / "behaviour.json").write_bytes(canonical_json(document))
+    store_policy(data, document)  # not promoted: what decided the log, for audits and replays
     return rows
 
 

@@ -152,6 +152,20 @@ def test_a_copy_on_an_earlier_day_that_was_never_committed_gives_way(policy: Com
     assert {row["ts"] for row in rows if row["request_id"] in granted} == {NOON + 30 * DAY_US}
 
 
+def test_what_an_old_day_of_the_log_holds_is_not_written_again(policy: CompiledPolicy, tmp_path: Path) -> None:
+    ledger, others = MemoryLedger(), MemoryLedger()
+    decided = decided_on(ledger, policy)
+    journalled(tmp_path, decided, policy)
+    for day in range(1, 8):
+        later = decided_on(others, policy, now=NOON + day * DAY_US, first_request=10_000 * day)
+        journalled(tmp_path, later, policy)
+    compact(tmp_path, now_us=1)
+    before = written(tmp_path)
+    copy_records(tmp_path, ledger, now_us=NOON + 9 * DAY_US)
+    assert ledger.pending_records(1) == []
+    assert written(tmp_path) == before
+
+
 def test_what_is_in_the_journal_or_on_its_way_there_waits(policy: CompiledPolicy, tmp_path: Path) -> None:
     ledger = MemoryLedger()
     decided = decided_on(ledger, policy)
