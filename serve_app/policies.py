@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve_app.errors import DamagedArtifact, HindcastError, InvalidInput, NotReady, UnknownIdentifier
-from serve_app.policy.document import PolicyDocument, canonical_json, parse_policy
+from serve_app.policy.document import PolicyDocument, canonical_json, parse_policy, revision_of
 from serve_app.release.flip import Flip
 from serve_app.release.manifest import write_text_atomically
 
@@ -88,14 +88,14 @@ def read_policy(data: Path, revision: str) -> PolicyDocument:
 
 
 def _read(path: Path) -> PolicyDocument:
+    content = path.read_bytes()
+    if revision_of(content) != path.stem:
+        message = f"the content has revision {revision_of(content)}"
+        raise DamagedArtifact(message, field=str(path), hint="promote the policy again from its source file")
     try:
-        document = parse_policy(json.loads(path.read_bytes()), name=path.name)
+        return parse_policy(json.loads(content), name=path.name).stored_as(path.stem)
     except (json.JSONDecodeError, UnicodeDecodeError, InvalidInput) as error:
         raise DamagedArtifact(f"the stored policy cannot be read: {error}", field=str(path)) from None
-    if document.revision != path.stem:
-        message = f"the content has revision {document.revision}"
-        raise DamagedArtifact(message, field=str(path), hint="promote the policy again from its source file")
-    return document
 
 
 def current_policy(data: Path) -> PolicyDocument:

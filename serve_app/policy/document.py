@@ -22,7 +22,15 @@ from serve_app.policy.rules import Cap, Deferral, KillSwitches, MessageClasses, 
 from serve_app.policy.segment_tree import Segment
 from serve_app.policy.trials import Cells, Experiment, Flips, Holdout
 
-__all__ = ["DEFAULT_POLICY", "PolicyDocument", "canonical_json", "load_policy", "parse_policy", "review_policy"]
+__all__ = [
+    "DEFAULT_POLICY",
+    "PolicyDocument",
+    "canonical_json",
+    "load_policy",
+    "parse_policy",
+    "review_policy",
+    "revision_of",
+]
 
 DEFAULT_POLICY = Path(__file__).with_name("default.yaml")
 
@@ -77,8 +85,14 @@ class PolicyDocument(Strict):
 
     @cached_property
     def revision(self) -> str:
-        """Content hash: 20 hex digits of the SHA-256 of the canonical JSON."""
-        return hashlib.sha256(canonical_json(self)).hexdigest()[:20]
+        """Content hash of the canonical JSON; of a stored document, of the bytes it was stored as."""
+        return revision_of(canonical_json(self))
+
+    def stored_as(self, revision: str) -> Self:
+        """The document under the revision it was stored with. All its values were spelled out then, so that a later version
+        of this schema, which may know further settings, neither changes what it says nor what it is called."""
+        self.__dict__["revision"] = revision  # where cached_property looks
+        return self
 
     @property
     def ad_label(self) -> str | None:
@@ -110,6 +124,11 @@ class PolicyDocument(Strict):
 
 
 _WITH_WINDOWS = ("caps.", "min_gap.", "duplicate_window_hours")
+
+
+def revision_of(content: bytes) -> str:
+    """20 hex digits of the SHA-256 of a document's canonical JSON."""
+    return hashlib.sha256(content).hexdigest()[:20]
 
 
 def canonical_json(document: PolicyDocument) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,8 +22,16 @@ from serve_app.policies import (
     rollback_policy,
     store_policy,
 )
+from serve_app.policy.compile import compile_policy
 from serve_app.policy.diff import policy_diff
-from serve_app.policy.document import DEFAULT_POLICY, PolicyDocument, load_policy, parse_policy
+from serve_app.policy.document import (
+    DEFAULT_POLICY,
+    PolicyDocument,
+    canonical_json,
+    load_policy,
+    parse_policy,
+    revision_of,
+)
 from serve_app.policy.remarks import remarks
 from tests.unit.decision_worlds import a_policy
 
@@ -294,3 +303,16 @@ def test_rules_that_can_never_bite_are_remarked_on(settings: dict[str, Any], fie
 
 def test_the_default_policy_gives_no_cause_for_remarks() -> None:
     assert remarks(load_policy(DEFAULT_POLICY)) == []
+
+
+def test_a_stored_policy_keeps_its_name_when_a_later_schema_knows_more_settings(tmp_path: Path) -> None:
+    """What an older version stored lacks a setting that this one has: still whole, still called the same."""
+    content = json.loads(canonical_json(load_policy(DEFAULT_POLICY)))
+    del content["description"]
+    older = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    path = tmp_path / "policies" / f"{revision_of(older)}.json"
+    path.parent.mkdir()
+    path.write_bytes(older)
+    document = read_policy(tmp_path, path.stem)
+    assert document.revision == path.stem
+    assert compile_policy(document, heads={}).revision == path.stem
