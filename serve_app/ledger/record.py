@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +68,7 @@ _META = (
 _NO_KEY = bytes(16)
 
 
+@lru_cache(maxsize=256)
 def _layout(order: tuple[str, ...], mask: int, gates: int, heads: int, *, request: bool) -> np.dtype[np.void]:
     fields: list[Any] = []
     for bit, name in enumerate(order):
@@ -160,6 +162,13 @@ def _held(batch: Batch, policies: Sequence[CompiledPolicy]) -> npt.NDArray[np.ui
     return out
 
 
+@lru_cache(maxsize=256)
+def _meta(text: bytes) -> dict[str, Any]:
+    """Records of a batch share theirs."""
+    said: dict[str, Any] = json.loads(text)
+    return said
+
+
 def unpack_record(record: bytes) -> dict[str, Any]:
     """{"schema": int, "meta": dict, "request": {column: value}, "candidates": {column: array of c rows}}.
 
@@ -186,7 +195,7 @@ def unpack_record(record: bytes) -> dict[str, Any]:
     rows = np.frombuffer(record, narrow, count, start + wide.itemsize)
     return {
         "schema": schema,
-        "meta": json.loads(record[_HEAD.size : start]),
+        "meta": dict(_meta(record[_HEAD.size : start])),
         "request": request,
         "candidates": {name: np.ascontiguousarray(rows[name]) for name in narrow.names or ()},
     }

@@ -110,8 +110,12 @@ def _sorted_out(
         journalled = _journalled(data, snapshot)
         if load_snapshot(data).sequence != snapshot.sequence:
             continue
-        newest = now_us - _UNDER_WAY_US if living_writers(data) else now_us
-        waits = {one.id for one in rest if (one.user, one.request_id) in journalled or _decided_at(one) > newest}
+        newest = now_us - _UNDER_WAY_US if living_writers(data) else None
+        waits = {
+            one.id
+            for one in rest
+            if (one.user, one.request_id) in journalled or (newest is not None and _decided_at(one) > newest)
+        }
         return known, [one for one in rest if one.id not in waits], sorted(waits)
     raise NotReady("the log kept changing while it was read", field="log", hint="try again")
 

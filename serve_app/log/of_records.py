@@ -95,12 +95,14 @@ def _rows(records: Sequence[StoredRecord], found: Sequence[dict[str, Any]]) -> d
 def _assigned(requests: Sequence[dict[str, Any]], trials: Sequence[Trials]) -> dict[str, pa.ListArray]:
     if not trials:
         return {}
-    arms, holdouts = [], []
-    for one in requests:  # few: only decisions whose journal frame was lost come this way
-        own = trials[one.get("policy", 0)]
-        arms.append(arms_column(own, np.array([one.get("arms", 0)], np.uint64)))
-        holdouts.append(holdouts_column(own, np.array([one.get("held", 0)], np.uint64)))
-    return {"arms": pa.concat_arrays(arms), "holdouts": pa.concat_arrays(holdouts)}
+    pinned = np.array([one.get("policy", 0) for one in requests], np.int64)
+    bits, held = (np.array([one.get(name) or 0 for one in requests], np.uint64) for name in ("arms", "held"))
+    places = [np.flatnonzero(pinned == index) for index in np.unique(pinned).tolist()]
+    own = [trials[int(pinned[rows[0]])] for rows in places]
+    back = pa.array(np.argsort(np.concatenate(places), kind="stable"))
+    arms = pa.concat_arrays([arms_column(one, bits[rows]) for one, rows in zip(own, places, strict=True)])
+    holdouts = pa.concat_arrays([holdouts_column(one, held[rows]) for one, rows in zip(own, places, strict=True)])
+    return {"arms": arms.take(back), "holdouts": holdouts.take(back)}
 
 
 def _batch(found: Sequence[dict[str, Any]]) -> tuple[Batch, EntityHashes]:
