@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 from serve_app.errors import DamagedArtifact, InvalidInput
-from simulators.estimators import OutcomeModel, OutcomeSettings, fit_outcome_model, load_outcome_model
-from simulators.estimators.outcome_model import fold_of, sampled_users
+from simulators.estimators.outcome_model import (
+    OutcomeModel,
+    OutcomeSettings,
+    fit_outcome_model,
+    fold_of,
+    load_outcome_model,
+    sampled_users,
+)
 
 RNG = np.random.default_rng(0)
 N = 6000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from functools import reduce
 from operator import add
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.errors import DamagedArtifact, InvalidInput
-from simulators.estimators import IPS, SNIPS, Suite
+from simulators.estimators import IPS, SNIPS, EstimateSettings, Standing, Suite
 from simulators.estimators.exact import LIMBS, add_exactly, as_float, canonical
 from tests.unit.estimator_support import FACTORIES, METRICS, POLICIES, columns, rows_of, user_cuts
 
@@ -101,3 +102,35 @@ def test_totals_too_large_to_square_are_refused_by_user() -> None:
     found["reward"][2] = 1e30
     with pytest.raises(InvalidInput, match="not finite or above"):
         FACTORIES["ips"]().update(rows_of(found))
+
+
+def test_a_suite_travels_between_processes() -> None:
+    suite = Suite([FACTORIES["snips"](), FACTORIES["cells"](), FACTORIES["switch-dr"]()])
+    suite.update(rows_of(columns(6, 30)))
+    again = pickle.loads(pickle.dumps(suite))
+    assert_same((again + suite).to_arrays(), (suite + again).to_arrays())
+
+
+def test_a_user_of_ten_thousand_rows_is_one_user() -> None:
+    found = columns(7, 300)
+    heavy = columns(8, 1, most=1)
+    rows = np.zeros(10_000, np.int64)
+    heavy = {
+        name: {key: column[rows] for key, column in value.items()} if isinstance(value, dict) else value[rows]
+        for name, value in heavy.items()
+    }
+    heavy["user"][:] = 2**50
+    heavy["send"][:] = 1
+    both = {
+        name: {key: np.concatenate([column, heavy[name][key]]) for key, column in value.items()}
+        if isinstance(value, dict)
+        else np.concatenate([value, heavy[name]])
+        for name, value in found.items()
+    }
+    suite = Suite([FACTORIES["ips"]()])
+    suite.update(rows_of(both))
+    diagnosed = suite.weights_of("ips", "bold")
+    assert diagnosed.users == 301
+    assert diagnosed.largest_user > 0.5
+    assert diagnosed.ess_users < 10
+    assert suite.verdict("ips", "bold", "click", EstimateSettings()).standing == Standing.refused
