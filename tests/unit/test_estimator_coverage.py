@@ -13,7 +13,7 @@ from simulators.estimators.cap_worlds import CAP_WORLDS, METRICS, cap_rows, true
 from simulators.estimators.choice_worlds import CHOICE_WORLDS, true_value, world_rows
 from simulators.estimators.coverage import Outcome, refused_without_overlap, summary_of
 
-WORLDS = 100
+WORLDS = 200
 CLUSTERED = replace(CHOICE_WORLDS[-2], users=250, mean_decisions=16.0)  # rows of a user are much alike
 
 
