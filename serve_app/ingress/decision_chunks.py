@@ -18,7 +18,7 @@ from serve_app.ingress.stored import stored_row
 from serve_app.serving.deciding import Decided
 from serve_app.serving.library import Edition
 
-__all__ = ["Answer", "Chunk", "rows_of", "table_of"]
+__all__ = ["Answer", "Chunk", "cuts", "rows_of", "table_of"]
 
 Answer = dict[str, Any] | Exception
 
@@ -47,6 +47,24 @@ class Chunk:
             row: stored_row(decided.stored[row], self.rows.users[int(self.prepared.good[row])], self.edition)
             for row in np.flatnonzero(decided.status == DecideStatus.duplicate).tolist()
         }
+
+
+def cuts(rows: AskedRows, edition: Edition, *, most_rows: int, most_candidates: int) -> list[tuple[int, int]]:
+    """(start, stop) of runs of rows, in order, each of at most so many rows and, but for a single row, candidates. A row
+    that leaves channels or candidates open is taken for as many as it could have."""
+    channels = edition.campaigns.channels.lengths
+    widest, everything = int(channels.max(initial=1)), int(channels.sum())
+    each = np.r_[0, np.cumsum(np.where(rows.channel >= 0, 1, widest))]
+    named = each[rows.offsets[1:]] - each[rows.offsets[:-1]]
+    ends = np.cumsum(np.where(rows.named, named, everything))
+    out, start = [], 0
+    while start < len(rows):
+        before = int(ends[start - 1]) if start else 0
+        fits = int(np.searchsorted(ends, before + most_candidates, side="right"))
+        stop = max(start + 1, min(start + most_rows, fits))
+        out.append((start, stop))
+        start = stop
+    return out
 
 
 def rows_of(chunk: Chunk, *, explain: bool = False) -> list[Answer]:

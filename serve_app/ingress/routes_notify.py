@@ -26,7 +26,7 @@ from serve_app.ingress.auth import Scope
 from serve_app.ingress.batcher import MicroBatcher
 from serve_app.ingress.calls import Call, Incoming, json_answer
 from serve_app.ingress.deadlines import by_deadline
-from serve_app.ingress.decision_chunks import Answer, Chunk, rows_of, table_of
+from serve_app.ingress.decision_chunks import Answer, Chunk, cuts, rows_of, table_of
 from serve_app.ingress.decisions import Asking, prepare_decisions, row_ids
 from serve_app.ingress.problems import ProblemError, problem_of
 from serve_app.ingress.schemas import Rehearsal
@@ -49,6 +49,9 @@ __all__ = ["NotifyRoutes"]
 
 _JOURNAL_BYTES = 256 << 20  # a look-up reads at most so much of what is not compacted yet
 _PARALLEL_CHUNKS = 4
+# Features of a chunk's candidates travel between deployments, whose messages are bounded (4 MB); a fused ingress sends only
+# their records.
+_CANDIDATES_PER_CHUNK = {"chain": 5_000, "fused": 20_000}
 Key = tuple[str, str, bool, bool]
 
 
@@ -163,12 +166,13 @@ class NotifyRoutes:
 
     async def _chunks(self, rows: AskedRows, one: Admitted, edition: Edition, client: str, ledgered: bool) -> list[Chunk]:
         """Decide chunk by chunk; chunks run side by side unless a user stands in several rows."""
+        most = _CANDIDATES_PER_CHUNK[self._settings.topology]
         size = self._settings.limits.decide_batch_rows_per_chunk
+        parts = cuts(rows, edition, most_rows=size, most_candidates=most)
         distinct = len(np.unique(rows.user)) == len(rows)
         gate = asyncio.Semaphore(_PARALLEL_CHUNKS if distinct else 1)
 
-        async def run(start: int) -> Chunk:
-            stop = min(start + size, len(rows))
+        async def run(start: int, stop: int) -> Chunk:
             part = rows.part(start, stop)
 
             def asking() -> Asking:
@@ -181,7 +185,7 @@ class NotifyRoutes:
                 except Exception as error:  # noqa: BLE001 - rows of other chunks are decided all the same
                     return Chunk.failed(part, error, edition)
 
-        return list(await asyncio.gather(*(run(start) for start in range(0, len(rows), size))))
+        return list(await asyncio.gather(*(run(*part) for part in parts)))
 
     async def _stored(self, incoming: Incoming) -> Response:
         user, request_id, slot = parse_decision_id(incoming.params["id"])

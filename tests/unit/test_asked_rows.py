@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from serve_app.batch import Ragged
 from serve_app.ingress.arrow import rows_from_arrow
 from serve_app.ingress.asked import AskedRows
 from serve_app.ingress.asked_json import batch_from_json
+from serve_app.ingress.decision_chunks import cuts
 from serve_app.ingress.problems import ProblemError, problem_of
 from serve_app.ingress.schemas_notify import DecideRow
 
@@ -180,3 +183,25 @@ def test_bytes_that_are_no_stream_or_hide_bad_text_are_malformed() -> None:
         with pytest.raises(ProblemError) as caught:
             rows_from_arrow(raw)
         assert caught.value.problem.status == 400
+
+
+@given(
+    rows=st.lists(st.none() | st.integers(0, 4), min_size=1, max_size=30),
+    most_rows=st.integers(1, 9),
+    most_candidates=st.integers(1, 20),
+)
+def test_chunks_hold_all_rows_in_order_and_no_more_than_they_may(
+    rows: list[int | None], most_rows: int, most_candidates: int
+) -> None:
+    asked = AskedRows.of_models(
+        [
+            DecideRow(user=f"u{at}", candidates=None if count is None else [{"campaign": "c", "channel": "push"}] * count)
+            for at, count in enumerate(rows)
+        ]
+    )
+    campaigns = SimpleNamespace(channels=Ragged.of([[0, 1], [0, 1, 2]], np.int8))
+    parts = cuts(asked, SimpleNamespace(campaigns=campaigns), most_rows=most_rows, most_candidates=most_candidates)
+    assert [one for part in parts for one in range(*part)] == list(range(len(rows)))
+    for start, stop in parts:
+        assert 1 <= stop - start <= most_rows
+        assert stop - start == 1 or sum(5 if one is None else one for one in rows[start:stop]) <= most_candidates
