@@ -10,8 +10,9 @@ import numpy as np
 
 from serve_app.ledger.cap_audit import CapRule, find_overgrants
 from serve_app.ledger.opening import open_ledger
-from serve_app.ledger.protocol import Histories, Ledger, LedgerView
+from serve_app.ledger.protocol import Histories, HistoryFlag, Ledger, LedgerView
 from serve_app.log.journal import read_journal
+from serve_app.vocabulary import MessageClass
 
 __all__ = ["check"]
 
@@ -60,7 +61,11 @@ def _touched(view: LedgerView, began: int) -> LedgerView:
     lengths = np.diff(view.histories.offsets)[rows]
     offsets = np.r_[0, np.cumsum(lengths)]
     flat = np.arange(offsets[-1]) + np.repeat(view.histories.offsets[rows] - offsets[:-1], lengths)
-    kept = Histories(view.histories.entries[flat], offsets)
+    entries = view.histories.entries[flat]
+    # Transactional messages consume no cap of the policy.
+    spared = entries["message_class"] == MessageClass.transactional
+    entries["flags"] |= np.where(spared, np.uint8(HistoryFlag.uncounted), np.uint8(0))
+    kept = Histories(entries, offsets)
     return LedgerView(view.users[rows], view.versions[rows], view.state, kept, view.known_since[rows])
 
 

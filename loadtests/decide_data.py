@@ -148,7 +148,8 @@ def _past(ledger: Ledger, users: U64, now: int, campaigns: U64, rng: np.random.G
     entries = np.zeros(n * HISTORY, HISTORY_DTYPE)
     ages = np.tile(np.array(sorted(_PRIOR_AGE_DAYS, reverse=True)), n) * (0.8 + 0.4 * rng.random(n * HISTORY))
     entries["at"] = now - (ages * DAY).astype(np.int64)
-    entries["campaign"] = campaigns[rng.integers(0, len(campaigns), n * HISTORY)]
+    first = np.repeat(rng.integers(0, len(campaigns), n), HISTORY)  # three different ones, so that no cap is passed
+    entries["campaign"] = campaigns[(first + np.tile(np.arange(HISTORY), n)) % len(campaigns)]
     entries["category"] = rng.integers(1, 20, n * HISTORY)
     entries["message_class"], entries["channel"] = 2, rng.integers(0, 3, n * HISTORY)
     entries["request_id"] = rng.integers(1, 2**63, n * HISTORY)

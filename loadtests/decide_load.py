@@ -101,12 +101,22 @@ class Load:
             self.rows_by_second[second] += outcomes.total()
 
 
+_PROBLEMS: Counter[str] = Counter()
+
+
+def _note(statuses: list[int], details: list[str | None]) -> None:
+    """Count what the answers said of rows that failed."""
+    _PROBLEMS.update(f"{status} {detail}"[:160] for status, detail in zip(statuses, details, strict=True) if status != 200)
+
+
 def _count_arrow(raw: bytes) -> Counter[str]:
     table = pa.ipc.open_stream(raw).read_all()
     good = pc.sum(pc.equal(table["status"], 200)).as_py()
     counted = pc.value_counts(table["action"].combine_chunks()).to_pylist()
     out = Counter({str(one["values"]): one["counts"] for one in counted if one["values"] is not None})
     out["failed"] = len(table) - good
+    if out["failed"]:
+        _note(table["status"].to_pylist(), table["detail"].to_pylist())
     return out
 
 
@@ -114,6 +124,7 @@ def _count_json(raw: bytes) -> Counter[str]:
     body = orjson.loads(raw)
     out = Counter(one["action"] for one in body["decisions"] if one)
     out["failed"] = len(body["errors"])
+    _note([one["status"] for one in body["errors"]], [one["detail"] for one in body["errors"]])
     return out
 
 
@@ -139,6 +150,8 @@ def _drive(task: dict[str, Any], bodies: Bodies, load: Load, begin: float) -> No
         raw = answer.read()
         took_us = int((time.perf_counter() - began) * 1e6)
         outcomes = count(raw) if answer.status == 200 else Counter({"failed": bodies.rows})
+        if answer.status != 200:
+            _note([answer.status], [raw[:140].decode(errors="replace")])
         if outcomes.total() != bodies.rows:
             raise RuntimeError(f"{outcomes.total()} answers to {bodies.rows} rows")
         load.add(outcomes, took_us, int(time.monotonic() - begin))
@@ -164,6 +177,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         "cpu_seconds": time.process_time() - cpu,
         "calls": load.calls,
         "outcomes": dict(load.outcomes),
+        "problems": dict(_PROBLEMS.most_common(10)),
         "rows_by_second": [load.rows_by_second[second] for second in range(int(took) + 1)],
         "latency_ms": percentiles,
     }

@@ -51,6 +51,9 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {server['backend']} | {server['topology']} | {run['form']} {run['connections']} | {spent} |"
     yield ""
     for server in report["servers"]:
+        for run in server["runs"]:
+            for problem, times in run["problems"].items():
+                yield f"- {server['backend']}, {server['topology']}, {run['form']}: {times:,} rows failed: {problem}"
         found = server["check"]
         verdict = "; ".join(found["findings"]) or "nothing amiss"
         yield (
