@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from serve_app.batch import Batch, Ragged, lengths_to_offsets
 from serve_app.errors import InvalidInput
 from serve_app.ids import hash_id, hash_ids
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.document import PolicyDocument
+from serve_app.policy.instants import instant_us
 from serve_app.vocabulary import Channel, Delivery, MessageClass, Source
 
 __all__ = ["CampaignDocument", "CampaignTable", "notification_candidates", "parse_campaign", "validate_campaign"]
@@ -31,10 +33,27 @@ F64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
+_NEVER_BEFORE = 10**14  # March 1973: what is less was meant as seconds or milliseconds
+
+
+def _micros(value: Any) -> Any:
+    """Text with an offset as microseconds; numbers as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        if datetime.fromisoformat(value).tzinfo is not None:
+            return instant_us(value)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("write date, time and offset as 2026-01-31T09:00:00+09:00, or microseconds since 1970 UTC")
+
+
+At = Annotated[int, BeforeValidator(_micros), Field(ge=0, lt=2**63)]
 
 
 class CampaignDocument(BaseModel):
-    """A campaign as its team states it. Times are microseconds since 1970 UTC, 0: no limit; null item: about no one item."""
+    """A campaign as its team states it. Times are RFC 3339 text with an offset, or microseconds since 1970 UTC;
+    0: no limit. null item: about no one item."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -43,11 +62,12 @@ class CampaignDocument(BaseModel):
     text: Text
     item_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     category: Annotated[str, Field(max_length=256)] = ""
-    """Scope of category caps; empty: none."""
+    """Scope of category caps and kill switches. Campaigns that name none share one nameless category: a cap on each
+    category counts them together, one `only` on named categories passes them by."""
     message_class: Annotated[str, Field(pattern="^(transactional|informational|advertising)$")]
     channels: Annotated[tuple[str, ...], Field(min_length=1, max_length=len(Channel))]
-    starts_at: Annotated[int, Field(ge=0)] = 0
-    expires_at: Annotated[int, Field(ge=0)] = 0
+    starts_at: At = 0
+    expires_at: At = 0
     """Never sent from then on."""
     cost: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     margin: Annotated[float, Field(ge=-1e12, le=1e12)] = 0.0
@@ -76,18 +96,29 @@ def parse_campaign(data: Mapping[str, Any]) -> CampaignDocument:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = str(first["msg"]).removeprefix("Value error, ")
+        message = _WORDS.get(first["type"], str(first["msg"]).removeprefix("Value error, ").replace("Tuple", "List"))
         if not where and ": " in message:
             where, message = message.split(": ", 1)
-        raise InvalidInput(message, field=where or "campaign") from None
+        raise InvalidInput(message, field=where or "campaign", hint=_FIXES.get(first["type"])) from None
+
+
+_WORDS = {"extra_forbidden": "unknown field", "missing": "missing"}
+_FIXES = {
+    "extra_forbidden": f"remove it or correct its spelling; there are {', '.join(CampaignDocument.model_fields)}",
+    "missing": "state it",
+}
 
 
 def validate_campaign(campaign: CampaignDocument, policy: PolicyDocument, *, regions: Sequence[str] | None = None) -> None:
-    """Refuse what could never lawfully be sent, when it is stored and not when it is sent.
+    """Refuse what could never be sent, or not lawfully, when it is stored and not when it is sent.
 
     An advertisement begins with the exact label its regions demand (Korea: Network Act article 50(4), `(광고)`).
     `regions`: lower-case codes the campaign is meant for; None: everywhere the policy speaks of. Raises InvalidInput.
     """
+    for name in ("starts_at", "expires_at"):
+        if 0 < getattr(campaign, name) < _NEVER_BEFORE:
+            message = f"{getattr(campaign, name)} microseconds since 1970 are a time before 1973"
+            raise InvalidInput(message, field=name, hint="send microseconds, or text as 2026-01-31T09:00:00+09:00")
     if campaign.segment is not None and campaign.segment not in {one.id for one in policy.segments}:
         known = ", ".join(one.id for one in policy.segments) or "none"
         raise InvalidInput(f"no segment {campaign.segment!r} in the policy", field="segment", hint=f"known: {known}")

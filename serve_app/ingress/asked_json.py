@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-from pydantic import AwareDatetime, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from serve_app.batch import lengths_to_offsets
 from serve_app.clock import micros_of
 from serve_app.ingress.asked import CHANNEL_CODES, AskedRows, Texts, hash_texts
 from serve_app.ingress.problems import problem_of
-from serve_app.ingress.schemas import Rehearsal
+from serve_app.ingress.schemas import Moment, Rehearsal
 from serve_app.ingress.schemas_notify import MAX_CANDIDATES, MAX_ROWS, MAX_SENDS, MAX_TEXT, DecideBatchRequest, DecideRow
 
 __all__ = ["batch_from_json"]
@@ -31,7 +31,7 @@ _CANDIDATE_KEYS = frozenset(("campaign", "item", "channel"))
 _CHANNELS = frozenset(CHANNEL_CODES)
 I64 = npt.NDArray[np.int64]
 
-_MOMENT: TypeAdapter[Any] = TypeAdapter(AwareDatetime)
+_MOMENT: TypeAdapter[Any] = TypeAdapter(Moment)
 
 
 def batch_from_json(raw: bytes) -> tuple[AskedRows, Rehearsal]:

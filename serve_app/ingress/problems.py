@@ -128,7 +128,7 @@ _HINTS = {
 
 
 def _of_validation(errors: Sequence[dict[str, Any]]) -> ProblemError:
-    found = [FieldProblem(field=_path(one["loc"]), detail=str(one["msg"])) for one in errors]
+    found = [FieldProblem(field=_path(one["loc"]), detail=str(one["msg"]).removeprefix("Value error, ")) for one in errors]
     kind = str(errors[0]["type"])
     malformed = kind == "json_invalid"
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -200,8 +200,8 @@ def _user_changes(document: UserDocument, now: int) -> UserChanges:
         region_index(document.region)
     given = document.model_fields_set
     return UserChanges(
-        consent_ad=_consent(document.consent_advertising, now) if "consent_advertising" in given else None,
-        consent_night=_consent(document.consent_night, now) if "consent_night" in given else None,
+        consent_ad=_consent(document, "consent_advertising", now),
+        consent_night=_consent(document, "consent_night", now),
         customer_until=_moment(document.customer_until) if "customer_until" in given else None,
         reachable=_bits(document.reachable),
         opted_out=_bits(document.opted_out),
@@ -210,13 +210,16 @@ def _user_changes(document: UserDocument, now: int) -> UserChanges:
     )
 
 
-def _consent(said: ConsentIn | None, now: int) -> Consent:
-    """A consent as stored; null withdraws it."""
+def _consent(document: UserDocument, field: str, now: int) -> Consent | None:
+    """A consent as stored, None where the document does not speak of it; null withdraws it."""
+    if field not in document.model_fields_set:
+        return None
+    said: ConsentIn | None = getattr(document, field)
     if said is None or said.given_at is None:
         return Consent(0, now, said.proof if said else "")
     at = micros_of(said.given_at)
     if at > now + 60_000_000:
-        raise InvalidInput("a consent cannot have been given in the future", field="given_at")
+        raise InvalidInput("a consent cannot have been given in the future", field=f"{field}.given_at")
     return Consent(at, now, said.proof)
 
 

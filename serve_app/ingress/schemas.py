@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 __all__ = [
     "Answer",
@@ -17,6 +17,7 @@ __all__ = [
     "GatewayAnswer",
     "GatewayRequest",
     "Id",
+    "Moment",
     "RankedItem",
     "RelatedAnswer",
     "RelatedRequest",
@@ -32,6 +33,18 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 """An id as the caller knows it: any text of up to 200 characters."""
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 StageName = Literal["retrieval", "features", "ranking", "decision", "log", "availability", "ledger"]
+
+
+def _of_this_calendar(at: datetime) -> datetime:
+    try:
+        at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies before year 1 or after year 9999 in UTC") from None
+    return at
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_of_this_calendar)]
+"""A time with its offset that can be told in UTC."""
 RequestId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -65,7 +78,7 @@ class Rehearsal(Strict):
     """Fields of a dry run: the request is answered, but neither logged nor counted."""
 
     dry_run: bool = Field(False, description="answer without logging, committing or counting anything")
-    now: AwareDatetime | None = Field(None, description="the time to decide at; only with dry_run")
+    now: Moment | None = Field(None, description="the time to decide at; only with dry_run")
     request_id: RequestId | None = Field(None, description="the id that keys the noise, 16 hex digits; only with dry_run")
 
     @model_validator(mode="after")

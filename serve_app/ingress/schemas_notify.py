@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from serve_app.ingress.schemas import Channel, FeatureValue, Id, Rehearsal, StageName, Strict
+from serve_app.ingress.schemas import Channel, FeatureValue, Id, Moment, Rehearsal, StageName, Strict
 
 __all__ = [
     "MAX_CANDIDATES",
@@ -55,7 +55,7 @@ class DecideRow(Strict):
         max_length=MAX_TEXT,
         description="the same key gives the same decision, however often it is retried",
     )
-    expires_at: AwareDatetime | None = Field(None, description="not to be sent, nor deferred, beyond this time")
+    expires_at: Moment | None = Field(None, description="not to be sent, nor deferred, beyond this time")
 
 
 class DecideRequest(DecideRow, Rehearsal):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from serve_app.errors import InvalidInput
 from serve_app.ids import parse_decision_id
-from serve_app.ingress.schemas import Channel, Id, Name, Strict
+from serve_app.ingress.schemas import Channel, Id, Moment, Name, Strict
 
 __all__ = [
     "CampaignState",
@@ -70,7 +70,7 @@ class Event(BaseModel):
     source: str = Field(min_length=1, max_length=500)
     type: EventName
     subject: Id = Field(description="the user")
-    time: AwareDatetime = Field(description="when it happened")
+    time: Moment = Field(description="when it happened")
     datacontenttype: Literal["application/json"] | None = None
     data: EventData = EventData()
 
@@ -118,7 +118,7 @@ class EventsAnswer(BaseModel):
 class ConsentIn(Strict):
     """A consent: when it was given, and what proves it. null for `given_at`: withdrawn."""
 
-    given_at: AwareDatetime | None
+    given_at: Moment | None
     proof: str = Field("", max_length=500)
 
 
@@ -140,7 +140,7 @@ class UserDocument(Strict):
 
     consent_advertising: ConsentIn | None = None
     consent_night: ConsentIn | None = Field(None, description="consent to advertising at night (Korea: 21:00-08:00)")
-    customer_until: AwareDatetime | None = Field(None, description="end of the existing-customer exception")
+    customer_until: Moment | None = Field(None, description="end of the existing-customer exception")
     reachable: list[Channel] | None = Field(None, max_length=10, description="channels that reach the user")
     opted_out: list[Channel] | None = Field(None, max_length=10, description="channels the user left")
     zone: Name | None = Field(None, description="IANA time zone")

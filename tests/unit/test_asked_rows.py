@@ -114,6 +114,8 @@ def test_a_part_says_what_its_rows_said(rows: list[dict[str, Any]], data: st.Dat
         ({"user": "u", "idempotency_key": ""}, "idempotency_key"),
         ({"user": "u", "expires_at": "tomorrow"}, "expires_at"),
         ({"user": "u", "expires_at": "2026-01-01T00:00:00"}, "expires_at"),
+        ({"user": "u", "expires_at": "9999-12-31T23:59:59-10:00"}, "expires_at"),
+        ({"user": "u", "expires_at": "0001-01-01T00:00:00+10:00"}, "expires_at"),
     ],
 )
 def test_a_wrong_row_is_named_and_the_others_are_not_affected(wrong: Any, field: str) -> None:

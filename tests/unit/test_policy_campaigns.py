@@ -52,7 +52,13 @@ def test_labelled_ads_other_classes_and_regions_without_a_label_are_accepted() -
         ({"starts_at": 5, "expires_at": 5}, "expires_at: must lie after starts_at"),
         ({"message_class": "spam"}, "message_class"),
         ({"text": ""}, "text"),
-        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        (
+            {"colour": "red"},
+            r"colour: unknown field \(remove it or correct its spelling; there are campaign_id",
+        ),
+        ({"expires_at": "2026-12-01"}, "expires_at: write date, time and offset as"),
+        ({"expires_at": "2026-12-01T00:00:00"}, "expires_at: write date, time and offset as"),
+        ({"expires_at": 2**63}, "expires_at: .*less than"),
         ({"cost": float("nan")}, "cost"),
         ({"priority": 10**6}, "priority"),
     ],
@@ -62,9 +68,23 @@ def test_a_malformed_campaign_names_its_field(fields: dict[str, Any], error: str
         parse_campaign(campaign(**fields))
 
 
+@pytest.mark.parametrize("sent", [1_790_000_000, 1_790_000_000_000])
+def test_seconds_or_milliseconds_are_not_taken_for_microseconds(sent: int) -> None:
+    with pytest.raises(InvalidInput, match=r"expires_at: \d+ microseconds since 1970 are a time before 1973 \(send micros"):
+        validate_campaign(parse_campaign(campaign(expires_at=sent)), KOREA)
+
+
+def test_times_may_be_text_with_an_offset() -> None:
+    stored = parse_campaign(campaign(starts_at="2026-12-01T09:00:00+09:00", expires_at="2026-12-02T00:00:00Z"))
+    assert (stored.starts_at, stored.expires_at) == (at("2026-12-01T09:00:00"), at("2026-12-02T09:00:00"))
+    assert parse_campaign(stored.model_dump(mode="json")) == stored
+
+
 def test_a_segment_the_policy_does_not_define_is_refused_and_later_never_sent() -> None:
     limited = parse_campaign(campaign(segment="vip"))
-    with pytest.raises(InvalidInput, match=r"segment: no segment 'vip' in the policy \(known: window-shoppers, korea-trial\)"):
+    with pytest.raises(
+        InvalidInput, match=r"segment: no segment 'vip' in the policy \(known: window-shoppers, korea-trial\)"
+    ):
         validate_campaign(limited, KOREA)
     table = CampaignTable.of([limited], compiled())
     assert notification_candidates(requests(1), table, Ragged.of([[0]], np.int32)).candidates["campaign_killed"].all()
