@@ -57,8 +57,9 @@ _HEX = np.array([f"{byte:02x}" for byte in range(256)], "S2")
 
 def _hex(values: npt.NDArray[np.generic], big: str) -> npt.NDArray[np.bytes_]:
     """[n, 2 * itemsize] single characters."""
-    raw = np.ascontiguousarray(values.astype(big)).view(np.uint8).reshape(len(values), -1)
-    return _HEX[raw].view("S1")
+    width = np.dtype(big).itemsize
+    raw = np.ascontiguousarray(values.astype(big)).view(np.uint8).reshape(len(values), width)
+    return _HEX[raw].view("S1").reshape(len(values), 2 * width)
 
 
 def hex_texts(values: npt.NDArray[np.uint64]) -> list[str]:
