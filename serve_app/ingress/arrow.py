@@ -1,11 +1,14 @@
 """`decide-batch` as an Arrow stream: the same rows as its JSON form, column by column.
 
 In: `user` (string, needed), `campaign`, `channel`, `item` (list<string>, side by side; null: every live campaign),
-`max_sends` (int), `idempotency_key` (string), `expires_at` (timestamp with zone). Out: one row per row, with the first send.
+`max_sends` (int), `idempotency_key` (string), `expires_at` (timestamp with zone). Out: one row per row, with the first send;
+where more are granted, `more` lists the others. Headers say what concerns the whole call: `x-hindcast-dry-run: true`, and
+with it `x-hindcast-now` (RFC 3339).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,8 @@ _PLAIN: dict[str, pa.DataType] = {
     "idempotency_key": pa.string(),
     "expires_at": _MOMENT,
 }
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800  # seconds since 1970
 Bools = npt.NDArray[np.bool_]
 I64 = npt.NDArray[np.int64]
 
@@ -45,6 +50,12 @@ def rows_from_arrow(raw: bytes) -> AskedRows:
         raise ProblemError(422, "invalid-field", "the stream has no such column", field="user", hint="add it")
     if not 1 <= len(table) <= MAX_ROWS:
         raise ProblemError(422, "invalid-field", f"{len(table)} rows; 1 to {MAX_ROWS} are allowed", field="body")
+    table, untold = _without_untold(table)
+    rows = _rows_of(table)
+    return replace(rows, problems=rows.problems | dict.fromkeys(untold, _UNTOLD)) if untold else rows
+
+
+def _rows_of(table: pa.Table) -> AskedRows:
     columns = {name: _plain_column(table, name, dtype) for name, dtype in _PLAIN.items()}
     if any(column is None for column in columns.values()):
         return AskedRows.of_models([_row(row) for row in table.to_pylist()])  # some type the columns below do not take
@@ -70,6 +81,26 @@ def _read(raw: bytes) -> pa.Table:
             400, "malformed-arrow", f"the body is not an Arrow IPC stream: {error}", field="body", hint="see /docs"
         ) from None
     return table
+
+
+_UNTOLD = ProblemError(
+    422, "invalid-field", "lies before year 1 or after year 9999 in UTC", field="expires_at", hint="leave it out for never"
+)
+
+
+def _without_untold(table: pa.Table) -> tuple[pa.Table, list[int]]:
+    """The table without times that no calendar tells, and the rows they stood in."""
+    if "expires_at" not in table.column_names or not pa.types.is_timestamp(table["expires_at"].type):
+        return table, []
+    moments = table["expires_at"].combine_chunks()
+    unit = _PER_SECOND[moments.type.unit]
+    ticks = moments.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+    untold = (ticks // unit < _YEAR_1) | (ticks // unit >= _YEAR_10000)
+    if not untold.any():
+        return table, []
+    known = pc.if_else(pa.array(untold), pa.scalar(None, moments.type), moments)
+    at = table.column_names.index("expires_at")
+    return table.set_column(at, "expires_at", known), np.flatnonzero(untold).tolist()
 
 
 def _plain_column(table: pa.Table, name: str, dtype: pa.DataType) -> pa.Array | None:
@@ -193,7 +224,10 @@ def _beside(lists: pa.ListArray, counts: I64, total: int) -> pa.Array:
 def _micros(moments: pa.Array) -> I64:
     if moments.null_count == len(moments):
         return np.zeros(len(moments), np.int64)
-    return moments.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    known = moments.is_valid().to_numpy(zero_copy_only=False)
+    ticks = moments.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    ticks[known & (ticks == 0)] = 1  # 0 is "never"
+    return ticks
 
 
 def _row(said: dict[str, Any]) -> DecideRow | Exception:

@@ -91,10 +91,12 @@ def _check_params(params: Mapping[str, str]) -> None:
 
 
 def _endpoint(call: Call, keys: KeyRing) -> Callable[[Request], Awaitable[Response]]:
+    template = _template(call.path)
+
     async def endpoint(request: Request) -> Response:
-        with timed("hindcast_request_ms", path=call.path):
+        with timed("hindcast_request_ms", path=template):
             answer = await attempt(request)
-        count("hindcast_requests", path=call.path, status=str(answer.status_code))
+        count("hindcast_requests", path=template, status=str(answer.status_code))
         return answer
 
     async def attempt(request: Request) -> Response:
@@ -113,6 +115,11 @@ def _endpoint(call: Call, keys: KeyRing) -> Callable[[Request], Awaitable[Respon
     return endpoint
 
 
+def _template(path: str) -> str:
+    """A route's path without the forms of its parameters: `{id:path}`, an id that may hold slashes, is `{id}`."""
+    return re.sub(r"\{(\w+):\w+\}", r"{\1}", path)
+
+
 def add_calls(app: FastAPI, calls: Sequence[Call], keys: KeyRing) -> None:
     """Route the calls. Paths that share a form answer 405 for methods nobody has."""
     for call in calls:
@@ -129,8 +136,7 @@ def openapi_of(calls: Sequence[Call], *, version: str) -> dict[str, Any]:
     references: dict[Any, Any] = {model: schema for (model, _), schema in named.items()}
     paths: dict[str, dict[str, Any]] = {}
     for call in calls:
-        path = re.sub(r"\{(\w+):\w+\}", r"{\1}", call.path)
-        paths.setdefault(path, {})[call.method.lower()] = _operation(call, references)
+        paths.setdefault(_template(call.path), {})[call.method.lower()] = _operation(call, references)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -153,7 +159,7 @@ def _operation(call: Call, references: Mapping[Any, Any]) -> dict[str, Any]:
         answer["content"] = {JSON: {"schema": references[call.answer]}}
     operation: dict[str, Any] = {
         "summary": call.summary,
-        "operationId": re.sub(r"\W+", "_", f"{call.method.lower()}{call.path}").strip("_"),
+        "operationId": re.sub(r"\W+", "_", f"{call.method.lower()}{_template(call.path)}").strip("_"),
         "tags": [call.tag],
         "responses": {
             ("204" if call.answer is None and call.method == "DELETE" else "200"): answer,

@@ -22,7 +22,7 @@ from serve_app.serving.deciding import Decided
 from serve_app.serving.library import Edition
 from serve_app.vocabulary import Action, Channel, Delivery, Reason
 
-__all__ = ["ANSWER_SCHEMA", "answer_rows", "answer_table", "campaign_texts", "item_texts", "problems_of"]
+__all__ = ["ANSWER_SCHEMA", "answer_rows", "answer_table", "campaign_texts", "item_texts", "more_sends", "problems_of"]
 
 I64 = npt.NDArray[np.int64]
 Answer = dict[str, Any] | Exception
@@ -169,12 +169,14 @@ def item_texts(items: npt.NDArray[np.int32], edition: Edition) -> pa.Array:
 
 
 _FIELDS = ("decision_id", "action", "reason", "campaign", "item", "channel", "delivery", "until", "detail")
-ANSWER_SCHEMA = pa.schema([("status", pa.int16())] + [(name, pa.string()) for name in _FIELDS])
+_SEND_FIELDS = ("decision_id", "campaign", "item", "channel", "delivery")
+_MORE = pa.list_(pa.struct([(name, pa.string()) for name in _SEND_FIELDS]))
+ANSWER_SCHEMA = pa.schema([("status", pa.int16()), *((name, pa.string()) for name in _FIELDS), ("more", _MORE)])
 
 
 def answer_table(made: Decided, edition: Edition) -> pa.Table:
-    """One row per row: status 200 with the first send, or the status of the row's problem with `detail`. Duplicates have
-    status 0; they are answered from their record."""
+    """One row per row: status 200 with the first send, `more` with those after it, or the status of the row's problem with
+    `detail`. Duplicates have status 0; they are answered from their record."""
     batch, n = made.decided.batch, len(made.decided.status)
     request, c = batch.requests, batch.candidates
     reason = np.where(request["action"] == Action.send, np.int8(Reason.chosen), request["reason"])
@@ -197,8 +199,16 @@ def answer_table(made: Decided, edition: Edition) -> pa.Table:
         "until": pa.array([text_of(one) if one else None for one in request["until"].tolist()], pa.string()),
         "detail": pa.nulls(n, pa.string()),
     }
+    columns["more"] = pa.nulls(n, _MORE)
+    if len(sent) < len(sends.at):
+        columns["more"] = pa.array([more_sends(own) for own in _send_rows(batch, edition)], _MORE)
     status = np.where(made.decided.status == DecideStatus.duplicate, 0, 200).astype(np.int16)
     return pa.table({"status": pa.array(status), **columns}, schema=ANSWER_SCHEMA)
+
+
+def more_sends(sends: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """The sends of one answer after its first, as the column `more` has them; None where there are none."""
+    return [{**{name: one.get(name) for name in _SEND_FIELDS}, "delivery": one["status"]} for one in sends[1:]] or None
 
 
 def _named(codes: npt.NDArray[Any], names: dict[int, str]) -> pa.Array:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from serve_app.decide import DecideStatus
 from serve_app.ingress.asked import AskedRows
-from serve_app.ingress.decision_answers import ANSWER_SCHEMA, answer_rows, answer_table, problems_of
+from serve_app.ingress.decision_answers import ANSWER_SCHEMA, answer_rows, answer_table, more_sends, problems_of
 from serve_app.ingress.decision_explained import explained_candidates
 from serve_app.ingress.decisions import PreparedDecisions
 from serve_app.ingress.problems import problem_of
@@ -109,4 +109,4 @@ def _replayed(answer: dict[str, Any]) -> dict[str, Any]:
     send = answer["sends"][0] if answer["sends"] else {}
     fields = {name: answer[name] for name in ("decision_id", "action", "reason", "until")}
     fields |= {name: send.get(name) for name in ("campaign", "item", "channel")}
-    return {"status": 200, **fields, "delivery": send.get("status")}
+    return {"status": 200, **fields, "delivery": send.get("status"), "more": more_sends(answer["sends"])}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import chain
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from serve_app.audit.kept import decision_in_log, waiting_journal_bytes
 from serve_app.audit.names import EditionNames
 from serve_app.clock import text_of
-from serve_app.errors import LedgerUnavailable, UnknownIdentifier
+from serve_app.errors import InvalidInput, LedgerUnavailable, UnknownIdentifier
 from serve_app.ids import parse_decision_id
 from serve_app.ingress.admission import Admitted, admitted
 from serve_app.ingress.arrow import ARROW_STREAM, rows_from_arrow, to_stream
@@ -218,9 +218,19 @@ def _envelope(one: Admitted) -> dict[str, Any]:
 def _read_batch(incoming: Incoming, arrow: bool) -> tuple[AskedRows, Rehearsal]:
     """The rows, with what is wrong with each, and the fields of the whole call."""
     if arrow:
-        dry = incoming.headers.get("x-hindcast-dry-run", "").lower() in ("1", "true")
-        return rows_from_arrow(incoming.raw), Rehearsal(dry_run=dry)
+        return rows_from_arrow(incoming.raw), _rehearsal(incoming.headers)
     return batch_from_json(incoming.raw)
+
+
+_DRY = {"1": True, "true": True, "0": False, "false": False}
+
+
+def _rehearsal(headers: Mapping[str, str]) -> Rehearsal:
+    """What headers say where the body has no place for it. A word not understood is refused: it may have meant a dry run."""
+    said = headers.get("x-hindcast-dry-run", "false")
+    if said.lower() not in _DRY:
+        raise InvalidInput(f"{said[:20]!r} is neither true nor false", field="x-hindcast-dry-run", hint="send true or false")
+    return Rehearsal.model_validate({"dry_run": _DRY[said.lower()], "now": headers.get("x-hindcast-now")})
 
 
 def _batch_answer(answers: Sequence[Answer], one: Admitted) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -35,16 +35,19 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 StageName = Literal["retrieval", "features", "ranking", "decision", "log", "availability", "ledger"]
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # 0 microseconds, which stand for "no time" in every column
+
+
 def _of_this_calendar(at: datetime) -> datetime:
     try:
         at.astimezone(UTC)
     except OverflowError:
         raise ValueError("lies before year 1 or after year 9999 in UTC") from None
-    return at
+    return at + timedelta(microseconds=1) if at == _EPOCH else at
 
 
 Moment = Annotated[AwareDatetime, AfterValidator(_of_this_calendar)]
-"""A time with its offset that can be told in UTC."""
+"""A time with its offset that can be told in UTC, and is not mistaken for none."""
 RequestId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 

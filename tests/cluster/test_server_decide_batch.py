@@ -15,6 +15,8 @@ import pytest
 from serve_app.catalogue import read_catalogue
 from serve_app.ingress.decisions import row_ids
 from serve_app.log.reader import read_log
+from serve_app.policies import promote_policy, store_policy
+from serve_app.policy.document import DEFAULT_POLICY, load_policy
 from tests.cluster.server_support import data_copy, generous, in_process
 
 NOW = "2026-11-22T03:00:00Z"
@@ -36,7 +38,10 @@ ANSWER = (
 
 @pytest.fixture(scope="module")
 def data(demo_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return data_copy(demo_release, tmp_path_factory.mktemp("batch") / "data")
+    made = data_copy(demo_release, tmp_path_factory.mktemp("batch") / "data")
+    several = load_policy(DEFAULT_POLICY).model_copy(update={"max_sends_per_decision": 3})
+    promote_policy(made, store_policy(made, several), now=2)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +157,53 @@ def test_a_key_repeated_by_row_gives_the_first_decision(client: httpx.Client, us
         "idempotency_key": [row["idempotency_key"] for row in rows],
     }
     assert [row["decision_id"] for row in arrow(client, columns)] == [one["decision_id"] for one in first]
+
+
+def test_every_send_of_a_row_is_told_in_both_forms(client: httpx.Client) -> None:
+    """What is granted is counted: an answer that named the first send alone would lose the others."""
+    for name in ("order-1", "order-2", "order-3"):
+        body = {"text": "Your order", "message_class": "transactional", "channels": ["email"]}
+        assert client.put(f"/v1/campaigns/{name}", json=body).status_code == 200
+    user = secrets.token_hex(4)
+    client.put(f"/v1/users/{user}", json={"reachable": ["email"], "zone": "Asia/Seoul", "region": "kr"})
+    ask = {"user": user, "max_sends": 3, "candidates": [{"campaign": f"order-{i}"} for i in (1, 2, 3)]}
+    sends = post(client, BATCH, {"rows": [ask], "dry_run": True, "now": NOW})["decisions"][0]["sends"]
+    columns = {
+        "user": [user, "nobody"],
+        "max_sends": [3, 1],
+        "campaign": pa.array([[one["campaign"] for one in ask["candidates"]], None], pa.list_(pa.string())),
+        "idempotency_key": [secrets.token_hex(4), None],
+    }
+    headers = {"x-hindcast-dry-run": "true", "x-hindcast-now": NOW}
+    for row, other in (
+        arrow(client, columns, **headers),
+        arrow(client, columns),
+        arrow(client, columns),
+    ):  # the last repeats
+        told = [row, *(row["more"] or [])]
+        assert sorted(one["campaign"] for one in told) == sorted(one["campaign"] for one in sends)
+        assert len({one["decision_id"] for one in told}) == len(told) == len(sends) == 3
+        assert {one["delivery"] for one in told} == {"granted"}
+        assert other["more"] is None
+
+
+def test_a_word_that_may_have_meant_a_dry_run_is_refused(client: httpx.Client) -> None:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, pa.schema([("user", pa.string())])) as writer:
+        writer.write_table(pa.table({"user": ["a"]}))
+    body = sink.getvalue().to_pybytes()
+    for headers in ({"x-hindcast-dry-run": "yes"}, {"x-hindcast-now": NOW}):
+        answer = client.post(BATCH, content=body, headers={"content-type": ARROW, **headers})
+        assert answer.status_code == 422, answer.text
+
+
+def test_a_user_whose_id_holds_a_slash_can_be_told_asked_and_forgotten(client: httpx.Client) -> None:
+    path = "/v1/users/shop%2F17%2Fa"
+    assert client.put(path, json={"reachable": ["email"]}).status_code == 200
+    assert client.get(path).json()["user"] == "shop/17/a"
+    assert client.delete(path).status_code == 204
+    assert client.get(path).status_code == 404
+    assert client.put("/v1/users/", json={}).status_code == 422
 
 
 def test_ten_thousand_rows_are_answered_and_logged(client: httpx.Client, campaign: str, data: Path) -> None:

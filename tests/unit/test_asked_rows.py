@@ -162,6 +162,28 @@ def test_arrow_columns_of_wrong_types_are_problems_of_every_row() -> None:
     assert [problem_of(rows.problems[row]).problem.field for row in range(2)] == ["user", "user"]
 
 
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_arrow_times_that_no_calendar_tells_are_problems_of_their_rows(unit: str) -> None:
+    ticks = [2**62, 5, None, -(2**62)]
+    columns = {"user": pa.array(["a", "b", "c", "d"]), "expires_at": pa.array(ticks, pa.timestamp(unit, "UTC"))}
+    rows = rows_from_arrow(stream(pa.table(columns)))
+    if unit == "ns":  # 146 years in 2 ** 62 nanoseconds
+        assert not rows.problems or rows.problems.keys() == {1}
+        return
+    assert {at: problem_of(why).problem.field for at, why in rows.problems.items()} == {0: "expires_at", 3: "expires_at"}
+    assert [bool(at) for at in rows.expires_at[1:3].tolist()] == [True, False]
+
+
+def test_what_expired_in_1970_is_not_taken_for_what_never_expires() -> None:
+    text = "1970-01-01T00:00:00Z"
+    plain, _ = batch_from_json(json.dumps({"rows": [{"user": "a", "expires_at": text}, {"user": "b"}]}).encode())
+    moments = pa.array([0, None], pa.timestamp("us", "UTC"))
+    columns = rows_from_arrow(stream(pa.table({"user": pa.array(["a", "b"]), "expires_at": moments})))
+    model = AskedRows.of_models([DecideRow(user="a", expires_at=datetime.fromisoformat(text)), DecideRow(user="b")])
+    for rows in (plain, columns, model):
+        assert rows.expires_at.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("table", "status"),
     [
