@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from serve_app.policy.document import PolicyDocument
     from simulators.replay.shard import Shard
     from simulators.replay.spec import ReplaySpec
 
@@ -42,12 +41,18 @@ def replay(
 
     Exit codes: 0 kept, 10 a guardrail broken, 11 inconclusive, 12 refused, 13 the log's own policy does not reproduce it.
     """
+    from serve_app.policy.document import load_policy
+    from simulators.replay.asking import EVER, named_policies, spec_for
     from simulators.report.guardrails import load_guardrails
     from simulators.report.write import write_report
 
     if start_mode not in ("switch", "steady"):
         raise typer.BadParameter("one of switch, steady", param_hint="--start")
-    spec = _spec(data, policy, baseline, _moment(start, -(2**62)), _moment(end, 2**62), start_mode == "steady")
+    given = load_policy(baseline) if baseline else None
+    window = _moment(start, -EVER), _moment(end, EVER)
+    spec = spec_for(
+        data, named_policies(data, policy), baseline=given, start=window[0], end=window[1], steady=start_mode == "steady"
+    )
     rails = load_guardrails(guardrails) if guardrails is not None else {}
     result = _run(spec, out, address, in_process)
     _show(result, spec)
@@ -70,38 +75,6 @@ def _moment(text: str, otherwise: int) -> int:
         raise typer.BadParameter(f"{text!r} is no date", param_hint="--from/--to") from None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return round(at.timestamp()) * 1_000_000
-
-
-def _spec(data: Path, names: list[str], baseline: str, start: int, end: int, steady: bool) -> ReplaySpec:
-    from serve_app.policy.document import canonical_json, load_policy
-    from simulators.replay.job import log_end, logged_revisions
-    from simulators.replay.spec import ReplaySpec, Target, logged_document
-
-    given = load_policy(baseline) if baseline else None
-    targets: dict[str, PolicyDocument] = {}
-    for name in names:
-        targets[Path(name).stem if _is_file(name) else name] = _document(data, name)
-    behaviour = {one: logged_document(data, one, given) for one in logged_revisions(data)}
-    return ReplaySpec(
-        str(data.resolve()),
-        tuple(Target(name, canonical_json(one).decode()) for name, one in targets.items()),
-        tuple(Target(name, canonical_json(one).decode()) for name, one in behaviour.items()),
-        start,
-        end,
-        steady,
-        log_end=log_end(data),
-    )
-
-
-def _is_file(name: str) -> bool:
-    return Path(name).is_file() or "." in name or "/" in name
-
-
-def _document(data: Path, name: str) -> PolicyDocument:
-    from serve_app.policies import read_policy
-    from serve_app.policy.document import load_policy
-
-    return load_policy(name) if _is_file(name) else read_policy(data, name)
 
 
 def _run(spec: ReplaySpec, out: Path, address: str, in_process: bool) -> Shard:

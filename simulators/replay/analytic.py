@@ -15,7 +15,7 @@ from simulators.replay.course import Course, follow_log
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.partition import Partition
 
-__all__ = ["Probabilities", "by_cell", "logged_probability", "probabilities"]
+__all__ = ["Probabilities", "by_cell", "first_sends", "logged_probability", "probabilities"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -36,7 +36,7 @@ class _Track:
 
     def __init__(self, asked: Opportunities) -> None:
         n = len(asked)
-        self._asked, self._first = asked, _first_sends(asked)
+        self._asked, self._first = asked, first_sends(asked)
         self.out = Probabilities(np.empty(n), np.empty(n), np.empty(n))
 
     def __call__(self, rows: I64, decided: Batch) -> None:
@@ -53,7 +53,7 @@ class _Track:
         self.out.unsupported[rows] = mass + np.where(asked.logged["p_none"][rows] == 0.0, p_none, 0.0)
 
 
-def _first_sends(asked: Opportunities) -> I64:
+def first_sends(asked: Opportunities) -> I64:
     """i64[n]: place among the candidates of each request's first send; -1: none."""
     first = np.full(len(asked), -1, np.int64)
     sent = np.flatnonzero(asked.logged_candidates["slot"] == 0)
@@ -64,7 +64,7 @@ def _first_sends(asked: Opportunities) -> I64:
 
 def logged_probability(asked: Opportunities) -> F64:
     """f64[n]: what the log says it was done with."""
-    first = _first_sends(asked)
+    first = first_sends(asked)
     p_choice = asked.logged_candidates["p_choice"]
     chosen = p_choice[np.maximum(first, 0)] if len(p_choice) else asked.logged["p_none"]
     return np.where(first >= 0, chosen, asked.logged["p_none"])

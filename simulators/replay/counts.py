@@ -6,6 +6,7 @@ says `local`, UTC elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,17 @@ from serve_app.policy.zones import local_second_of_day
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.realised import Realised
 
-__all__ = ["COUNTS", "Window", "add_counts", "counts_of", "divergence"]
+__all__ = [
+    "COUNTS",
+    "Window",
+    "add_counts",
+    "bots_left_out",
+    "counts_of",
+    "differing",
+    "divergence",
+    "left_out_of_trial",
+    "sends_by_half",
+]
 
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -81,11 +92,36 @@ def _of_users(name: str, asked: Opportunities, done: Realised, inside: Bools, se
     ]
 
 
+def bots_left_out(users: int, requests: int) -> pa.Table:
+    """How many users known as bots, and how many of their decisions, no other measure holds."""
+    measures = {"bots": users, "decisions_of_bots": requests}
+    return pa.concat_tables([_whole("logged", name, "", np.array([value])) for name, value in measures.items()])
+
+
+def left_out_of_trial(holdout: int, left: Mapping[str, int]) -> pa.Table:
+    """Users whom the trial of a holdout (its key) could not take, by why."""
+    rows = [(f"trial_{why}", value) for why, value in left.items() if value]
+    key, day = np.array([holdout], np.uint64), np.array([-1])
+    return pa.concat_tables(
+        [COUNTS.empty_table(), *(_table("logged", name, "holdout", key, day, np.array([n])) for name, n in rows)]
+    )
+
+
+def sends_by_half(name: str, asked: Opportunities, done: Realised, window: Window, half: I64) -> pa.Table:
+    """Sends and users of each half of the users (half i64[users], 0 or 1)."""
+    inside = window.holds(done.at)
+    sent = done.rows[done.send_decision[inside[done.send_decision]]]
+    present = np.unique(asked.owner[done.rows[inside]])
+    sends = np.bincount(half[asked.owner[sent]], minlength=2)
+    users = np.bincount(half[present], minlength=2)
+    return pa.concat_tables([_whole(name, "half_sends", "half", sends), _whole(name, "half_users", "half", users)])
+
+
 def divergence(name: str, asked: Opportunities, logged: Realised, done: Realised, window: Window) -> pa.Table:
     """How far the log's environment can be trusted for a policy: decisions after the user's first that came out another
     way (action or message), and how many of all decisions those are."""
     first = np.full(len(asked.users), np.iinfo(np.int64).max)
-    differs = _differing(asked, logged, done)
+    differs = differing(asked, logged, done)
     np.minimum.at(first, asked.owner[differs], asked.batch.requests["decided_at"][differs])
     extra = asked.owner[done.rows], done.at
     inside = window.holds(done.at)
@@ -95,7 +131,7 @@ def divergence(name: str, asked: Opportunities, logged: Realised, done: Realised
     return add_counts([_whole(name, measure, "", np.array([value])) for measure, value in values.items()])
 
 
-def _differing(asked: Opportunities, logged: Realised, done: Realised) -> I64:
+def differing(asked: Opportunities, logged: Realised, done: Realised) -> I64:
     """Logged requests that came out another way, or were not asked, or asked more than once or at another time."""
     same = np.zeros(len(asked), np.bool_)
     mine = done.at == asked.batch.requests["decided_at"][done.rows]

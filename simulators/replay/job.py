@@ -23,9 +23,10 @@ from simulators.replay.partition import TABLES_READ
 from simulators.replay.shard import Shard, empty_shard, read_shard, replay_group, write_shard
 from simulators.replay.spec import ReplaySpec
 
-__all__ = ["log_end", "logged_revisions", "run_replay"]
+__all__ = ["log_end", "log_start", "logged_revisions", "run_replay"]
 
 Task = dict[str, Any]
+_DAY_US = 86_400_000_000
 
 
 def run_replay(
@@ -59,10 +60,20 @@ def logged_revisions(data: Path) -> list[str]:
     return sorted(found)
 
 
+def log_start(data: Path) -> int:
+    """Midnight (UTC) before the log's first day with events; 0 without any."""
+    days = log_days(data, "events")
+    return _midnight(days[0]) if days else 0
+
+
 def log_end(data: Path) -> int:
     """Until when events can be expected to be in the log: midnight (UTC) after its last day with events; 0 without any."""
     days = log_days(data, "events")
-    return (date.fromisoformat(days[-1]).toordinal() - date(1970, 1, 1).toordinal() + 1) * 86_400_000_000 if days else 0
+    return _midnight(days[-1]) + _DAY_US if days else 0
+
+
+def _midnight(day: str) -> int:
+    return (date.fromisoformat(day).toordinal() - date(1970, 1, 1).toordinal()) * _DAY_US
 
 
 def _folder(out: Path, spec: ReplaySpec, groups: Sequence[BucketGroup]) -> Path:

@@ -36,6 +36,24 @@ class Partition:
     known_since: I64
     events: pa.Table
 
+    def bots(self) -> U64:
+        """u64[k]: users of `asked` that any event of the log calls a bot, ascending."""
+        told = self.events.filter(pc.equal(self.events["type"], int(EventType.bot)))["user"].to_numpy()
+        return np.intersect1d(told, self.asked.users)
+
+    def without(self, users: U64) -> Partition:
+        """The same without some users; itself where there are none."""
+        if not len(users):
+            return self
+        requests = self.asked.batch.requests["user"]
+        asked = self.asked.take(np.flatnonzero(~np.isin(requests, users)))
+        rows = np.searchsorted(self.asked.users, asked.users)
+        counts = np.diff(self.start.offsets)[rows]
+        entries = np.repeat(self.start.offsets[rows] - lengths_to_offsets(counts)[:-1], counts) + np.arange(counts.sum())
+        start = Histories(self.start.entries[entries], lengths_to_offsets(counts))
+        gone = np.isin(self.events["user"].to_numpy(), users)
+        return Partition(asked, start, self.known_since[rows], self.events.filter(pa.array(~gone)))
+
     def failures(self) -> Failures:
         """Failed deliveries, none applied yet."""
         kind, decided = self.events["type"], self.events["decision_request_id"]

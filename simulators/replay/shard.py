@@ -16,69 +16,96 @@ import pyarrow as pa
 from serve_app.errors import DamagedArtifact
 from serve_app.log.reader import BucketGroup
 from serve_app.policy.compile import CompiledPolicy
-from serve_app.policy.document import parse_policy
 from simulators.estimators import Suite
-from simulators.replay.counts import COUNTS, Window, add_counts, counts_of, divergence
+from simulators.replay.counts import (
+    COUNTS,
+    Window,
+    add_counts,
+    bots_left_out,
+    counts_of,
+    divergence,
+    left_out_of_trial,
+    sends_by_half,
+)
 from simulators.replay.course import Course, follow_log, follow_policy
-from simulators.replay.estimation import estimation_rows, new_suite
+from simulators.replay.estimation import MAIN, estimation_rows, half_of, update_suites
+from simulators.replay.examples import Example, add_examples, example_users, examples_from
 from simulators.replay.parity import Mismatch, Parity, ParityCheck
 from simulators.replay.partition import Partition, read_partition
 from simulators.replay.realised import Realised, RealisedTrack, as_logged
 from simulators.replay.spec import ReplaySpec, compiled
+from simulators.replay.sums import Sums
+from simulators.replay.trials import fill_trial, holdouts_of
 
 __all__ = ["Shard", "empty_shard", "read_shard", "replay_group", "write_shard"]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Mergeable sums of some bucket groups. requests: logged decisions read, before the window too."""
+    """Mergeable sums of some bucket groups. requests: logged decisions read, before the window too. examples: a few users of
+    each target."""
 
-    suite: Suite
+    sums: Sums
     requests: int = 0
     parity: Parity = field(default_factory=Parity)
     counts: pa.Table = field(default_factory=COUNTS.empty_table)
+    examples: list[Example] = field(default_factory=list)
+
+    @property
+    def suite(self) -> Suite:
+        """Of all users' estimates."""
+        return self.sums.suites[MAIN]
 
     def __add__(self, other: Shard) -> Shard:
-        counts = add_counts([self.counts, other.counts])
-        return Shard(self.suite + other.suite, self.requests + other.requests, self.parity + other.parity, counts)
+        counts, examples = add_counts([self.counts, other.counts]), add_examples(self.examples, other.examples)
+        return Shard(self.sums + other.sums, self.requests + other.requests, self.parity + other.parity, counts, examples)
 
 
 def empty_shard(spec: ReplaySpec) -> Shard:
     """Nothing yet."""
-    return Shard(new_suite([one.name for one in spec.targets], _cells(spec)))
-
-
-def _cells(spec: ReplaySpec) -> list[list[float]] | None:
-    """Probabilities of the cells of the one policy that logged, and of each target (empty: none); None where it has none."""
-    found = [parse_policy(orjson.loads(one.document)).cells for one in (*spec.behaviour, *spec.targets)]
-    if len(spec.behaviour) != 1 or found[0] is None:
-        return None
-    return [[one.probability for one in cells.variants] if cells else [] for cells in found]
+    return Shard(Sums.empty(spec))
 
 
 def replay_group(group: BucketGroup, spec: ReplaySpec) -> Shard:
-    """Parity and all targets of one group. Raises InvalidInput where a target cannot be replayed on this log."""
-    partition = read_partition(group, start_at=spec.start)
-    asked, window = partition.asked, Window(spec.start, spec.end)
-    out = empty_shard(spec)
-    if not len(asked):
-        return out
-    heads = tuple(asked.batch.meta["heads"])
+    """Parity of all users, then all targets without the bots. Raises InvalidInput where a target cannot be replayed on this
+    log."""
+    whole = read_partition(group, start_at=spec.start)
+    if not len(whole.asked):
+        return empty_shard(spec)
+    heads = tuple(whole.asked.batch.meta["heads"])
     documents = {one.name: one for one in spec.behaviour}
-    behaviour = [compiled(documents[revision], heads) for revision in asked.revisions]
-    check = ParityCheck(asked)
-    follow_log(asked, Course(asked, behaviour, partition.start, partition.failures()), check)
+    behaviour = [compiled(documents[revision], heads) for revision in whole.asked.revisions]
+    check = ParityCheck(whole.asked)
+    follow_log(whole.asked, Course(whole.asked, behaviour, whole.start, whole.failures()), check)
+    bots = whole.bots()
+    people = whole.without(bots)
+    counts = [bots_left_out(len(bots), len(whole.asked) - len(people.asked))]
+    out = Shard(Sums.empty(spec), len(whole.asked), check.result(), add_counts(counts))
+    return out + _judged(people, behaviour, heads, spec) if len(people.asked) else out
+
+
+def _judged(partition: Partition, behaviour: Sequence[CompiledPolicy], heads: tuple[str, ...], spec: ReplaySpec) -> Shard:
+    """Counts, examples, estimates and trials of all targets."""
+    asked, window = partition.asked, Window(spec.start, spec.end)
     logged = as_logged(asked)
-    parts = [counts_of("logged", asked, logged, window)]
+    parts, examples = [counts_of("logged", asked, logged, window)], []
+    half = half_of(asked.users) if spec.halves else None
     targets = [compiled(one, heads) for one in spec.targets]
     for target, policy in zip(spec.targets, targets, strict=True):
         done = _target(partition, policy, behaviour, spec)
         parts += [counts_of(target.name, asked, done, window), divergence(target.name, asked, logged, done, window)]
-    names = [one.name for one in spec.targets]
-    ends = {"attribution_us": spec.attribution_us, "log_end": spec.log_end}
-    rows = estimation_rows(partition, names, targets, behaviour, window, **ends)
-    out.suite.update(rows)
-    return Shard(out.suite, len(asked), check.result(), add_counts(parts))
+        examples += [] if spec.halves else example_users(target.name, asked, logged, done, window)
+        if half is not None:
+            parts.append(sends_by_half(target.name, asked, done, window, half))
+    if half is not None:
+        parts.append(sends_by_half("logged", asked, logged, window, half))
+    sums = Sums.empty(spec)
+    update_suites(sums.suites, estimation_rows(partition, spec, targets, behaviour))
+    ends = {"outcome_us": spec.outcome_us, "log_start": spec.log_start, "log_end": spec.log_end}
+    for holdout in holdouts_of([one.document for one in spec.behaviour]):
+        left = fill_trial(sums.trials[holdout.name], partition, holdout, behaviour, window, **ends)
+        parts.append(left_out_of_trial(holdout.key, left))
+    return Shard(sums, counts=add_counts(parts), examples=examples)
 
 
 def _target(partition: Partition, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy], spec: ReplaySpec) -> Realised:
@@ -93,11 +120,12 @@ def _target(partition: Partition, policy: CompiledPolicy, behaviour: Sequence[Co
 
 def write_shard(path: Path, shard: Shard) -> None:
     """Replace `path` in one step: a zip of arrays, the counts as an Arrow stream among them."""
-    meta = {"requests": shard.requests, "parity": asdict(shard.parity)}
+    examples = [one.plain() for one in shard.examples]
+    meta = {"requests": shard.requests, "parity": asdict(shard.parity), "examples": examples}
     stream = pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, COUNTS) as writer:
         writer.write_table(shard.counts)
-    arrays = {f"suite/{name}": array for name, array in shard.suite.to_arrays().items()}
+    arrays = shard.sums.to_arrays()
     arrays |= {"counts": np.frombuffer(stream.getvalue(), np.uint8), "meta": np.frombuffer(orjson.dumps(meta), np.uint8)}
     aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     with aside.open("wb") as file:
@@ -115,6 +143,6 @@ def read_shard(path: Path, spec: ReplaySpec) -> Shard:
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error, pa.ArrowException, KeyError) as error:
         raise DamagedArtifact(f"this part of a replay cannot be read: {error}", field=str(path), hint="delete it") from None
     said = meta["parity"]
-    examples = [Mismatch(**one) for one in said.pop("examples")]
-    suite = empty_shard(spec).suite.load({name.removeprefix("suite/"): one for name, one in arrays.items()})
-    return Shard(suite, meta["requests"], Parity(**said, examples=examples), counts.cast(COUNTS))
+    mismatches = [Mismatch(**one) for one in said.pop("examples")]
+    sums, parity = Sums.empty(spec).load(arrays), Parity(**said, examples=mismatches)
+    return Shard(sums, meta["requests"], parity, counts.cast(COUNTS), examples_from(meta["examples"]))

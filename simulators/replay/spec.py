@@ -14,7 +14,7 @@ from serve_app.policies import read_policy
 from serve_app.policy.compile import CompiledPolicy, compile_policy
 from serve_app.policy.document import PolicyDocument, parse_policy
 
-__all__ = ["CONTROL", "ReplaySpec", "Target", "compiled", "logged_document"]
+__all__ = ["CONTROL", "Breakdown", "ReplaySpec", "Target", "compiled", "logged_document"]
 
 
 CONTROL = "logged again"
@@ -30,11 +30,23 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Breakdown:
+    """Outcomes by one property of what was logged: channel, category, campaign (of the message sent) or day (UTC, days since
+    1970-01-01). keys: its values; labels: their texts."""
+
+    name: str
+    keys: tuple[int, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReplaySpec:
     """data: the data folder. targets: the policies to judge. behaviour: canonical documents of the revisions found in the
     log. start, end: the window that counts, microseconds UTC. steady: the targets run from the snapshot on, so that the
     window sees no transient; else they begin at `start` on logged histories. attribution_us: how long after a decision an
-    event counts for it; decisions younger than that at log_end are left out of estimates."""
+    event counts for it; decisions younger than that at log_end are left out of estimates. outcome_us: how long after a
+    user's first would-send anything the user does counts for incrementality. breakdowns: of the estimates. halves: estimates
+    are made twice, on each half of the users, so that a choice made on one can be judged on the other."""
 
     data: str
     targets: tuple[Target, ...]
@@ -44,6 +56,10 @@ class ReplaySpec:
     steady: bool = False
     attribution_us: int = 86_400_000_000
     log_end: int = 2**62
+    log_start: int = 0
+    outcome_us: int = 7 * 86_400_000_000
+    breakdowns: tuple[Breakdown, ...] = ()
+    halves: bool = False
 
     def digest(self, files: list[str]) -> str:
         """Names a result: equal inputs, equal code, equal digest. `files`: the log's files that are read."""

@@ -43,7 +43,7 @@ def estimate_lines(suite: Suite, targets: Sequence[str]) -> list[tuple[str, ...]
     """Rows (metric, estimator, each target's paired difference from the log), refusals with their reasons."""
     said: dict[tuple[str, str], dict[str, str]] = {}
     for one in suite.estimates(control=CONTROL):
-        if one.subject.versus is None or one.subject.policy == CONTROL:
+        if one.subject.versus is None or one.subject.policy == CONTROL or one.subject.group is not None:
             continue
         if isinstance(one, Estimated):
             span = f" [{one.interval.low:+.4g}, {one.interval.high:+.4g}]" if one.interval else ""

@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from typing import Any
 
-import pyarrow as pa
-
 from serve_app.vocabulary import Channel, MessageClass, Reason
-from simulators.estimators import Estimated, Per, Suite
+from simulators.estimators import Per, Suite
 from simulators.estimators.settings import EstimateSettings
+from simulators.replay.estimation import WINDOWS
 from simulators.replay.shard import Shard
 from simulators.replay.spec import CONTROL, ReplaySpec
+from simulators.report.details import broken_down, example_tables, numbers, plan_text, window_rows
+from simulators.report.effects import Worth, incrementality
 from simulators.report.guardrails import Found, Outcome, worst
+from simulators.report.tally import Tally
 
-__all__ = ["Tally", "content_of"]
+__all__ = ["content_of"]
 
 _TOP = 12
 _MOST_SENDS = 15
-
-
-class Tally:
-    """Look-ups into a table of counts."""
-
-    def __init__(self, counts: pa.Table) -> None:
-        self._by: defaultdict[tuple[str, str, str], dict[int, int]] = defaultdict(dict)
-        self._days: defaultdict[tuple[str, str, str], dict[int, int]] = defaultdict(dict)
-        for row in counts.to_pylist():
-            place = row["policy"], row["measure"], row["dimension"]
-            for table, key in ((self._by, row["key"]), (self._days, row["day"])):
-                table[place][key] = table[place].get(key, 0) + row["value"]
-
-    def total(self, policy: str, measure: str, dimension: str = "") -> int:
-        """Over all keys and days."""
-        return sum(self._by[policy, measure, dimension].values())
-
-    def by(self, policy: str, measure: str, dimension: str) -> dict[int, int]:
-        """Key -> count."""
-        return dict(sorted(self._by[policy, measure, dimension].items()))
-
-    def days(self, policy: str, measure: str, dimension: str = "") -> dict[int, int]:
-        """Day (since 1970-01-01 UTC) -> count."""
-        return dict(sorted(self._days[policy, measure, dimension].items()))
 
 
 def content_of(
@@ -55,8 +32,11 @@ def content_of(
     guardrails: Sequence[Found] = (),
     parity_waived: bool = False,
     settings: EstimateSettings | None = None,
+    worth: Worth | None = None,
+    user_name: Callable[[int], str] = "{:016x}".format,
 ) -> dict[str, Any]:
-    """names: texts of campaign and category hashes, by dimension."""
+    """names: texts of campaign and category hashes, by dimension. user_name: text of a user's hash."""
+    settings = settings or EstimateSettings()
     tally, targets = Tally(result.counts), [one.name for one in spec.targets]
     policies = ["logged", *targets]
     clean = result.parity.same == result.parity.requests
@@ -77,8 +57,12 @@ def content_of(
         },
         "days": {name: {_date(day): n for day, n in tally.days(name, "sends").items() if day >= 0} for name in policies},
         "hours": {name: {str(hour): n for hour, n in tally.by(name, "sends", "hour_local").items()} for name in policies},
-        "outcomes": list(_outcomes(result.suite, settings or EstimateSettings())),
-        "control": _control(result.suite, settings or EstimateSettings()),
+        "outcomes": list(_outcomes(result.suite, settings, len(_days_read(tally)))),
+        "control": _control(result.suite, settings),
+        "outcomes_by": broken_down(result.suite, settings),
+        "attribution": _attribution(result, spec, settings),
+        "incrementality": incrementality(result.sums, spec, tally, worth or Worth()),
+        "examples": example_tables(result.examples, names.get("campaign", {}), user_name),
     }
 
 
@@ -130,21 +114,27 @@ def _change(row: Mapping[str, Any]) -> int:
     return max((abs(value - row["logged"]) for key, value in row.items() if key not in ("name", "logged")), default=0)
 
 
-def _outcomes(suite: Suite, settings: EstimateSettings) -> Iterable[dict[str, Any]]:
+def _days_read(tally: Tally) -> list[int]:
+    return [day for day in tally.days("logged", "decisions", "reason") if day >= 0]
+
+
+def _attribution(result: Shard, spec: ReplaySpec, settings: EstimateSettings) -> list[dict[str, Any]]:
+    suite = result.sums.suites.get(WINDOWS)
+    return window_rows(suite, settings, spec.attribution_us) if suite is not None else []
+
+
+def _outcomes(suite: Suite, settings: EstimateSettings, days: int) -> Iterable[dict[str, Any]]:
     """Every paired difference from the log; a refused one has reasons and no number."""
     for one in suite.estimates(settings, per=(Per.user, Per.send), control=CONTROL):
         said = one.subject
-        if said.versus is None or said.policy == CONTROL or (said.metric == "sends" and said.per is Per.send):
+        if said.versus is None or said.policy == CONTROL or said.group is not None:
             continue
-        row: dict[str, Any] = {
+        if said.metric == "sends" and said.per is Per.send:
+            continue
+        yield {
             "policy": said.policy, "metric": said.metric, "per": said.per.value, "estimator": said.estimator,
-            "standing": one.verdict.standing.value, "reasons": list(one.verdict.reasons), "comparisons": one.comparisons,
+            "comparisons": one.comparisons, "plan": plan_text(suite, one, settings, days), **numbers(one, suite),
         }  # fmt: skip
-        if isinstance(one, Estimated):
-            row["logged"] = suite[said.estimator].point(said.versus, said.metric, said.per, 0).value
-            row["difference"], row["notes"] = one.value, list(one.notes)
-            row["low"], row["high"] = (one.interval.low, one.interval.high) if one.interval else (None, None)
-        yield row
 
 
 def _control(suite: Suite, settings: EstimateSettings) -> list[dict[str, Any]]:
@@ -152,6 +142,7 @@ def _control(suite: Suite, settings: EstimateSettings) -> list[dict[str, Any]]:
     return [
         {"estimator": label, "metric": metric, "clean": suite.control_is_clean(label, CONTROL, metric, settings)}
         for label in suite.labels
+        if suite[label].grouping is None
         for metric in suite.metrics
     ]
 

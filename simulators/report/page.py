@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from simulators.report.charts import bars_by_policy, differences, lines_by_day, waterfall
+from simulators.report.details import groups_of
 
 __all__ = ["page_of"]
 
@@ -36,6 +37,7 @@ def page_of(content: Mapping[str, Any], *, title: str, made: Mapping[str, Any]) 
         control_faults=faults, comparisons=max((one["comparisons"] for one in content["outcomes"]), default=0),
         number=lambda value: f"{value:,}", percent=_percent, span=_span, signed=lambda value: f"{value:+.4g}",
         short=lambda value: f"{value:.4g}",
+        **_groups(content["outcomes_by"]),
     )  # fmt: skip
 
 
@@ -54,6 +56,13 @@ def _charts(content: Mapping[str, Any], policies: Sequence[str]) -> dict[str, An
             for metric in dict.fromkeys(one["metric"] for one in content["outcomes"])
         },
     }
+
+
+def _groups(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Breakdowns as tables, and how many comparisons they are."""
+    shown = sum("difference" in one for one in rows)
+    said = {"compared": f"{shown:,}", "by_chance": f"{0.05 * shown:.0f}"}
+    return {"outcome_groups": groups_of(rows), "group_metrics": list(dict.fromkeys(one["metric"] for one in rows)), **said}
 
 
 def _percent(value: int, of: int) -> str:

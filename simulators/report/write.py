@@ -7,17 +7,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
-import pyarrow.parquet as pq
 
-from serve_app.ids import hash_id
+from serve_app.ids import bucket_of
 from serve_app.log.fingerprint import code_version
+from serve_app.log.reader import read_log
 from serve_app.release.manifest import write_text_atomically
+from simulators.replay.breakdowns import campaign_names
 from simulators.replay.shard import Shard
 from simulators.replay.spec import ReplaySpec
-from simulators.report.content import Tally, content_of
+from simulators.report.content import content_of
+from simulators.report.effects import Worth
 from simulators.report.guardrails import Guardrail, judge_guardrails
 from simulators.report.page import page_of
+from simulators.report.tally import Tally
 
 __all__ = ["write_report"]
 
@@ -25,14 +29,25 @@ _EVER = 2**61
 
 
 def write_report(
-    result: Shard, spec: ReplaySpec, out: Path, rails: Mapping[str, Guardrail], *, allow_mismatch: bool
+    result: Shard,
+    spec: ReplaySpec,
+    out: Path,
+    rails: Mapping[str, Guardrail],
+    *,
+    allow_mismatch: bool,
+    worth: Worth | None = None,
 ) -> dict[str, Any]:
     """Write both files to `out`; returns the content of the JSON."""
     tally = Tally(result.counts)
     users = max(tally.total("logged", "users"), 1)
     sends = {name: tally.total(name, "sends") / users for name in ("logged", *(one.name for one in spec.targets))}
     found = judge_guardrails(rails, result.suite, sends)
-    content = content_of(result, spec, names=_names(Path(spec.data)), guardrails=found, parity_waived=allow_mismatch)
+    data = Path(spec.data)
+    texts = _user_texts(data, {one.user for one in result.examples})
+    content = content_of(
+        result, spec, names=campaign_names(data), guardrails=found, parity_waived=allow_mismatch, worth=worth,
+        user_name=lambda user: texts.get(user, f"{user:016x}"),
+    )  # fmt: skip
     made = _made(result, spec, tally)
     content["made"] = made
     write_text_atomically(
@@ -44,17 +59,14 @@ def write_report(
     return content
 
 
-def _names(data: Path) -> dict[str, dict[int, str]]:
-    """Texts of campaign and category hashes, as far as the catalogue has them."""
-    path = data / "catalogue" / "campaigns.parquet"
-    if not path.is_file():
-        return {}
-    table = pq.read_table(path)
-    return {
-        name: {hash_id(text): text for text in set(table[column].to_pylist()) if text}
-        for name, column in (("campaign", "campaign_id"), ("category", "category"))
-        if column in table.column_names
-    }
+def _user_texts(data: Path, users: set[int]) -> dict[int, str]:
+    """Ids of a few users, as far as the log has them."""
+    out: dict[int, str] = {}
+    for bucket in np.unique(bucket_of(np.array(sorted(users), np.uint64))).tolist():
+        rows = read_log(data, "users", columns=["user", "user_id"], buckets=(bucket, bucket))
+        known = zip(rows["user"].to_pylist(), rows["user_id"].to_pylist(), strict=True)
+        out |= {user: text for user, text in known if user in users}
+    return out
 
 
 def _made(result: Shard, spec: ReplaySpec, tally: Tally) -> dict[str, Any]:
