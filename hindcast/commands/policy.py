@@ -17,6 +17,9 @@ __all__ = ["register"]
 DataOption = Annotated[
     Path, typer.Option("--data", envvar="HINDCAST_DATA", help="The data folder.", file_okay=False, show_default=True)
 ]
+ExistingData = Annotated[
+    Path, typer.Option("--data", envvar="HINDCAST_DATA", help="The data folder.", file_okay=False, exists=True)
+]
 
 group = typer.Typer(name="policy", help="Policy documents: check, compare, promote.", no_args_is_help=True)
 
@@ -32,10 +35,17 @@ def _now() -> int:
 
 def _document(data: Path, name: str) -> PolicyDocument:
     """A file, or a revision of the data folder."""
+    from serve_app.errors import UnknownIdentifier
     from serve_app.policies import read_policy
     from serve_app.policy.document import load_policy
 
-    return load_policy(name) if Path(name).is_file() or "." in name or "/" in name else read_policy(data, name)
+    if Path(name).is_file() or "." in name or "/" in name:
+        return load_policy(name)
+    try:
+        return read_policy(data, name)
+    except UnknownIdentifier as error:
+        message = f"{name!r} is neither a file nor a policy stored in {data}"
+        raise UnknownIdentifier(message, field="policy", hint=error.hint) from None
 
 
 @group.command("check")
@@ -90,7 +100,7 @@ def diff_command(
 
 
 @group.command("list")
-def list_command(data: DataOption = Path("data")) -> None:
+def list_command(data: ExistingData = Path("data")) -> None:
     """Stored policies, newest promoted first; the current one is marked."""
     from rich.console import Console
     from rich.table import Table
@@ -98,8 +108,12 @@ def list_command(data: DataOption = Path("data")) -> None:
     from serve_app.policies import list_policies
     from serve_app.policy.instants import instant_text
 
+    stored = list_policies(data)
+    if not stored:
+        typer.echo(f"no policy is stored in {data} yet (hindcast policy promote FILE)")
+        return
     table = Table("", "revision", "name", "promoted", "problem")
-    for one in list_policies(data):
+    for one in stored:
         promoted = instant_text(one.promoted_at) if one.promoted_at else "never"
         table.add_row("*" if one.current else "", one.revision, one.name, promoted, one.problem or "")
     Console().print(table)
@@ -108,7 +122,7 @@ def list_command(data: DataOption = Path("data")) -> None:
 @group.command("show")
 def show_command(
     revision: Annotated[str, typer.Argument(help="Default: the current policy.")] = "",
-    data: DataOption = Path("data"),
+    data: ExistingData = Path("data"),
 ) -> None:
     """Print a stored policy as YAML, defaults spelled out."""
     import yaml
@@ -164,7 +178,7 @@ def _say_what_is_not_kept(data: Path, document: PolicyDocument, earlier: set[str
 
 
 @group.command("rollback")
-def rollback_command(data: DataOption = Path("data")) -> None:
+def rollback_command(data: ExistingData = Path("data")) -> None:
     """Go back to the policy that the current one replaced (in a running server, too), and say what changes."""
     from serve_app.policies import read_policy, rollback_policy
     from serve_app.policy.diff import policy_diff

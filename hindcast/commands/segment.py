@@ -80,7 +80,9 @@ def count_command(
 
 @group.command("refresh")
 def refresh_command(
-    data: DataOption = Path("data"),
+    data: Annotated[
+        Path, typer.Option("--data", envvar="HINDCAST_DATA", help="The data folder.", file_okay=False, exists=True)
+    ] = Path("data"),
     full: Annotated[bool, typer.Option("--full", help="Read the whole log again, not only the days that changed.")] = False,
     redis_url: RedisOption = None,
 ) -> None:

@@ -242,6 +242,18 @@ def test_the_command_checks_compares_promotes_and_shows(tmp_path: Path) -> None:
     assert isinstance(wrong.exception, InvalidInput)
 
 
+def test_the_command_says_where_nothing_is_and_what_a_misspelt_name_is_not(tmp_path: Path) -> None:
+    cli._register()
+    runner, data, away = CliRunner(), ["--data", str(tmp_path)], ["--data", str(tmp_path / "away")]
+    for words in (["list"], ["show"], ["rollback"]):
+        assert runner.invoke(cli.app, ["policy", *words, *away]).exit_code == 2
+    assert "no policy is stored in" in runner.invoke(cli.app, ["policy", "list", *data]).output
+    wrong = runner.invoke(cli.app, ["policy", "promote", "summer", *data])
+    assert isinstance(wrong.exception, UnknownIdentifier)
+    assert f"'summer' is neither a file nor a policy stored in {tmp_path}" in str(wrong.exception)
+    assert runner.invoke(cli.app, ["segment", "refresh", *away]).exit_code == 2
+
+
 def test_check_ends_in_0_for_good_1_for_remarks_under_strict_and_2_for_refused(tmp_path: Path) -> None:
     cli._register()
     runner, file = CliRunner(), tmp_path / "p.yaml"
