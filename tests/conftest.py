@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# No example is timed: how long one takes says more of the machine's other work than of ours.
 # `pytest --hypothesis-profile=deep` looks an hour for what the quick tier looks seconds for.
-settings.register_profile("deep", max_examples=5000, deadline=None)
+settings.register_profile("quick", deadline=None, print_blob=True)
+settings.register_profile("deep", max_examples=5000, deadline=None, print_blob=True)
+settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -19,7 +19,7 @@ from serve_app.ids import hash_id
 from serve_app.log.reader import read_log
 from serve_app.policies import read_current_policy, read_policy, store_policy
 from serve_app.policy.document import PolicyDocument
-from tests.cluster.server_support import TOKEN, data_copy, generous, in_process
+from tests.cluster.server_support import TOKEN, data_copy, deployed, generous, in_process
 
 OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
 CAMPAIGN = {"text": "Your order is on its way", "message_class": "transactional", "channels": ["push"]}
@@ -122,3 +122,24 @@ def test_a_user_who_leaves_is_gone_from_ledger_log_and_disk(client: httpx.Client
     assert [path for path in data.rglob("*") if path.is_file() and text in path.read_bytes()] == []
     with ledger_side(data) as side:
         assert audit(data, side, now_us=time.time_ns() // 1000).clean
+
+
+@pytest.mark.cluster
+def test_a_deployed_worker_keeps_the_log_up_by_itself(ray_cluster: int, demo_release: Path, tmp_path: Path) -> None:
+    data = data_copy(demo_release, tmp_path / "data")
+    settings = generous(data=data, topology="fused", http={"port": ray_cluster}, journal={"upkeep_s": 1.0})
+    with deployed(settings) as instance, httpx.Client(base_url=instance.url, timeout=60.0) as client:
+        assert client.put("/v1/campaigns/order-sent", json=CAMPAIGN).status_code == 200
+        client.put("/v1/users/kept", json={"reachable": ["push"]})
+        made = decide(client, "kept", idempotency_key="k")
+        user = hash_id("kept")
+        until = time.monotonic() + 60
+        while user not in read_log(data, "decisions", columns=["user"], journal=False)["user"].to_pylist():
+            assert time.monotonic() < until, "nothing was compacted"
+            time.sleep(0.2)
+        while user not in read_log(data, "ledger_snapshot", columns=["user"])["user"].to_pylist():
+            assert time.monotonic() < until, "no snapshot was taken"
+            time.sleep(0.2)
+        assert client.get(f"/v1/decisions/{made['decision_id']}").json()["source"] == "ledger"
+        with ledger_side(data) as side:
+            assert audit(data, side, now_us=time.time_ns() // 1000).clean
