@@ -66,18 +66,23 @@ class OwnerPort(Protocol):
         """Reports of living replicas."""
 
 
-class _Owner:
-    """An owner whose errors are always ours."""
+_TIMED = frozenset({"call", "live", "change_user"})  # promotions and polls keep times of their own
 
-    def __init__(self, port: OwnerPort) -> None:
-        self._port = port
+
+class _Owner:
+    """An owner whose errors are always ours, and that answers or is given up: a process that hangs, or was replaced while
+    a call was under way, must not hold a request for ever. What was given up may still happen: a write is then unknown."""
+
+    def __init__(self, port: OwnerPort, limit_s: float) -> None:
+        self._port, self._limit_s = port, limit_s
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._port, name)
 
         async def ask(*arguments: Any, **keywords: Any) -> Any:
             try:
-                return await method(*arguments, **keywords)
+                async with asyncio.timeout(self._limit_s if name in _TIMED else None):
+                    return await method(*arguments, **keywords)
             except asyncio.CancelledError:
                 raise
             except Exception as error:
@@ -102,7 +107,7 @@ class IngressServer:
         metrics_url: str | None = None,
     ) -> None:
         self.settings, self.library = settings, library
-        self._owner: Any = _Owner(owner)
+        self._owner: Any = _Owner(owner, settings.budgets.commit_ms / 1000)
         self._pool = ThreadPoolExecutor(settings.deployments.ingress.threads, thread_name_prefix="ingress")
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
         journal = Journal(

@@ -40,7 +40,11 @@ U64 = npt.NDArray[np.uint64]
 LedgerCall = Callable[..., Any]
 """call(method, *arguments, **keywords) -> what the owner's ledger answered; raises what it raised."""
 
-_WRITES = frozenset({"commit", "refund", "put_user", "put_users", "delete_user", "append_catalogue_change", "put_campaign"})
+_WRITES = frozenset(
+    {
+        "commit", "refund", "put_user", "put_users", "change_user", "delete_user", "append_catalogue_change", "put_campaign",
+    }
+)  # fmt: skip
 
 
 def translated(error: BaseException, method: str) -> HindcastError:
