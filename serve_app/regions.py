@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import resources
+
 from serve_app.errors import InvalidInput
 
-__all__ = ["REGIONS", "UNKNOWN_REGION", "region_index", "region_name"]
+__all__ = ["REGIONS", "UNKNOWN_REGION", "assigned_regions", "region_index", "region_name"]
 
 REGIONS = 26 * 26
 UNKNOWN_REGION = -1
@@ -25,3 +28,10 @@ def region_name(index: int) -> str:
     if not 0 <= index < REGIONS:
         raise InvalidInput(f"{index} is not a region index", field="region")
     return chr(65 + index // 26) + chr(65 + index % 26)
+
+
+@cache
+def assigned_regions() -> frozenset[str]:
+    """Lower-case codes that ISO 3166-1 assigns, from the table that comes with the IANA time zones."""
+    table = resources.files("tzdata").joinpath("zoneinfo", "iso3166.tab").read_text(encoding="utf-8")
+    return frozenset(line[:2].lower() for line in table.splitlines() if line and not line.startswith("#"))

@@ -15,6 +15,7 @@ from serve_app.ledger.protocol import LedgerSettings
 from serve_app.policy.base import ChannelName, ClassName, seconds_of_day
 from serve_app.policy.document import PolicyDocument
 from serve_app.policy.rules import Cap, MessageClassRule, QuietHours
+from serve_app.regions import assigned_regions
 
 __all__ = ["Remark", "history_remark", "remarks"]
 
@@ -37,7 +38,7 @@ class Remark:
 
 def remarks(document: PolicyDocument) -> list[Remark]:
     """All of them, in the document's order of parts."""
-    parts = (_classes, _caps, _gap, _quiet, _deferral, _trials, _values)
+    parts = (_classes, _caps, _gap, _quiet, _regions, _deferral, _trials, _values)
     found = [remark for part in parts for remark in part(document)]
     kept = history_remark(document, KEPT_HOURS)
     return found + ([kept] if kept else [])
@@ -144,10 +145,21 @@ def _quiet(document: PolicyDocument) -> Iterator[Remark]:
             who = ", ".join(spared) or "no class"
             message = f"quiet hours {rule.id!r} silence nothing: {who} is all they name"
             yield Remark(f"quiet_hours.{i}.classes", message, "name a class without bypass_quiet_hours")
+    silent: dict[str, list[str]] = {}
     for channel, kind, quiet in _quiet_by(document):
         if quiet >= 86_400:
-            message = f"{kind} messages by {channel} are never sent: quiet hours cover the whole day"
-            yield Remark("quiet_hours", message, "leave some of the day, or use a kill switch")
+            silent.setdefault(kind, []).append(channel)
+    for kind, channels in silent.items():
+        by = "any channel" if len(channels) == len(get_args(ChannelName)) else " or ".join(channels)
+        message = f"{kind} messages by {by} are never sent: quiet hours cover the whole day"
+        yield Remark("quiet_hours", message, "leave some of the day, or use a kill switch")
+
+
+def _regions(document: PolicyDocument) -> Iterator[Remark]:
+    for code in document.regions:
+        if code not in assigned_regions():
+            message = f"{code.upper()} is no code of ISO 3166-1, so the rules bind nobody whose region is told by it"
+            yield Remark(f"regions.{code}", message, "correct it" + (": Britain is gb" if code == "uk" else ""))
 
 
 def _quiet_by(document: PolicyDocument) -> Iterator[tuple[str, str, int]]:
@@ -190,6 +202,10 @@ def _trials(document: PolicyDocument) -> Iterator[Remark]:
         if "transactional" in holdout.classes and holdout.percent:
             message = f"holdout {holdout.id!r} withholds transactional messages from {holdout.percent:g} % of users"
             yield Remark(f"holdouts.{i}.classes", message, "leave transactional out")
+        if holdout.percent in (0, 100):
+            who = "everybody" if holdout.percent else "nobody"
+            message = f"holdout {holdout.id!r} withholds its messages from {who}, so there is nothing to compare"
+            yield Remark(f"holdouts.{i}.percent", message, "choose a share between")
     if document.flips.probability and not document.flips.classes:
         yield Remark(
             "flips.classes", "flips name no class, so nothing is ever flipped", "name classes, or set probability 0"

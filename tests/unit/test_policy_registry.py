@@ -290,6 +290,11 @@ REMARKS: list[tuple[dict[str, Any], str, str]] = [
     ({"min_gap": {"minutes": 5}, "max_sends_per_decision": 3}, "max_sends_per_decision", "cannot keep a gap of 5 min"),
     ({"quiet_hours": [NIGHT | {"classes": ["transactional"]}]}, "quiet_hours.0.classes", "silence nothing"),
     ({"quiet_hours": [NIGHT, NIGHT | {"id": "b", "start": "08:00", "end": "22:00"}]}, "quiet_hours", "cover the whole day"),
+    ({"quiet_hours": [{"id": "n", "start": "00:00", "end": "24:00"}]}, "quiet_hours", "advertising messages by any channel"),
+    ({"quiet_hours": [{"id": "n", "start": "00:00", "end": "24:00", "channels": ["sms", "push"]}]}, "quiet_hours",
+     "informational messages by push or sms are never sent"),
+    ({"regions": {"uk": {}}}, "regions.uk", "UK is no code of ISO 3166-1"),
+    ({"holdouts": [HOLDOUT | {"percent": 100}]}, "holdouts.0.percent", "from everybody"),
     (
         {"quiet_hours": [NIGHT], "deferral": {"max_attempts": 0}}, "deferral.max_attempts", "no deferral is allowed",
     ),
