@@ -28,6 +28,7 @@ __all__ = [
     "divergence",
     "left_out_of_trial",
     "sends_by_half",
+    "set_aside",
 ]
 
 I64 = npt.NDArray[np.int64]
@@ -96,6 +97,11 @@ def bots_left_out(users: int, requests: int) -> pa.Table:
     """How many users known as bots, and how many of their decisions, no other measure holds."""
     measures = {"bots": users, "decisions_of_bots": requests}
     return pa.concat_tables([_whole("logged", name, "", np.array([value])) for name, value in measures.items()])
+
+
+def set_aside(requests: I64) -> pa.Table:
+    """Requests that no policy decided, by reason (i64[reasons])."""
+    return _whole("logged", "set_aside", "reason", requests)
 
 
 def left_out_of_trial(holdout: int, left: Mapping[str, int]) -> pa.Table:

@@ -2,6 +2,9 @@
 
 Rows stand in replay order: by user, and within a user by the ledger version each decision read; of the decisions that read
 the same version, those that wrote come last, since the others did not see what they wrote.
+
+Requests that the policy never decided are set aside: retries answered with what was decided before, requests that met no
+ledger or lost every race for it, and transactional messages sent without it. They would have fared alike under any policy.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from serve_app.kernels import kernel
 from serve_app.log.places import region_indices, zone_indices
 from serve_app.policy.assign import assign
 from serve_app.policy.compile import CompiledPolicy
-from serve_app.vocabulary import Origin, Surface
+from serve_app.vocabulary import Origin, Reason, StageBit, Surface
 from simulators.replay.memberships import segments_under
 
 __all__ = ["COLUMNS_READ", "Opportunities", "opportunities_of"]
@@ -46,6 +49,7 @@ _OUTCOMES = (
 )  # fmt: skip
 _DECIDED = ("action", "reason", "until", "p_none", "forced", "explored", "read_version", "commit_version", "granted")
 _KEYS = ("user", "request_id")
+_NOT_DECIDED = [int(one) for one in (Reason.duplicate, Reason.ledger_unavailable, Reason.outcome_unknown)]
 COLUMNS_READ: Mapping[str, tuple[str, ...]] = {
     "requests": (*_REQUESTS, "order", "zone", "region", "policy_revision", "head_names", "candidate_count"),
     "candidates": (*_KEYS, "item", *_CANDIDATES, *_OUTCOMES),
@@ -59,7 +63,8 @@ class Opportunities:
     """batch: requests with candidates and logged heads; its `policy` column indexes `revisions`. item_hashes: u64 by item
     row of the batch. logged, logged_candidates: what was decided, aligned with requests and candidates; the outcome of a
     request is that of its first decision row. failures_known i64[n]: of the user's failed deliveries, how many the decision
-    knew of; -1 until a run over the log has found out."""
+    knew of; -1 until a run over the log has found out. set_aside i64[reasons]: requests that no policy decided, by the
+    reason they were answered with."""
 
     batch: Batch
     revisions: tuple[str, ...]
@@ -67,6 +72,7 @@ class Opportunities:
     logged: Mapping[str, Array]
     logged_candidates: Mapping[str, Array]
     failures_known: I64
+    set_aside: I64
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -83,6 +89,7 @@ class Opportunities:
             {name: values[rows] for name, values in self.logged.items()},
             {name: values[flat] for name, values in self.logged_candidates.items()},
             self.failures_known[rows],
+            self.set_aside,
         )
 
     def under(self, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy]) -> Opportunities:
@@ -157,6 +164,7 @@ def opportunities_of(requests: pa.Table, candidates: pa.Table, decisions: pa.Tab
     candidate_first, candidate_count = _runs(users, ids, candidates, "candidates")
     decision_first, decision_count = _runs(users, ids, decisions, "decisions")
     mine = np.flatnonzero((_flat(requests, "surface") == Surface.notification) & (decision_count > 0))
+    mine, set_aside = _decided_by_a_policy(requests, decisions, mine, decision_first)
     written = _flat(decisions, "commit_version")[decision_first[mine]] >= 0
     keys = (ids[mine], _flat(requests, "decided_at")[mine], written, _flat(requests, "order")[mine], users[mine])
     mine = mine[np.lexsort(keys)]
@@ -175,7 +183,16 @@ def opportunities_of(requests: pa.Table, candidates: pa.Table, decisions: pa.Tab
         {"policy": batch.requests["policy"], **{name: _flat(decisions, name)[chosen] for name in _DECIDED}},
         {name: _values(candidates, name, rows) for name in _OUTCOMES},
         np.full(len(mine), -1, np.int64),
+        set_aside,
     )
+
+
+def _decided_by_a_policy(requests: pa.Table, decisions: pa.Table, mine: I64, decision_first: I64) -> tuple[I64, I64]:
+    """Of the requests `mine`, those a policy decided; and how many of the others there are, by reason (i64[reasons])."""
+    first = decision_first[mine]
+    reason, unread = _flat(decisions, "reason")[first], _flat(decisions, "read_version")[first] < 0
+    aside = unread & np.isin(reason, _NOT_DECIDED) | (_flat(requests, "degraded")[mine] & StageBit.ledger != 0)
+    return mine[~aside], np.bincount(reason[aside], minlength=len(Reason)).astype(np.int64)
 
 
 def _runs(users: U64, ids: U64, rows: pa.Table, name: str) -> tuple[I64, I64]:

@@ -26,6 +26,7 @@ from simulators.replay.counts import (
     divergence,
     left_out_of_trial,
     sends_by_half,
+    set_aside,
 )
 from simulators.replay.course import Course, follow_log, follow_policy
 from simulators.replay.estimation import MAIN, estimation_rows, half_of, update_suites
@@ -70,8 +71,9 @@ def replay_group(group: BucketGroup, spec: ReplaySpec) -> Shard:
     """Parity of all users, then all targets without the bots. Raises InvalidInput where a target cannot be replayed on this
     log."""
     whole = read_partition(group, start_at=spec.start)
+    aside = set_aside(whole.asked.set_aside)
     if not len(whole.asked):
-        return empty_shard(spec)
+        return Shard(Sums.empty(spec), counts=aside)
     heads = tuple(whole.asked.batch.meta["heads"])
     documents = {one.name: one for one in spec.behaviour}
     behaviour = [compiled(documents[revision], heads) for revision in whole.asked.revisions]
@@ -79,7 +81,7 @@ def replay_group(group: BucketGroup, spec: ReplaySpec) -> Shard:
     follow_log(whole.asked, Course(whole.asked, behaviour, whole.start, whole.failures()), check)
     bots = whole.bots()
     people = whole.without(bots)
-    counts = [bots_left_out(len(bots), len(whole.asked) - len(people.asked))]
+    counts = [aside, bots_left_out(len(bots), len(whole.asked) - len(people.asked))]
     out = Shard(Sums.empty(spec), len(whole.asked), check.result(), add_counts(counts))
     return out + _judged(people, behaviour, heads, spec) if len(people.asked) else out
 

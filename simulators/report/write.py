@@ -14,6 +14,7 @@ from serve_app.ids import bucket_of
 from serve_app.log.fingerprint import code_version
 from serve_app.log.reader import read_log
 from serve_app.release.manifest import write_text_atomically
+from serve_app.vocabulary import Reason
 from simulators.replay.breakdowns import campaign_names
 from simulators.replay.shard import Shard
 from simulators.replay.spec import ReplaySpec
@@ -78,6 +79,7 @@ def _made(result: Shard, spec: ReplaySpec, tally: Tally) -> dict[str, Any]:
         "window": window,
         "requests": f"{result.requests:,}",
         "bots": tally.total("logged", "bots"),
+        "set_aside": {Reason(key).name: n for key, n in tally.by("logged", "set_aside", "reason").items()},
         "lines": [
             "Gates, choice and assignment are the serving core's own, run over the logged requests in ledger order.",
             "Scores are the logged ones: only the policy changed.",
