@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from serve_app.batch import Batch, Ragged, lengths_to_offsets
-from serve_app.errors import InvalidInput
+from serve_app.errors import InvalidInput, plain_words
 from serve_app.ids import hash_id, hash_ids
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.document import PolicyDocument
@@ -96,7 +96,7 @@ def parse_campaign(data: Mapping[str, Any]) -> CampaignDocument:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = _WORDS.get(first["type"], str(first["msg"]).removeprefix("Value error, ").replace("Tuple", "List"))
+        message = _WORDS.get(first["type"], plain_words(str(first["msg"])).replace("Tuple", "List"))
         if not where and ": " in message:
             where, message = message.split(": ", 1)
         raise InvalidInput(message, field=where or "campaign", hint=_FIXES.get(first["type"])) from None

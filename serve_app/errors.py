@@ -25,6 +25,7 @@ __all__ = [
     "OutcomeUnknown",
     "ResourceShortage",
     "UnknownIdentifier",
+    "plain_words",
 ]
 
 
@@ -83,3 +84,8 @@ class OutcomeUnknown(NotReady):
 
 class ResourceShortage(HindcastError):
     """The machine lacks what is needed: a free port, memory, disk, a fitting Python."""
+
+
+def plain_words(message: str) -> str:
+    """What a validator of ours said, without the words pydantic puts before it."""
+    return message.removeprefix("Value error, ")

@@ -6,12 +6,8 @@ file replaced by one rename: the current revision and the history of promotions,
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +15,7 @@ from serve_app.errors import DamagedArtifact, HindcastError, InvalidInput, NotRe
 from serve_app.policy.document import PolicyDocument, canonical_json, parse_policy, revision_of
 from serve_app.release.flip import Flip
 from serve_app.release.manifest import write_text_atomically
+from serve_app.release.pointer import Step, locked, one_before
 
 __all__ = [
     "ListedPolicy",
@@ -40,7 +37,7 @@ class PolicyPromotion(BaseModel):
 
     revision: str
     at: int
-    action: Literal["promote", "rollback"]
+    action: Step
     replaced: str | None
 
 
@@ -140,23 +137,21 @@ def list_policies(data: Path) -> list[ListedPolicy]:
 def promote_policy(data: Path, revision: str, *, now: int, flip: Flip | None = None) -> PolicyPromotion:
     """Make a stored policy current. With a running server (`flip`), all replicas load it before any request is pinned to
     it; when one cannot, the error says so and the old policy stays."""
-    with _locked(data):
+    with locked(_folder(data)):
         return _switch(data, revision, "promote", now, flip)
 
 
 def rollback_policy(data: Path, *, now: int, flip: Flip | None = None) -> PolicyPromotion:
-    """Make the policy current that the present one replaced. Repeated, it walks further back."""
-    with _locked(data):
-        revision, history = read_current_policy(data)
-        for entry in reversed(history):
-            if entry.revision == revision and entry.action == "promote" and entry.replaced not in (None, revision):
-                return _switch(data, str(entry.replaced), "rollback", now, flip)
-        raise InvalidInput("there is no earlier policy to go back to", field="policies")
+    """Make the policy current that the present one replaced. Repeated, it walks further
+    back, down to the first."""
+    with locked(_folder(data)):
+        target = one_before((entry.action, entry.revision) for entry in read_current_policy(data)[1])
+        if target is None:
+            raise InvalidInput("there is no earlier policy to go back to", field="policies")
+        return _switch(data, target, "rollback", now, flip)
 
 
-def _switch(
-    data: Path, revision: str, action: Literal["promote", "rollback"], now: int, flip: Flip | None
-) -> PolicyPromotion:
+def _switch(data: Path, revision: str, action: Step, now: int, flip: Flip | None) -> PolicyPromotion:
     old, history = read_current_policy(data)
     read_policy(data, revision)
     entry = PolicyPromotion(revision=revision, at=now, action=action, replaced=old)
@@ -174,12 +169,3 @@ def _switch(
 
 def _write(data: Path, state: _Current) -> None:
     write_text_atomically(_folder(data) / "current", state.model_dump_json(indent=1))
-
-
-@contextmanager
-def _locked(data: Path) -> Iterator[None]:
-    folder = _folder(data)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -77,12 +77,12 @@ def show_command(
     console = Console()
     console.print(f"user {user}  hash {number:016x}  version {record.version}", highlight=False)
     console.print(f"zone {record.zone or 'unknown'}, region {record.region or 'unknown'}", highlight=False)
-    for title, consent in (("advertising", record.consent_ad), ("at night", record.consent_night)):
+    for title, consent in (("advertising", record.consent_ad), ("advertising at night", record.consent_night)):
         words = f"{_when(consent.at)}, proof: {consent.proof or 'none kept'}" if consent.at else "none"
         console.print(f"consent to {title}: {words}", highlight=False, markup=False)
     console.print(f"reachable by {_channels(record.reachable)}; opted out of {_channels(record.opted_out)}", highlight=False)
     if len(view.histories.entries):
-        console.print(_history(view, last))
+        console.print(_history(view, last), width=max(console.width, 130), soft_wrap=True)
 
 
 def _when(at: int) -> str:
@@ -104,9 +104,8 @@ def _history(view: LedgerView, last: int) -> Table:
     from serve_app.vocabulary import Channel, MessageClass
 
     entries = view.histories.entries
-    table = Table(
-        "at", "what", "channel", "class", "campaign", "request", title=f"last {min(last, len(entries))} of {len(entries)}"
-    )
+    title = f"last {min(last, len(entries))} of {len(entries)}"
+    table = Table("at", "what", "channel", "class", "campaign", "request", title=title, box=None, padding=(0, 2, 0, 0))
     for entry in entries[len(entries) - min(last, len(entries)) :]:
         what = "ghost" if entry["holdout"] else "sent"
         what += ", refunded" if entry["flags"] & HistoryFlag.refunded else ""

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from serve_app.clock import micros_of
-from serve_app.errors import HindcastError, InvalidInput
+from serve_app.errors import HindcastError, InvalidInput, plain_words
 from serve_app.ids import hash_id, parse_decision_id
 from serve_app.ingress.problems import ProblemError
 from serve_app.ingress.schemas_state import Event, EventProblem, EventsAnswer
@@ -70,7 +70,8 @@ def parse_events(raw: bytes) -> ParsedEvents:
             _check_meaning(event)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            out.errors.append(_problem(index, row, ".".join(str(part) for part in first["loc"]) or "event", first["msg"]))
+            field = ".".join(str(part) for part in first["loc"]) or "event"
+            out.errors.append(_problem(index, row, field, plain_words(first["msg"])))
         except InvalidInput as error:
             hint = f"; {error.hint}" if error.hint else ""
             out.errors.append(_problem(index, row, error.field or "event", error.message + hint))

@@ -25,6 +25,7 @@ from serve_app.errors import (
     NotReady,
     OutcomeUnknown,
     UnknownIdentifier,
+    plain_words,
 )
 
 __all__ = ["PROBLEM_JSON", "FieldProblem", "Problem", "ProblemError", "install_problem_handlers", "problem_of", "respond"]
@@ -128,7 +129,7 @@ _HINTS = {
 
 
 def _of_validation(errors: Sequence[dict[str, Any]]) -> ProblemError:
-    found = [FieldProblem(field=_path(one["loc"]), detail=str(one["msg"]).removeprefix("Value error, ")) for one in errors]
+    found = [FieldProblem(field=_path(one["loc"]), detail=plain_words(str(one["msg"]))) for one in errors]
     kind = str(errors[0]["type"])
     malformed = kind == "json_invalid"
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StrictFloat, StrictInt, ValidationError, model_validator
 
-from serve_app.errors import ContradictoryPolicy, InvalidInput
+from serve_app.errors import ContradictoryPolicy, InvalidInput, plain_words
 from serve_app.policy.base import Strict
 from serve_app.policy.consistency import check_consistency
 from serve_app.policy.lists import Surfaces
@@ -211,7 +211,7 @@ def _words(error: Any) -> str:
         return "unknown key"
     if error["type"] == "missing":
         return "missing"
-    text = str(error["msg"]).removeprefix("Value error, ")
+    text = plain_words(str(error["msg"]))
     text = re.sub(" or instance of [A-Za-z]+", "", text)
     text = text.replace("valid tuple", "valid list").replace("Tuple should", "the list should")
     return text[0].lower() + text[1:]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from serve_app.errors import ContradictoryPolicy
+from serve_app.errors import ContradictoryPolicy, plain_words
 
 if TYPE_CHECKING:
     from serve_app.policy.document import PolicyDocument
@@ -53,7 +53,7 @@ def apply_overrides(
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"])
-        reason = str(first["msg"]).removeprefix("Value error, ")
+        reason = plain_words(str(first["msg"]))
         hint = "override with a value the setting itself may have"
         raise ContradictoryPolicy(f"override gives {at}: {reason}", field=_blamed(field, overrides, at), hint=hint) from None
     except ContradictoryPolicy as error:

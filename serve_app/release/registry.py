@@ -6,11 +6,8 @@ promotions, so that the two can never disagree. Every change is made under a fil
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +15,7 @@ from serve_app.errors import DamagedArtifact, HindcastError, InvalidInput, NotRe
 from serve_app.release.flip import Flip
 from serve_app.release.load import load_release
 from serve_app.release.manifest import MANIFEST_NAME, Manifest, read_manifest, write_text_atomically
+from serve_app.release.pointer import Step, locked, one_before
 
 __all__ = [
     "Listed",
@@ -38,7 +36,7 @@ class Promotion(BaseModel):
 
     version: str
     at: int
-    action: Literal["promote", "rollback"]
+    action: Step
     replaced: str | None
 
 
@@ -120,28 +118,21 @@ def list_releases(data: Path) -> list[Listed]:
 def promote(data: Path, version: str, *, now: int, flip: Flip | None = None) -> Promotion:
     """Make `version` current. The release is verified and loaded whole first; when it is damaged, or a running server
     (`flip`) cannot load it, the error says so and the old release stays current and served."""
-    with _locked(data):
+    with locked(_releases(data)):
         return _switch(data, version, "promote", now, flip)
 
 
 def rollback(data: Path, *, now: int, flip: Flip | None = None) -> Promotion:
-    """Make the release current that the present one replaced. Repeated, it walks further back."""
-    with _locked(data):
-        version, history = read_current(data)
-        target = _replaced_by(version, history)
+    """Make the release current that the present one replaced. Repeated, it walks further
+    back, down to the first."""
+    with locked(_releases(data)):
+        target = one_before((entry.action, entry.version) for entry in read_current(data)[1])
         if target is None:
             raise InvalidInput("there is no earlier release to go back to", field="releases")
         return _switch(data, target, "rollback", now, flip)
 
 
-def _replaced_by(version: str | None, history: list[Promotion]) -> str | None:
-    for entry in reversed(history):
-        if entry.version == version and entry.action == "promote" and entry.replaced != version:
-            return entry.replaced
-    return None
-
-
-def _switch(data: Path, version: str, action: Literal["promote", "rollback"], now: int, flip: Flip | None) -> Promotion:
+def _switch(data: Path, version: str, action: Step, now: int, flip: Flip | None) -> Promotion:
     old, history = read_current(data)
     release = load_release(release_folder(data, version))
     release.load_all()
@@ -166,12 +157,3 @@ def _commit_or_restore(data: Path, commit: Callable[[str], None], version: str, 
 
 def _write(data: Path, state: _Current) -> None:
     write_text_atomically(_releases(data) / "current", state.model_dump_json(indent=1))
-
-
-@contextmanager
-def _locked(data: Path) -> Iterator[None]:
-    folder = _releases(data)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

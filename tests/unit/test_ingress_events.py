@@ -51,6 +51,11 @@ def test_a_wrong_event_is_refused_alone_and_named(wrong: Any, field: str) -> Non
     assert [(error.index, error.field) for error in found.errors] == [(1, field)]
 
 
+def test_what_is_wrong_is_said_in_words_of_ours() -> None:
+    found = parse(event("click", decision_id="zz"))
+    assert found.errors[0].detail == "'zz' is not a decision id; send the id as the decision's answer gave it"
+
+
 def _infinite(wrong: Any) -> bool:
     return isinstance(wrong, dict) and wrong.get("data", {}).get("amount") == float("inf")
 

@@ -54,6 +54,7 @@ def test_a_user_is_shown_with_consents_and_grants(data: Path) -> None:
     output = run("show", "minji", "--data", str(data)).output
     for text in ("zone Asia/Seoul, region KR", "proof: form 7", "reachable by push, email", "at night: none", "last 2 of 2"):
         assert text in output
+    assert f"{11:016x}" in output  # whole, however narrow the terminal
 
 
 def test_an_unknown_user_is_an_error(data: Path) -> None:

@@ -91,6 +91,17 @@ class RefusingServer:
             raise NotReady("a replica did not flip")
 
 
+def test_rollbacks_walk_back_through_what_was_promoted_again_and_end(tmp_path: Path) -> None:
+    a, b = (store_policy(tmp_path, policy(name=name)) for name in "ab")
+    for at, revision in enumerate([a, b, a, a]):
+        promote_policy(tmp_path, revision, now=at)
+    assert [rollback_policy(tmp_path, now=9).revision for _ in range(2)] == [b, a]
+    with pytest.raises(InvalidInput, match="no earlier policy"):
+        rollback_policy(tmp_path, now=9)
+    promote_policy(tmp_path, b, now=10)
+    assert rollback_policy(tmp_path, now=11).revision == a
+
+
 def test_promotion_and_rollback_flip_a_server_in_two_phases_around_the_pointer(tmp_path: Path) -> None:
     first, second = (store_policy(tmp_path, policy(threshold=t)) for t in (0.1, 0.2))
     promote_policy(tmp_path, first, now=1)
