@@ -74,7 +74,7 @@ def show_command(
         view = ledger.read(np.asarray([number], np.uint64))
     finally:
         ledger.close()
-    console = Console()
+    console = Console(width=None if Console().is_terminal else 130)
     console.print(f"user {user}  hash {number:016x}  version {record.version}", highlight=False)
     console.print(f"zone {record.zone or 'unknown'}, region {record.region or 'unknown'}", highlight=False)
     for title, consent in (("advertising", record.consent_ad), ("advertising at night", record.consent_night)):
@@ -82,7 +82,7 @@ def show_command(
         console.print(f"consent to {title}: {words}", highlight=False, markup=False)
     console.print(f"reachable by {_channels(record.reachable)}; opted out of {_channels(record.opted_out)}", highlight=False)
     if len(view.histories.entries):
-        console.print(_history(view, last), width=max(console.width, 130), soft_wrap=True)
+        console.print(_history(view, last))
 
 
 def _when(at: int) -> str:
