@@ -79,7 +79,7 @@ def _lines(said: dict[str, Any]) -> Iterator[str]:
     if said["cell"] is not None and said["cell"] >= 0:
         yield f"policy cell {said['cell']}, drawn with probability {said['propensity_cell']:g}"
     for one in said["experiments"]:
-        yield f"experiment {one['experiment']}: arm {one['arm']} (probability {one['propensity']:g})"
+        yield f"experiment {one['experiment']}: arm {one['arm_id'] or one['arm']} (probability {one['propensity']:g})"
     for one in said["holdouts"]:
         held = "[red]held out[/]" if one["held_out"] else "not held out"
         yield f"holdout {one['holdout']}: {held} ({one['propensity']:g})"
@@ -110,7 +110,7 @@ def _of_candidate(candidate: dict[str, Any]) -> Iterator[str]:
     elif candidate["holdout"]:
         yield f"withheld by holdout {candidate['holdout']}; without it chosen with {_number(candidate['propensity_shadow'])}"
     if candidate["ghost_first"]:
-        yield "the user's first would-send under that holdout"
+        yield "the user's first would-send since a holdout covers it"
 
 
 def _gates(gates: list[dict[str, Any]]) -> Table:

@@ -35,6 +35,9 @@ class Names(Protocol):
     def of_policy(self, revision: str | None) -> dict[int, str]:
         """Hash -> id of the experiments and holdouts of a policy."""
 
+    def arms(self, revision: str | None) -> dict[str, tuple[str, ...]]:
+        """Experiment id -> ids of its arms; empty where the policy is not known."""
+
 
 def _unknown(hashed: int) -> str:
     return f"#{hashed:016x}"
@@ -43,6 +46,10 @@ def _unknown(hashed: int) -> str:
 def _trial_names(document: PolicyDocument) -> dict[int, str]:
     ids = [*(one.id for one in document.experiments), *(one.id for one in document.holdouts)]
     return {hash_id(one): one for one in ids}
+
+
+def _arms(document: PolicyDocument) -> dict[str, tuple[str, ...]]:
+    return {one.id: tuple(arm.id for arm in one.arms) for one in document.experiments}
 
 
 class EditionNames:
@@ -69,6 +76,10 @@ class EditionNames:
             return {}
         return _trial_names(self._policy.document)
 
+    def arms(self, revision: str | None) -> dict[str, tuple[str, ...]]:
+        """See Names."""
+        return _arms(self._policy.document) if revision in (None, self._policy.revision) else {}
+
 
 class FolderNames:
     """What a data folder knows: its catalogue, its log's dictionaries, its policies. `campaigns`: ids known besides."""
@@ -89,11 +100,19 @@ class FolderNames:
 
     def of_policy(self, revision: str | None) -> dict[int, str]:
         """See Names."""
-        try:
-            document = read_policy(self._data, revision) if revision else None
-        except HindcastError:  # a policy of elsewhere, or of a log that came without its policies
-            document = None
+        document = self._document(revision)
         return _trial_names(document) if document else {}
+
+    def arms(self, revision: str | None) -> dict[str, tuple[str, ...]]:
+        """See Names."""
+        document = self._document(revision)
+        return _arms(document) if document else {}
+
+    def _document(self, revision: str | None) -> PolicyDocument | None:
+        try:
+            return read_policy(self._data, revision) if revision else None
+        except HindcastError:  # a policy of elsewhere, or of a log that came without its policies
+            return None
 
     @cached_property
     def _campaigns(self) -> dict[int, str]:

@@ -206,7 +206,11 @@ class NotifyRoutes:
         small = waiting_journal_bytes(data) <= _JOURNAL_BYTES
         found = decision_in_log(data, user, request_id, journal=small)
         if found is None:
-            hint = "check the id" if small else "it may be in the journal, which is long just now: hindcast explain ID"
+            hint = (
+                "check the id; of a dry run nothing is kept"
+                if small
+                else "it may be in the journal, which is long just now: hindcast explain ID"
+            )
             raise UnknownIdentifier("no such decision is kept by ledger or log", field="id", hint=hint)
         return found
 

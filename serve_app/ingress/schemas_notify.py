@@ -180,7 +180,8 @@ class AssignedArm(BaseModel):
     """The arm of one experiment."""
 
     experiment: str
-    arm: int
+    arm: int = Field(description="its place among the arms, from 0")
+    arm_id: str | None = Field(None, description="its id, where the policy that decided is known")
     propensity: float
 
 

@@ -58,7 +58,7 @@ def told(found: dict[str, Any], names: Names, source: str) -> dict[str, Any]:
         **_chain(request, action),
         "cell": request.get("cell"),
         "propensity_cell": finite(request.get("p_cell", np.nan)),
-        "experiments": _experiments(request, meta, names.of_policy(revision)),
+        "experiments": _with_arm_ids(_experiments(request, meta, names.of_policy(revision)), names.arms(revision)),
         "holdouts": holdouts,
         "zone": request.get("zone") or None,
         "region": request.get("region") or None,
@@ -95,6 +95,13 @@ def _experiments(request: dict[str, Any], meta: dict[str, Any], names: dict[int,
     bits = int(request.get("arms") or 0)
     drawn = [(one, (bits >> 4 * at & 15) - 1) for at, one in enumerate(_trials(request, meta).experiments)]
     return [{"experiment": name, "arm": arm, "propensity": shares[arm]} for (name, shares), arm in drawn if arm >= 0]
+
+
+def _with_arm_ids(drawn: list[dict[str, Any]], arms: dict[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+    for one in drawn:
+        ids = arms.get(one["experiment"], ())
+        one["arm_id"] = ids[one["arm"]] if 0 <= one["arm"] < len(ids) else None
+    return drawn
 
 
 def _holdouts(request: dict[str, Any], meta: dict[str, Any], names: dict[int, str]) -> list[dict[str, Any]]:

@@ -87,7 +87,8 @@ def test_what_sent_nothing_is_found_in_the_log(data: Path) -> None:
         assert (gate["outcome"], gate["used"], gate["limit"]) == ("suppress", 1.0, 1.0)
         assert gate["next_free_at"] is not None
         assert len(said["candidates"][0]["gates"]) > 8, "every other gate says its word too"
-        assert said["experiments"][0]["experiment"] == "wording"
+        (drawn,) = said["experiments"]
+        assert (drawn["experiment"], drawn["arm_id"]) == ("wording", "ab"[drawn["arm"]])
 
 
 def test_a_ghost_names_its_holdout(data: Path) -> None:
@@ -107,12 +108,13 @@ def run(data: Path, *arguments: str) -> str:
 
 
 def test_people_read_every_gate_with_use_limit_and_next_free_time(data: Path) -> None:
-    (one,) = [i for i in ids(2000) if explain_decision(data, i)["reason"] == "frequency_capped"][:1]
+    capped = [(i, said) for i in ids(2000) if (said := explain_decision(data, i))["reason"] == "frequency_capped"]
+    one = next(i for i, said in capped if said["experiments"][0]["arm"] == 1)
     text = run(data, one)
     for part in (
         "suppress (frequency_capped)",
         "found in the log",
-        "wording",
+        "wording: arm b",
         "quiet-group",
         "caps",
         "p_click",
