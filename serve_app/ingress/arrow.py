@@ -1,10 +1,4 @@
-"""`decide-batch` as an Arrow stream: the same rows as its JSON form, column by column.
-
-In: `user` (string, needed), `campaign`, `channel`, `item` (list<string>, side by side; null: every live campaign),
-`max_sends` (int), `idempotency_key` (string), `expires_at` (timestamp with zone). Out: one row per row, with the first send;
-where more are granted, `more` lists the others. Headers say what concerns the whole call: `x-hindcast-dry-run: true`, and
-with it `x-hindcast-now` (RFC 3339).
-"""
+"""`decide-batch` as an Arrow stream: the same rows as its JSON form, column by column (`ARROW_NOTES` says which)."""
 
 from __future__ import annotations
 
@@ -22,9 +16,17 @@ from serve_app.ingress.asked import CHANNEL_CODES, AskedRows, Texts, hash_texts
 from serve_app.ingress.problems import ProblemError, problem_of
 from serve_app.ingress.schemas_notify import MAX_CANDIDATES, MAX_ROWS, MAX_SENDS, MAX_TEXT, DecideRow
 
-__all__ = ["ARROW_STREAM", "rows_from_arrow", "to_stream"]
+__all__ = ["ARROW_NOTES", "ARROW_STREAM", "rows_from_arrow", "to_stream"]
 
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
+ARROW_NOTES = (
+    f"As Content-Type {ARROW_STREAM} the rows may come as an Arrow IPC stream with the columns user (string, needed), "
+    "campaign, channel, item (list<string>, side by side; null campaign: every campaign that is live), max_sends (int), "
+    "idempotency_key (string), expires_at (timestamp with a zone). The header x-hindcast-dry-run: true makes it a dry run, "
+    "x-hindcast-now (RFC 3339) with it sets the time. The answer is a stream too, one row per row: status (200, or that of "
+    "the row's problem, which detail words), decision_id, action, reason, until, the first send as campaign, item, channel, "
+    "delivery, and the other sends, where max_sends allowed some, as the list more."
+)
 _LISTS = ("campaign", "channel", "item")
 _STRINGS, _MOMENT = pa.list_(pa.string()), pa.timestamp("us", "UTC")
 _PLAIN: dict[str, pa.DataType] = {

@@ -60,6 +60,8 @@ class Call:
     media: Sequence[str] = ()
     raw: bool = False
     """The handler parses the bytes itself (several media types); `body` then only documents the JSON form."""
+    notes: str = ""
+    """What the models do not say, for the documentation: of other media types, of headers."""
 
 
 def json_answer(content: Any, status: int = 200) -> Response:
@@ -168,6 +170,8 @@ def _operation(call: Call, references: Mapping[Any, Any]) -> dict[str, Any]:
         },
         "security": [{}, {"key": []}] if call.scope else [],
     }
+    if call.notes:
+        operation["description"] = call.notes
     if call.params:
         operation["parameters"] = [
             {

@@ -41,6 +41,8 @@ def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[
     parts = [
         f"<p>{html.escape(one['name'])}: {html.escape(one['description'])}</p>" for one in operation.get("parameters", [])
     ]
+    if "description" in operation:
+        parts.append(f"<p>{html.escape(operation['description'])}</p>")
     asked = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if asked is not None:
         schema = _resolve(asked["schema"], schemas)

@@ -19,7 +19,7 @@ from serve_app.clock import text_of
 from serve_app.errors import InvalidInput, LedgerUnavailable, UnknownIdentifier
 from serve_app.ids import parse_decision_id
 from serve_app.ingress.admission import Admitted, admitted
-from serve_app.ingress.arrow import ARROW_STREAM, rows_from_arrow, to_stream
+from serve_app.ingress.arrow import ARROW_NOTES, ARROW_STREAM, rows_from_arrow, to_stream
 from serve_app.ingress.asked import AskedRows
 from serve_app.ingress.asked_json import batch_from_json
 from serve_app.ingress.auth import Scope
@@ -82,7 +82,7 @@ class NotifyRoutes:
                  Scope.decide, DecideRequest, DecideAnswer, limits.body_bytes, "notifications"),
             Call("POST", "/v1/notifications/decide-batch", "Decisions for up to 10,000 users", self._decide_batch,
                  Scope.decide, DecideBatchRequest, DecideBatchAnswer, limits.batch_body_bytes, "notifications",
-                 media=(ARROW_STREAM,), raw=True),
+                 media=(ARROW_STREAM,), raw=True, notes=ARROW_NOTES),
             Call("GET", "/v1/decisions/{id}", "Why a notification was or was not sent, gate by gate", self._stored,
                  Scope.read, None, StoredDecision, 0, "notifications", {"id": "decision_id of an answer"}),
         ]  # fmt: skip

@@ -187,6 +187,13 @@ def test_every_send_of_a_row_is_told_in_both_forms(client: httpx.Client) -> None
         assert other["more"] is None
 
 
+def test_the_documentation_names_every_arrow_column_and_header(client: httpx.Client) -> None:
+    for page in (client.get("/docs").text, client.get("/openapi.json").text):
+        for name in ("idempotency_key (string)", "list&lt;string" if "<html" in page else "list<string", "the list more"):
+            assert name in page
+        assert "x-hindcast-dry-run" in page
+
+
 def test_a_word_that_may_have_meant_a_dry_run_is_refused(client: httpx.Client) -> None:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, pa.schema([("user", pa.string())])) as writer:
