@@ -64,12 +64,11 @@ def _show(found: Simulated, policies: list[str], factors: tuple[float, ...]) -> 
 
     from simulators.replay.closed_loop import METRICS
 
-    title = (
-        f"MODEL, not a measurement: {found.users:,} people, {found.days} days; difference a user from the world's own policy"
-    )
+    typer.echo(f"MODEL, not a measurement: {found.users:,} people, {found.days} days")
+    caption = "difference a user from the world's own policy, 95 % over users"
     by_place = {(one.policy, one.metric, one.fatigue): one for one in found.differences}
     for name in policies:
-        table = Table("a user", *(f"fatigue x{factor:g}" for factor in factors), title=f"{name}\n{title}")
+        table = Table("a user", *(f"fatigue x{factor:g}" for factor in factors), title=name, caption=caption)
         for metric in METRICS:
             cells = [by_place[name, metric, factor] for factor in factors]
             table.add_row(metric, *(f"{one.difference:+.4g} [{one.low:+.4g}, {one.high:+.4g}]" for one in cells))

@@ -50,7 +50,7 @@ def new_suites(spec: ReplaySpec) -> dict[str, Suite]:
 
 
 def _plain(spec: ReplaySpec, names: Sequence[str]) -> list[Estimator]:
-    estimators: list[Estimator] = [IPS(names, METRICS), SNIPS(names, METRICS)]
+    estimators: list[Estimator] = [SNIPS(names, METRICS)] if spec.halves else [IPS(names, METRICS), SNIPS(names, METRICS)]
     cells = _cells(spec)
     if cells is not None:
         own = {name: one for name, one in zip(names[1:], cells[1:], strict=True) if one}

@@ -15,6 +15,7 @@ from simulators.replay.shard import Shard
 from simulators.replay.spec import CONTROL, ReplaySpec
 from simulators.report.details import broken_down, example_tables, numbers, plan_text, window_rows
 from simulators.report.effects import Worth, incrementality
+from simulators.report.forecast import forecasts
 from simulators.report.guardrails import Found, Outcome, worst
 from simulators.report.tally import Tally
 
@@ -60,6 +61,7 @@ def content_of(
         "outcomes": list(_outcomes(result.suite, settings, len(_days_read(tally)))),
         "control": _control(result.suite, settings),
         "outcomes_by": broken_down(result.suite, settings),
+        "forecast": forecasts(result, spec, tally, settings),
         "attribution": _attribution(result, spec, settings),
         "incrementality": incrementality(result.sums, spec, tally, worth or Worth()),
         "examples": example_tables(result.examples, names.get("campaign", {}), user_name),
