@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from simulators.replay.shard import Shard
     from simulators.replay.spec import ReplaySpec
+    from simulators.replay.sweep import SweepPlan
 
 __all__ = ["register"]
 
@@ -33,6 +34,15 @@ def replay(
         str, typer.Option("--start", help="switch: begins at --from on logged histories; steady")
     ] = "switch",
     guardrails: Annotated[Path | None, typer.Option(help="FILE of bounds on what may change", dir_okay=False)] = None,
+    sweep: Annotated[
+        Path | None, typer.Option(help="FILE of settings to vary over the one --policy; draws the frontier", dir_okay=False)
+    ] = None,
+    attribution_hours: Annotated[float, typer.Option(min=0.1, help="how long after a decision events count for it")] = 24.0,
+    outcome_days: Annotated[float, typer.Option(min=0.1, help="holdouts: how long users' outcomes count")] = 7.0,
+    margin: Annotated[float, typer.Option(min=0, help="net value: share of revenue that is margin")] = 1.0,
+    opt_out_cost: Annotated[
+        float, typer.Option(min=0, help="net value: what an opt-out costs, in revenue's currency")
+    ] = 0.0,
     allow_mismatch: Annotated[bool, typer.Option(help="go on though the log's own policy does not reproduce it")] = False,
     address: Annotated[str, typer.Option(help="of a Ray cluster; default: this machine")] = "",
     in_process: Annotated[bool, typer.Option(help="without Ray, one group after the other")] = False,
@@ -43,20 +53,31 @@ def replay(
     """
     from serve_app.policy.document import load_policy
     from simulators.replay.asking import EVER, named_policies, spec_for
+    from simulators.replay.sweep import grid, load_sweep
+    from simulators.report.effects import Worth
     from simulators.report.guardrails import load_guardrails
     from simulators.report.write import write_report
 
     if start_mode not in ("switch", "steady"):
         raise typer.BadParameter("one of switch, steady", param_hint="--start")
-    given = load_policy(baseline) if baseline else None
-    window = _moment(start, -EVER), _moment(end, EVER)
+    documents = named_policies(data, policy)
+    plan = load_sweep(sweep) if sweep is not None else None
+    if plan is not None:
+        if len(documents) != 1 or guardrails is not None:
+            raise typer.BadParameter("takes one --policy and no --guardrails", param_hint="--sweep")
+        documents = grid(next(iter(documents.values())), plan)
     spec = spec_for(
-        data, named_policies(data, policy), baseline=given, start=window[0], end=window[1], steady=start_mode == "steady"
-    )
+        data, documents, baseline=load_policy(baseline) if baseline else None, start=_moment(start, -EVER),
+        end=_moment(end, EVER), steady=start_mode == "steady", attribution_us=round(attribution_hours * 3.6e9),
+        outcome_us=round(outcome_days * 86.4e9), halves=plan is not None,
+    )  # fmt: skip
+    if plan is not None:
+        _finish_sweep(_run(spec, out, address, in_process), plan, out, allow_mismatch)
+        return
     rails = load_guardrails(guardrails) if guardrails is not None else {}
     result = _run(spec, out, address, in_process)
     _show(result, spec)
-    content = write_report(result, spec, out, rails, allow_mismatch=allow_mismatch)
+    content = write_report(result, spec, out, rails, allow_mismatch=allow_mismatch, worth=Worth(margin, opt_out_cost))
     typer.echo(f"report: {out / 'report.html'}")
     verdict = content["verdict"]
     for one in verdict["guardrails"]:
@@ -64,6 +85,28 @@ def replay(
     if verdict["exit_code"]:
         typer.echo(f"verdict: {verdict['outcome']}", err=True)
         raise typer.Exit(verdict["exit_code"])
+
+
+def _finish_sweep(result: Shard, plan: SweepPlan, out: Path, allow_mismatch: bool) -> None:
+    """Choose, write, say; exit code 12 where everything is refused, 13 without parity."""
+    from simulators.replay.sweep import chosen, frontier
+    from simulators.report.sweep import write_sweep
+
+    parity = result.parity
+    typer.echo(f"parity: {parity.same:,} of {parity.requests:,} logged decisions reproduced ({parity.share:.3%})")
+    points = frontier(result, plan)
+    best = chosen(points, plan)
+    write_sweep(points, best, plan, out)
+    for one in points:
+        judged = one.judge
+        said = f"{judged.difference:+.4g} [{judged.low:+.4g}, {judged.high:+.4g}]" if judged.difference is not None else "–"
+        mark = "*" if one is best else " "
+        typer.echo(f"{mark} {one.name}: {judged.sends:.3g} sends a user, {plan.metric} {said} {judged.standing}")
+    typer.echo(f"frontier: {out / 'sweep.html'}")
+    if parity.same != parity.requests and not allow_mismatch:
+        raise typer.Exit(13)
+    if best is None:
+        raise typer.Exit(12)
 
 
 def _moment(text: str, otherwise: int) -> int:

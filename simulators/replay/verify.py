@@ -86,11 +86,10 @@ def observed(
             reward = attributed(asked, people.events, attribution_us)
             old = mine & (at + attribution_us <= end)
             totals = [_by_user(reward[:, k], asked.owner, mine if k == 0 else old) for k in range(len(METRICS))]
-            users = np.bincount(asked.owner[mine], minlength=len(asked.users)) > 0
-            every = np.stack(totals, axis=1)[users] if len(users) else np.empty((0, len(METRICS)))
-            parts.append(
-                (every.sum(axis=0), (every**2).sum(axis=0), users.sum(keepdims=True), np.unique(at[mine] // DAY_US))
-            )
+            seen = np.bincount(asked.owner[mine], minlength=len(asked.users)) > 0
+            every = np.stack(totals, axis=1)[seen]
+            sums = every.sum(axis=0), (every**2).sum(axis=0)
+            parts.append((*sums, seen.sum(keepdims=True), np.unique(at[mine] // DAY_US)))
         progress(number + 1, len(groups))
     users = int(sum(part[2].sum() for part in parts))
     if users < 2:
@@ -103,7 +102,7 @@ def observed(
 
 def _by_user(values: F64, owner: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_]) -> F64:
     users = int(owner.max()) + 1 if len(owner) else 0
-    return np.bincount(owner[rows], weights=values[rows], minlength=users)
+    return np.bincount(owner[rows], weights=values[rows], minlength=users).astype(np.float64)
 
 
 def _rates(users: int, days: npt.NDArray[np.int64], total: Any, square: Any, attribution_us: int, end: int) -> Observed:

@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 import vl_convert
 
-__all__ = ["bars_by_policy", "differences", "lines_by_day", "waterfall"]
+__all__ = ["bars_by_policy", "differences", "lines_by_day", "svg_of", "waterfall"]
 
 _COLOURS = ("#8a8f98", "#1b6ca8", "#c8553d", "#4d8b31", "#7b4fa3", "#b08a00")
 _FONT = "Arial, Helvetica, sans-serif"
@@ -21,7 +21,7 @@ def _room(names: Sequence[str]) -> float:
     return min(7.5 * max((len(name) for name in names), default=0), 220.0)
 
 
-def _svg(chart: Any) -> str:
+def svg_of(chart: Any) -> str:
     styled = (
         chart.configure_view(stroke=None)
         .configure_axis(grid=True, gridColor="#eef0f3", labelFont=_FONT, titleFont=_FONT, labelFontSize=12, titleFontSize=12)
@@ -60,7 +60,7 @@ def bars_by_policy(rows: Sequence[Mapping[str, Any]], policies: Sequence[str], *
             y=alt.Y("name:N", sort=order, title=None, axis=beside), yOffset=alt.YOffset("policy:N", sort=list(policies)),
             x=alt.X("value:Q", axis=value),
         ).properties(width=560, height=height)  # fmt: skip
-    return _svg(placed)
+    return svg_of(placed)
 
 
 def lines_by_day(days: Mapping[str, Mapping[str, int]], *, what: str) -> str:
@@ -70,7 +70,7 @@ def lines_by_day(days: Mapping[str, Mapping[str, int]], *, what: str) -> str:
     chart = alt.Chart(frame).mark_line(point=True).encode(
         x=alt.X("day:T", title=None), y=alt.Y("value:Q", title=what, axis=alt.Axis(format="~s")), color=_colour(list(days))
     ).properties(width=680, height=220)  # fmt: skip
-    return _svg(chart)
+    return svg_of(chart)
 
 
 def waterfall(rows: Sequence[Mapping[str, Any]], policy: str) -> str:
@@ -93,7 +93,7 @@ def waterfall(rows: Sequence[Mapping[str, Any]], policy: str) -> str:
         x=alt.X("from:Q", title="sends", axis=alt.Axis(format="~s")), x2="to:Q",
         color=alt.Color("kind:N", scale=colours, title=None),
     ).properties(width=560, height=26 * len(steps))  # fmt: skip
-    return _svg(chart)
+    return svg_of(chart)
 
 
 def differences(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
@@ -114,4 +114,4 @@ def differences(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
         alt.Chart(frame).mark_rule(strokeWidth=2).encode(y=y, x=alt.X("low:Q", title=f"{metric}, difference"), x2="high:Q")
     )
     points = alt.Chart(frame).mark_point(filled=True, size=80).encode(y=y, x="value:Q", color=colour)
-    return _svg((zero + bars + points).properties(width=520, height=34 * len(shown)))
+    return svg_of((zero + bars + points).properties(width=520, height=34 * len(shown)))
