@@ -29,7 +29,7 @@ __all__ = [
 
 ActionName = Literal["none", "send", "suppress", "defer"]
 
-MAX_ROWS, MAX_CANDIDATES, MAX_SENDS, MAX_TEXT = 10_000, 200, 10, 200
+MAX_ROWS, MAX_CANDIDATES, MAX_SENDS, MAX_TEXT = 10_000, 200, 16, 200
 """Bounds of a batch, of a decision, and of every id and key in it (characters)."""
 
 
@@ -48,7 +48,12 @@ class DecideRow(Strict):
     candidates: list[CandidateAsked] | None = Field(
         None, max_length=MAX_CANDIDATES, description="messages to choose from; absent: every campaign that is live"
     )
-    max_sends: int = Field(1, ge=1, le=MAX_SENDS, description="how many of them may be sent")
+    max_sends: int = Field(
+        1,
+        ge=1,
+        le=MAX_SENDS,
+        description="how many of them may be sent; never more than the policy's max_sends_per_decision",
+    )
     idempotency_key: str | None = Field(
         None,
         min_length=1,

@@ -20,7 +20,8 @@ from serve_app.ingress.asked import AskedRows
 from serve_app.ingress.asked_json import batch_from_json
 from serve_app.ingress.decision_chunks import cuts
 from serve_app.ingress.problems import ProblemError, problem_of
-from serve_app.ingress.schemas_notify import DecideRow
+from serve_app.ingress.schemas_notify import MAX_SENDS, DecideRow
+from serve_app.policy.document import PolicyDocument
 
 ID = st.one_of(st.text("ab한é\u0301", min_size=1, max_size=3), st.sampled_from(["", "x" * 200, "x" * 201]))
 CANDIDATE = st.fixed_dictionaries(
@@ -31,7 +32,7 @@ ROW = st.fixed_dictionaries(
     {
         "user": ID,
         "candidates": st.none() | st.lists(CANDIDATE, max_size=3),
-        "max_sends": st.integers(0, 11),
+        "max_sends": st.integers(0, 17),
         "idempotency_key": st.none() | ID,
         "expires_at": st.none() | MOMENT.map(lambda one: one.isoformat()),
     }
@@ -172,6 +173,14 @@ def test_arrow_times_that_no_calendar_tells_are_problems_of_their_rows(unit: str
         return
     assert {at: problem_of(why).problem.field for at, why in rows.problems.items()} == {0: "expires_at", 3: "expires_at"}
     assert [bool(at) for at in rows.expires_at[1:3].tolist()] == [True, False]
+
+
+def test_a_row_may_ask_for_as_many_sends_as_a_policy_may_allow() -> None:
+    (most,) = [one.le for one in PolicyDocument.model_fields["max_sends_per_decision"].metadata if hasattr(one, "le")]
+    assert most == MAX_SENDS
+    for wanted, problems in ((most, []), (most + 1, [0])):
+        rows, _ = batch_from_json(json.dumps({"rows": [{"user": "a", "max_sends": wanted}]}).encode())
+        assert list(rows.problems) == problems
 
 
 def test_what_expired_in_1970_is_not_taken_for_what_never_expires() -> None:
