@@ -34,7 +34,8 @@ def page_of(content: Mapping[str, Any], *, title: str, made: Mapping[str, Any]) 
     faults = [f"{one['estimator']} of {one['metric']}" for one in content["control"] if one["clean"] is False]
     return environment.get_template("page.html.j2").render(
         **content, title=title, made=made, targets=policies[1:], verdict_words=words, charts=_charts(content, policies),
-        control_faults=faults, comparisons=max((one["comparisons"] for one in content["outcomes"]), default=0),
+        control_faults=faults, counted=_counted(content["volume"]),
+        comparisons=max((one["comparisons"] for one in content["outcomes"]), default=0),
         number=lambda value: f"{value:,}", percent=_percent, span=_span, signed=lambda value: f"{value:+.4g}",
         short=lambda value: f"{value:.4g}",
         **_groups(content["outcomes_by"]),
@@ -56,6 +57,12 @@ def _charts(content: Mapping[str, Any], policies: Sequence[str]) -> dict[str, An
             for metric in dict.fromkeys(one["metric"] for one in content["outcomes"])
         },
     }
+
+
+def _counted(volume: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Sends a user beside the log's, by target."""
+    rates = [one["sends"] / max(one["users"], 1) for one in volume]
+    return {one["policy"]: rate - rates[0] for one, rate in zip(volume[1:], rates[1:], strict=True)}
 
 
 def _groups(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

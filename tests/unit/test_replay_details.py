@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from simulators.replay.spec import CONTROL, ReplaySpec
 from simulators.replay.trials import holdouts_of
 from simulators.report.content import content_of
 from simulators.report.tally import Tally
+from simulators.report.write import write_report
 from simulators.world.publish import BEHAVIOUR, publish, read_world
 from simulators.world.settings import world_settings
 
@@ -183,6 +185,21 @@ def test_the_content_is_plain_and_says_what_would_help(whole: Shard, spec: Repla
     first = content["examples"][0]["moments"][0]
     assert first["logged"]["action"] in {one.name for one in Action}
     assert {one["holdout"] for one in content["incrementality"]} == {"campaign-ad-004", "global-5"}
+
+
+def test_the_page_shows_every_section_and_needs_no_network(whole: Shard, spec: ReplaySpec, tmp_path: Path) -> None:
+    content = write_report(whole, spec, tmp_path, {}, allow_mismatch=False)
+    page = (tmp_path / "report.html").read_text()
+    for heading in ("attribution window", "won and lost", "What messages cause", "Users whose day changed", "left out"):
+        assert heading in page, heading
+    assert "http" not in page.replace("http://www.w3.org", "")
+    users = read_log(world_of(spec), "users").to_pandas()
+    assert {one["user"] for one in content["examples"]} <= set(users.user_id)
+    assert json.loads((tmp_path / "report.json").read_bytes()) == json.loads(orjson.dumps(content))
+
+
+def world_of(spec: ReplaySpec) -> Path:
+    return Path(spec.data)
 
 
 def test_a_window_of_the_log_bounds_days_and_examples(world: Path, spec: ReplaySpec) -> None:
