@@ -107,14 +107,15 @@ class Arena:
 
     def _make_room(self, rows: I64, counts: I64) -> None:
         need = self.length[rows] + counts
+        wanted = np.maximum(_ROOM, need + (need >> 1))
         moving = need > self.room[rows]
         if not moving.any():
             return
-        rows, need = rows[moving], need[moving]
-        room = np.maximum(_ROOM, need + (need >> 1))
+        if self.end + int(wanted[moving].sum()) > len(self.words) // self.width:
+            self._pack(int(wanted.sum()))
+            moving = need > self.room[rows]  # packing took away the room that some of the others had
+        rows, room = rows[moving], wanted[moving]
         total = int(room.sum())
-        if self.end + total > len(self.words) // self.width:
-            self._pack(total)
         starts = self.end + lengths_to_offsets(room)[:-1]
         _copy(self.words, starts, self.words, self.start[rows], self.length[rows], self.width)
         self.start[rows], self.room[rows] = starts, room
