@@ -56,7 +56,7 @@ def told(found: dict[str, Any], names: Names, source: str) -> dict[str, Any]:
         "reason": Reason.chosen.name if action is Action.send else Reason(int(request["reason"])).name,
         "until": text_of(request["until"]) if request.get("until") else None,
         **_chain(request, action),
-        "cell": request.get("cell"),
+        "cell": request.get("cell") if request.get("cell") != -1 else None,
         "propensity_cell": finite(request.get("p_cell", np.nan)),
         "experiments": _with_arm_ids(_experiments(request, meta, names.of_policy(revision)), names.arms(revision)),
         "holdouts": holdouts,

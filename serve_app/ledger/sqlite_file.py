@@ -48,7 +48,7 @@ class OwnerLock:
             self._file.seek(0)
             owner = self._file.read().strip() or "unknown"
             self._file.close()
-            hint = "one process owns the file and serves all others; stop that one, or read it with read_only"
+            hint = "one process owns the file and serves all others; if that is a server, stop it first (hindcast down)"
             raise NotReady(f"{path} is owned by process {owner}", field="ledger", hint=hint) from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))

@@ -180,5 +180,5 @@ def _read_part(path: str, table: str, columns: Sequence[str]) -> pa.Table:
             rows = file.read(columns=_with_helpers(known, columns), use_threads=False).replace_schema_metadata(None)
             rows = rows.cast(pa.schema([then.field(name) for name in rows.column_names]))
             return brought_up(table, rows, version, list(columns))
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DamagedArtifact(f"{path} is not readable: {error}", field="log", hint="restore or rebuild the log") from error
