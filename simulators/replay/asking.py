@@ -8,7 +8,7 @@ from pathlib import Path
 from serve_app.policies import read_policy
 from serve_app.policy.document import PolicyDocument, canonical_json, load_policy
 from simulators.replay.breakdowns import breakdowns_of
-from simulators.replay.job import log_end, log_start, logged_revisions
+from simulators.replay.job import log_end, log_start, logged_heads, logged_revisions
 from simulators.replay.spec import ReplaySpec, Target, logged_document
 
 __all__ = ["EVER", "is_file", "named_policies", "spec_for"]
@@ -58,4 +58,5 @@ def spec_for(
         outcome_us,
         () if halves else breakdowns_of(data, start, end),
         halves,
+        logged_heads(data),
     )

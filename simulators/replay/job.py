@@ -23,7 +23,7 @@ from simulators.replay.partition import TABLES_READ
 from simulators.replay.shard import Shard, empty_shard, read_shard, replay_group, write_shard
 from simulators.replay.spec import ReplaySpec
 
-__all__ = ["log_end", "log_start", "logged_revisions", "run_replay"]
+__all__ = ["log_end", "log_start", "logged_heads", "logged_revisions", "run_replay"]
 
 Task = dict[str, Any]
 _DAY_US = 86_400_000_000
@@ -52,10 +52,22 @@ def run_replay(
 
 def logged_revisions(data: Path) -> list[str]:
     """Policies that decided notifications in the compacted log."""
+    return _distinct(data, "policy_revision")
+
+
+def logged_heads(data: Path) -> tuple[str, ...]:
+    """Heads that scored notifications in the compacted log; none where nothing was scored, or where they changed (each group
+    then says so, or has its own)."""
+    named = [text for text in _distinct(data, "head_names") if text]
+    return tuple(named[0].split(",")) if len(named) == 1 else ()
+
+
+def _distinct(data: Path, column: str) -> list[str]:
+    """Of the notification requests."""
     found: set[str] = set()
     for group in bucket_groups(data, ("requests",)):
-        rows = read_files(group.files["requests"], "requests", columns=("policy_revision", "surface"))
-        mine = rows.filter(pc.equal(rows["surface"], int(Surface.notification)))["policy_revision"]
+        rows = read_files(group.files["requests"], "requests", columns=(column, "surface"))
+        mine = rows.filter(pc.equal(rows["surface"], int(Surface.notification)))[column]
         found.update(pc.unique(mine).to_pylist())
     return sorted(found)
 

@@ -216,7 +216,9 @@ def _batch(
     revisions, columns["policy"] = _coded(requests, "policy_revision", mine)
     of_candidates = Columns(len(rows), CANDIDATE_COLUMNS)
     for name in _CANDIDATES:
-        of_candidates[name] = _values(candidates, name, rows).astype(CANDIDATE_COLUMNS[name].dtype, copy=False)
+        values = _values(candidates, name, rows)
+        if name != "heads" or values.shape[1] or not len(rows):  # nothing was scored: the stage is told of no heads
+            of_candidates[name] = values.astype(CANDIDATE_COLUMNS[name].dtype, copy=False)
     items, inverse = np.unique(_flat(candidates, "item")[rows], return_inverse=True)
     known = items != 0
     of_candidates["item"] = np.where(known[inverse], inverse, -1).astype(np.int32)
@@ -230,7 +232,8 @@ def _flat(rows: pa.Table, name: str) -> Array:
 
 
 def _values(rows: pa.Table, name: str, chosen: I64) -> Array:
-    """Flat values, or the [n, width] matrix of a column whose lists have one length."""
+    """Flat values, or the [n, width] matrix of a column whose lists have one length. Candidates that nothing scored have no
+    heads: theirs are NaN, which is what the gates read as not scored."""
     column = rows[name]
     if not pa.types.is_list(column.type):
         return _flat(rows, name)[chosen]
@@ -238,11 +241,18 @@ def _values(rows: pa.Table, name: str, chosen: I64) -> Array:
     picked = lists.take(pa.array(chosen))
     if not len(chosen):
         return np.empty((0, 0), picked.type.value_type.to_pandas_dtype())
-    lengths = np.unique(np.diff(picked.offsets.to_numpy()))
-    if len(lengths) != 1:
-        message = f"lists of {lengths.min()} and of {lengths.max()} values beside each other"
+    counts = np.diff(picked.offsets.to_numpy())
+    lengths = np.unique(counts)
+    unscored = name == "heads" and lengths[0] == 0
+    if len(lengths) - unscored > 1:
+        message = f"lists of {lengths[unscored * 1]} and of {lengths[-1]} values beside each other"
         raise DamagedArtifact(message, field=f"log.candidates.{name}", hint="replay the days before and after apart")
-    return picked.flatten().to_numpy(zero_copy_only=False).reshape(len(chosen), int(lengths[0]))
+    values = picked.flatten().to_numpy(zero_copy_only=False)
+    if not unscored:
+        return values.reshape(len(chosen), int(lengths[0]))
+    out = np.full((len(chosen), int(lengths[-1])), np.nan, values.dtype)
+    out[counts > 0] = values.reshape(-1, int(lengths[-1])) if lengths[-1] else out[:0]
+    return out
 
 
 def _as_list(column: pa.ChunkedArray) -> pa.ListArray:

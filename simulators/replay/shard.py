@@ -74,7 +74,7 @@ def replay_group(group: BucketGroup, spec: ReplaySpec) -> Shard:
     aside = set_aside(whole.asked.set_aside)
     if not len(whole.asked):
         return Shard(Sums.empty(spec), counts=aside)
-    heads = tuple(whole.asked.batch.meta["heads"])
+    heads = tuple(whole.asked.batch.meta["heads"]) or spec.heads
     documents = {one.name: one for one in spec.behaviour}
     behaviour = [compiled(documents[revision], heads) for revision in whole.asked.revisions]
     check = ParityCheck(whole.asked)

@@ -46,7 +46,8 @@ class ReplaySpec:
     window sees no transient; else they begin at `start` on logged histories. attribution_us: how long after a decision an
     event counts for it; decisions younger than that at log_end are left out of estimates. outcome_us: how long after a
     user's first would-send anything the user does counts for incrementality. breakdowns: of the estimates. halves: estimates
-    are made twice, on each half of the users, so that a choice made on one can be judged on the other."""
+    are made twice, on each half of the users, so that a choice made on one can be judged on the other.
+    heads: logged anywhere; a group may hold unscored decisions alone."""
 
     data: str
     targets: tuple[Target, ...]
@@ -60,6 +61,7 @@ class ReplaySpec:
     outcome_us: int = 7 * 86_400_000_000
     breakdowns: tuple[Breakdown, ...] = ()
     halves: bool = False
+    heads: tuple[str, ...] = ()
 
     def digest(self, files: list[str]) -> str:
         """Names a result: equal inputs, equal code, equal digest. `files`: the log's files that are read."""

@@ -21,7 +21,7 @@ from serve_app.log.reader import read_log
 from serve_app.policies import promote_policy, store_policy
 from serve_app.policy.document import PolicyDocument, parse_policy
 from serve_app.serving.flip import PolicyFlip
-from serve_app.vocabulary import Origin, Reason, Surface
+from serve_app.vocabulary import Origin, Reason, StageBit, Surface
 from simulators.replay.asking import spec_for
 from simulators.replay.job import run_replay
 from simulators.replay.shard import Shard
@@ -67,6 +67,7 @@ def policy(name: str, **settings: Any) -> PolicyDocument:
         },
         "flips": {"probability": 0.3, "to": "either", "salt": "flips of the test"},
         "deferral": {"spread_minutes": 0},
+        "surfaces": {"notification": {"head_weights": {"p_click": 1.0, "p_convert": 4.0}}},
     }  # fmt: skip
     return parse_policy(base | settings)
 
@@ -142,8 +143,9 @@ def soon(seconds: int) -> tuple[datetime, dict[str, Any]]:
 
 
 @contextmanager
-def in_this_process(data: Path) -> Iterator[Shop]:
-    with in_process(generous(data=data, topology="fused", limits={"decide_batch_rows_per_chunk": 5})) as client:
+def in_this_process(data: Path, **settings: Any) -> Iterator[Shop]:
+    chunks = {"decide_batch_rows_per_chunk": 5}
+    with in_process(generous(data=data, topology="fused", limits=chunks, **settings)) as client:
 
         def promote(document: PolicyDocument) -> None:
             revision = store_policy(data, document)
@@ -211,6 +213,25 @@ def test_what_a_server_logged_comes_out_again(demo_release: Path, tmp_path: Path
     retries = Tally(result.counts).by("logged", "set_aside", "reason")
     assert set(retries) == {Reason.duplicate}
     assert result.requests + retries[Reason.duplicate] == len(seen["revision"])
+
+
+def test_answers_without_scores_come_out_again(demo_release: Path, tmp_path: Path) -> None:
+    data = data_copy(demo_release, tmp_path / "data")
+    hurried = {"request_ms": 30_000, "decide_ms": 30_000, "live_ms": 30_000, "journal_ms": 30_000, "ranking_ms": 1}
+    scored = policy("scored", message_classes={}, threshold=-10.0)
+    with in_this_process(data, budgets=hurried) as shop:
+        shop.promote(scored)
+        shop.open()
+        shop.traffic(60)
+    with in_this_process(data) as shop:
+        shop.promote(scored)
+        shop.traffic(60)
+        shop.compact()
+    reproduced(data, 200)
+    requests = read_log(data, "requests").to_pandas()
+    mine = requests[requests.surface == int(Surface.notification)]
+    assert (mine.degraded & int(StageBit.ranking) != 0).any()
+    assert Reason.not_scored in {Reason(one) for one in set(logged(data)["reason"].tolist())}
 
 
 def test_deferrals_that_came_back_by_themselves_come_out_again(ray_cluster: int, demo_release: Path, tmp_path: Path) -> None:
