@@ -63,6 +63,12 @@ def test_a_transactional_message_goes_at_night_without_the_ledger_and_says_so(sh
     assert np.allclose(request["p_none"] + np.bincount(made.batch.owner, rows["p_choice"]), 1.0)
 
 
+def test_a_message_about_an_item_goes_like_any_other(shop: Shop) -> None:
+    asked = shop.ask(["u"], at=NIGHT)
+    asked.batch.candidates["item"] = np.zeros(asked.batch.candidates.rows, np.int32)
+    assert send_unledgered(asked, Decision(), shop.edition.context).status.tolist() == [DecideStatus.unledgered]
+
+
 def test_rows_without_one_stay_closed_beside_those_with_one(shop: Shop) -> None:
     first, second = shop.ask(["u"], at=NIGHT), shop.ask(["v"], at=NIGHT)
     only_spring = second.batch.select(second.batch.candidates["campaign"] == hash_id("spring"))
