@@ -159,9 +159,7 @@ class _Run:
             return rows[:0]
         self.versions[rows] = view.versions
         histories = view.histories if self.commit else self._with_dry_entries(part, view.histories)
-        parts = {**self.context.parts, "histories": histories}
-        if self.item_hashes is not None:
-            parts["item_hashes"] = self.item_hashes
+        parts = {**self.context.parts, "histories": histories, "item_hashes": self.item_hashes}
         context = replace(self.context, parts=parts)
         decided = self.stage.run(_as_read(part, view, self.context.policies), context)
         if not self.commit:

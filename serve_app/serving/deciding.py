@@ -121,7 +121,7 @@ class DecideFlow:
             item_hashes=edition.view.hashes,
         )
         if call.commit:
-            decided = send_unledgered(decided, self._stage, edition.context)
+            decided = send_unledgered(decided, self._stage, edition.context, edition.view.hashes)
         _measure(decided)
         logged = True
         if call.commit:

@@ -177,7 +177,7 @@ class Library:
         """Called under the lock. Sequence numbers rise by one from 1, so the list's tail is what the view lacks."""
         if self._changes:
             view = view.apply(self._changes[view.seq :])
-        parts: dict[str, Any] = {"availability": view.overlay, "item_facts": view.facts, "item_hashes": view.hashes}
+        parts: dict[str, Any] = {"availability": view.overlay, "item_facts": view.facts}
         if held.ranking is not None:
             parts["identities"] = _identities(held.release, view)
         documents = {**held.campaigns, **self._campaigns}

@@ -41,16 +41,19 @@ def may_send_unledgered(policy: CompiledPolicy) -> bool:
     return bool(_classes(policy).any())
 
 
-def send_unledgered(decided: DecidedBatch, stage: Decision, context: Context) -> DecidedBatch:
-    """Decide the rows that the ledger's absence closed once more, without it; those that send become `unledgered`."""
+def send_unledgered(
+    decided: DecidedBatch, stage: Decision, context: Context, item_hashes: npt.NDArray[np.uint64]
+) -> DecidedBatch:
+    """Decide the rows that the ledger's absence closed once more, without it; those that send become `unledgered`.
+    item_hashes: u64 by item row."""
     rows = np.flatnonzero(decided.status == DecideStatus.ledger_unavailable)
     (policy,) = context.policies
     if not len(rows) or not may_send_unledgered(policy):
         return decided
     closed = decided.batch.take(rows)
     eligible = _eligible(closed, policy)
-    nothing = Histories.empty(len(rows))
-    out = stage.run(_asked(closed, eligible), replace(context, parts={**context.parts, "histories": nothing}))
+    parts = {**context.parts, "histories": Histories.empty(len(rows)), "item_hashes": item_hashes}
+    out = stage.run(_asked(closed, eligible), replace(context, parts=parts))
     out = _restored(out, closed, eligible)
     sent = np.flatnonzero(out.requests["action"] == Action.send)
     if not len(sent):

@@ -75,7 +75,6 @@ def test_a_packed_frame_that_does_not_unpack_is_called_damaged() -> None:
         decode_payload(memoryview(payload))
 
 
-
 @given(groups=GROUPS, data=st.data())
 @settings(max_examples=150, deadline=None)
 def test_a_torn_file_gives_exactly_its_whole_frames(groups: list[list[int]], data: st.DataObject) -> None:

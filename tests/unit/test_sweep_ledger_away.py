@@ -69,8 +69,9 @@ def test_decisions_fail_closed_while_it_is_away_but_for_what_may_go_without(serv
     away = shop.ask(["u"], at=EVENING)
     assert away.status.tolist() == [DecideStatus.ledger_unavailable]
     assert away.batch.requests["reason"].tolist() == [Reason.ledger_unavailable]
-    assert send_unledgered(away, Decision(), shop.edition.context).status.tolist() == [DecideStatus.ledger_unavailable]
-    due = send_unledgered(shop.ask(["u"], at=MORNING), Decision(), shop.edition.context)
+    own = shop.edition.context, shop.edition.view.hashes
+    assert send_unledgered(away, Decision(), *own).status.tolist() == [DecideStatus.ledger_unavailable]
+    due = send_unledgered(shop.ask(["u"], at=MORNING), Decision(), *own)
     assert due.status.tolist() == [DecideStatus.unledgered]
     server.start()
     back = shop.ask(["u", "v"], at=MORNING)
@@ -98,7 +99,7 @@ def test_a_ledger_that_hangs_in_a_commit_leaves_the_outcome_unknown_and_the_key_
                 return whole.commit(plan)  # type: ignore[arg-type]
 
     shop.ledger = Hanging()  # type: ignore[assignment]
-    made = send_unledgered(shop.ask(["u"], at=MORNING, keys=key), Decision(), shop.edition.context)
+    made = send_unledgered(shop.ask(["u"], at=MORNING, keys=key), Decision(), shop.edition.context, shop.edition.view.hashes)
     assert made.status.tolist() == [DecideStatus.outcome_unknown]
     shop.ledger = whole
     again = shop.ask(["u"], at=MORNING, keys=key)

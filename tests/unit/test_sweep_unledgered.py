@@ -46,7 +46,7 @@ def order(**fields: Any) -> Any:
 
 
 def sent(shop: Shop, users: list[str], **asked: Any) -> DecidedBatch:
-    return send_unledgered(shop.ask(users, at=NIGHT, **asked), Decision(), shop.edition.context)
+    return send_unledgered(shop.ask(users, at=NIGHT, **asked), Decision(), shop.edition.context, shop.edition.view.hashes)
 
 
 def test_a_transactional_message_goes_at_night_without_the_ledger_and_says_so(shop: Shop) -> None:
@@ -66,7 +66,9 @@ def test_a_transactional_message_goes_at_night_without_the_ledger_and_says_so(sh
 def test_a_message_about_an_item_goes_like_any_other(shop: Shop) -> None:
     asked = shop.ask(["u"], at=NIGHT)
     asked.batch.candidates["item"] = np.zeros(asked.batch.candidates.rows, np.int32)
-    assert send_unledgered(asked, Decision(), shop.edition.context).status.tolist() == [DecideStatus.unledgered]
+    assert send_unledgered(asked, Decision(), shop.edition.context, shop.edition.view.hashes).status.tolist() == [
+        DecideStatus.unledgered
+    ]
 
 
 def test_rows_without_one_stay_closed_beside_those_with_one(shop: Shop) -> None:
@@ -75,7 +77,7 @@ def test_rows_without_one_stay_closed_beside_those_with_one(shop: Shop) -> None:
     both = type(first.batch).concat([only_spring, first.batch])
     closed = DecidedBatch(both, np.full(2, DecideStatus.ledger_unavailable, np.int8), np.zeros(2, np.bool_),
                           np.full(2, -1), [b"", b""])  # fmt: skip
-    made = send_unledgered(closed, Decision(), shop.edition.context)
+    made = send_unledgered(closed, Decision(), shop.edition.context, shop.edition.view.hashes)
     assert made.status.tolist() == [DecideStatus.ledger_unavailable, DecideStatus.unledgered]
     assert made.granted.tolist() == [False, True]
     assert made.batch.requests["user"].tolist() == [hash_id("v"), hash_id("u")]
