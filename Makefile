@@ -29,7 +29,7 @@ cluster: $(STAMP) ## Tests that start Ray, and those that kill things
 	@$(BIN)/pytest tests/cluster tests/chaos
 
 chaos: $(STAMP) ## Exactness under fire at full length: 200,000 decisions while processes are killed
-	@FIRE_DECISIONS=200000 $(BIN)/pytest -s tests/chaos/test_exact_under_fire.py
+	@FIRE_DECISIONS=200000 EVERY_TOPOLOGY=1 $(BIN)/pytest -s tests/chaos/test_exact_under_fire.py tests/cluster/test_server_deferrals.py
 
 check: $(STAMP) ## Lint, format check, types
 	@$(BIN)/ruff check .

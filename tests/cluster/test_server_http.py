@@ -186,7 +186,7 @@ def test_a_dry_run_repeats_itself_and_leaves_no_trace(client: httpx.Client, ids:
         ("/v1/widgets/rank", {"widgets": ["no such widget"]}, 404, "widgets"),
         ("/v1/reviews/rank", {"item": "nobody has this"}, 404, "item"),
         ("/v1/notifications/decide", {"user": "u", "candidates": [{"campaign": "none"}]}, 404, "candidates.0.campaign"),
-        ("/v1/notifications/decide", {"user": "u", "max_sends": 11}, 422, "max_sends"),
+        ("/v1/notifications/decide", {"user": "u", "max_sends": 17}, 422, "max_sends"),
         ("/v1/notifications/decide-batch", {"rows": []}, 422, "rows"),
         ("/v1/notifications/decide-batch", {"rows": [{"user": "u"}] * 10_001}, 422, "rows"),
     ],
