@@ -75,8 +75,8 @@ def request_batch(asks: Sequence[Ask], edition: Edition, known: Known, *, recent
     user_row = np.where(users == 0, -1, rows.user_rows(users)).astype(np.int32)
     zone, region = _places(asks, user_row, rows, known.state, policy)
     recents, ages, bought = _histories(asks, user_row, at, edition, known.recents, recents_kept)
-    arms = assign(policy.trials, np.where(users == 0, _ids(asks), users), at)
-    surfaces = [policy.variants[v].surfaces.by_name(a.surface.name) for v, a in zip(arms.variant, asks, strict=True)]
+    drawn = assign(policy.trials, np.where(users == 0, _ids(asks), users), at)
+    surfaces = [policy.variants[v].surfaces.by_name(a.surface.name) for v, a in zip(drawn.variant, asks, strict=True)]
     n = len(asks)
     return Batch.of_requests(
         request_id=_ids(asks),
@@ -89,11 +89,7 @@ def request_batch(asks: Sequence[Ask], edition: Edition, known: Known, *, recent
         deadline_at=np.array([ask.deadline_at for ask in asks], np.int64),
         env_seq=np.full(n, -1, np.int64),
         policy=np.zeros(n, np.int16),
-        arms=arms.arms,
-        cell=arms.cell,
-        epoch=arms.epoch,
-        p_cell=arms.p_cell,
-        variant=arms.variant,
+        **drawn.columns(),
         user=users,
         user_row=user_row,
         zone=zone,

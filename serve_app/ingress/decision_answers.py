@@ -17,9 +17,9 @@ from serve_app.errors import LedgerUnavailable, NotReady, OutcomeUnknown
 from serve_app.ids import decision_id_text, decision_id_texts, hex_texts
 from serve_app.ingress.answers import degraded_names, finite
 from serve_app.ingress.problems import ProblemError
-from serve_app.serving.again import child_of
 from serve_app.serving.deciding import Decided
 from serve_app.serving.library import Edition
+from serve_app.stages.decision.deferrals import child_of
 from serve_app.vocabulary import Action, Channel, Delivery, Reason
 
 __all__ = ["ANSWER_SCHEMA", "answer_rows", "answer_table", "campaign_texts", "item_texts", "more_sends", "problems_of"]

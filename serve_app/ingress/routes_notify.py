@@ -40,6 +40,7 @@ from serve_app.ingress.schemas_notify import (
 )
 from serve_app.ingress.stored import stored_decision, told
 from serve_app.serving.deciding import DecideCall
+from serve_app.serving.editions import edition_with_changes
 from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.stages import Stages, in_pool
 from serve_app.serving.unledgered import may_send_unledgered
@@ -114,13 +115,8 @@ class NotifyRoutes:
 
     async def _edition(self, release: str, policy: str) -> Edition:
         """The pinned edition with every catalogue change that was answered before now."""
-        try:
-            async with asyncio.timeout(self._settings.budgets.ledger_ms / 1000):
-                live = await self._owner.live(np.empty(0, np.uint64), self._library.seq)
-        except TimeoutError:
-            raise LedgerUnavailable("live changes could not be checked in time", field="availability") from None
-        self._library.learn(live.changes)
-        return self._library.edition(Pins(release, policy, live.head))
+        limit_s = self._settings.budgets.ledger_ms / 1000
+        return await edition_with_changes(self._library, self._owner.live, limit_s, release, policy)
 
     async def _edition_or_last(self, release: str, policy: str) -> tuple[Edition, bool]:
         """`_edition` and True; or, where the ledger is down, the last one known and False, if anything may go without it."""

@@ -13,8 +13,8 @@ from serve_app.ingress.answers import degraded_names, finite
 from serve_app.ingress.decision_explained import gate_words
 from serve_app.ledger.record import unpack_record
 from serve_app.policy.assigned import Trials
-from serve_app.serving.again import child_of
 from serve_app.serving.library import Edition
+from serve_app.stages.decision.deferrals import child_of
 from serve_app.vocabulary import Action, Channel, Delivery, Origin, Reason
 
 __all__ = ["stored_decision", "stored_row", "told"]

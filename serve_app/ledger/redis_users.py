@@ -36,7 +36,8 @@ from serve_app.ledger.redis_rows import (
 )
 from serve_app.ledger.redis_store import RedisStore
 from serve_app.ledger.redis_wire import checked
-from serve_app.ledger.table import apply_changes, blank_state, record_of, refund_entries
+from serve_app.ledger.refunds import refund_entries
+from serve_app.ledger.table import apply_changes, blank_state, record_of
 from serve_app.policy.zones import zone_name
 from serve_app.regions import region_name
 

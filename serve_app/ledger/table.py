@@ -21,7 +21,6 @@ from serve_app.ledger.protocol import (
     NEVER_KNOWN,
     Consent,
     Histories,
-    HistoryFlag,
     LedgerSettings,
     LedgerView,
     Recents,
@@ -29,6 +28,7 @@ from serve_app.ledger.protocol import (
     UserRecord,
     UserState,
 )
+from serve_app.ledger.refunds import refund_entries
 
 __all__ = [
     "RECENT_DTYPE",
@@ -38,7 +38,6 @@ __all__ = [
     "blank_state",
     "entries_until",
     "record_of",
-    "refund_entries",
 ]
 
 I64 = npt.NDArray[np.int64]
@@ -101,6 +100,7 @@ class UserTable:
         self.horizon_us = settings.history_horizon_us
         self._max_entries = settings.history_max_entries
         self._max_recents = settings.recents_max
+        refund_entries(np.empty(0, HISTORY_DTYPE), 0, 0)  # compiles when a ledger opens, not while users wait for it
 
     @property
     def count(self) -> int:
@@ -259,15 +259,6 @@ def record_of(
     until, reachable, opted_out = (int(state[name]) for name in ("customer_until", "reachable", "opted_out"))
     zone, region = zones.name(int(state["zone"])), regions.name(int(state["region"]))
     return UserRecord(user, int(state["version"]), ad, night, until, reachable, opted_out, zone, region)
-
-
-def refund_entries(entries: npt.NDArray[np.void], request_id: int, slot: int) -> bool:
-    """Flag, in place, the factual entries of (request_id, slot) as refunded; True when one was not before."""
-    refunded = np.uint8(HistoryFlag.refunded)
-    mine = (entries["request_id"] == np.uint64(request_id)) & (entries["slot"] == slot) & (entries["holdout"] == 0)
-    mine &= (entries["flags"] & refunded) == 0
-    entries["flags"][mine] |= refunded
-    return bool(mine.any())
 
 
 def entries_until(view: LedgerView, as_of: int) -> LedgerView:

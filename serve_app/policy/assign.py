@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,10 @@ class Assignment:
     epoch: npt.NDArray[np.int32]
     p_cell: F64
     variant: npt.NDArray[np.int16]
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """The request columns, by name."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
 def compile_trials(document: PolicyDocument) -> TrialArrays:

@@ -26,32 +26,22 @@ from serve_app.columns import CANDIDATE_COLUMNS
 from serve_app.errors import DamagedArtifact
 from serve_app.ledger.protocol import Deferral
 from serve_app.ledger.record import unpack_record
-from serve_app.noise import hash_key, salt_of
 from serve_app.serving.asking import notification_requests
 from serve_app.serving.library import Edition
+from serve_app.stages.decision.deferrals import children_of
 from serve_app.vocabulary import Delivery, Origin, Source
 
-__all__ = ["Again", "Due", "asked_again", "child_of", "read_due"]
+__all__ = ["Again", "Due", "asked_again", "read_due"]
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 U64 = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 
-_CHILD = salt_of("child of a deferral")
 _KEY = struct.Struct("<QQH")
 _DIGEST = struct.Struct("<Q")
 _FRESH = ("message_class", "category", "priority", "cost", "margin", "expires_at", "labelled", "segment")
 _RECORDED = (*_FRESH, "campaign", "channel")
-
-
-def child_of(user: int, request_id: int) -> int:
-    """The request id of the decision that settles the deferral `request_id` of `user`."""
-    return int(_children(np.array([user], np.uint64), np.array([request_id], np.uint64))[0])
-
-
-def _children(users: U64, request_ids: U64) -> U64:
-    return np.maximum(hash_key(_CHILD, users, request_ids), np.uint64(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +103,7 @@ def asked_again(due: Sequence[Due], edition: Edition, now: int, deadline_at: int
     parents = np.array([one.deferral.request_id for one in due], np.uint64)
     batch = notification_requests(
         edition,
-        request_ids=_children(users, parents),
+        request_ids=children_of(users, parents),
         users=users,
         decided_at=np.full(n, now, np.int64),
         deadline_at=np.full(n, deadline_at, np.int64),

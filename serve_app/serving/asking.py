@@ -42,7 +42,7 @@ def notification_requests(
     n, policy, catalogue = len(users), edition.policy, edition.release.catalogue
     user_row = catalogue.user_rows(users)
     zone, region = _places(user_row, edition)
-    arms = assign(policy.trials, users, decided_at)
+    drawn = assign(policy.trials, users, decided_at)
     segments, segments_at = lookup(edition, users)
     history = edition.release.histories.requests(user_row, decided_at)
     return Batch.of_requests(
@@ -56,11 +56,7 @@ def notification_requests(
         deadline_at=deadline_at,
         env_seq=np.full(n, -1, np.int64),
         policy=np.zeros(n, np.int16),
-        arms=arms.arms,
-        cell=arms.cell,
-        epoch=arms.epoch,
-        p_cell=arms.p_cell,
-        variant=arms.variant,
+        **drawn.columns(),
         user=users,
         user_row=user_row,
         zone=zone,

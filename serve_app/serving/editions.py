@@ -13,7 +13,7 @@ from serve_app.errors import LedgerUnavailable
 from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.owner import LiveAnswer
 
-__all__ = ["EditionNow", "OwnerCall", "editions"]
+__all__ = ["EditionNow", "OwnerCall", "edition_with_changes", "editions"]
 
 OwnerCall = Callable[..., Awaitable[Any]]
 """call(method, *arguments, **keywords): one method of the ledger, by name (see serve_app.serving.owner)."""
@@ -24,18 +24,24 @@ EditionNow = Callable[[], AbstractAsyncContextManager[Edition]]
 Live = Callable[..., Awaitable[LiveAnswer]]
 
 
+async def edition_with_changes(library: Library, live: Live, limit_s: float, release: str, policy: str) -> Edition:
+    """The pinned edition with every catalogue change that was answered before now. LedgerUnavailable where they are not
+    learned within `limit_s`: nothing is done unverified."""
+    try:
+        async with asyncio.timeout(limit_s):
+            seen = await live(np.empty(0, np.uint64), library.seq)
+    except TimeoutError:
+        raise LedgerUnavailable("live changes could not be checked in time", field="availability") from None
+    library.learn(seen.changes)
+    return library.edition(Pins(release, policy, seen.head))
+
+
 def editions(library: Library, live: Live, live_ms: float) -> EditionNow:
-    """Editions of `library`. LedgerUnavailable where live changes are not learned in time: nothing is done unverified."""
+    """Editions of `library`, pinned while they are in use; see `edition_with_changes`."""
 
     @asynccontextmanager
     async def now() -> AsyncIterator[Edition]:
         with library.releases.pinned() as (release, _), library.policies.pinned() as (policy, _):
-            try:
-                async with asyncio.timeout(live_ms / 1000):
-                    seen = await live(np.empty(0, np.uint64), library.seq)
-            except TimeoutError:
-                raise LedgerUnavailable("live changes could not be checked in time", field="availability") from None
-            library.learn(seen.changes)
-            yield library.edition(Pins(release, policy, seen.head))
+            yield await edition_with_changes(library, live, live_ms / 1000, release, policy)
 
     return now

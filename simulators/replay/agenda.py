@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from serve_app.batch import Batch, Columns
 from serve_app.columns import REQUEST_COLUMNS
-from serve_app.noise import hash_key, salt_of
+from serve_app.stages.decision.deferrals import children_of
 from serve_app.vocabulary import Action, Origin
 from simulators.replay.opportunities import Opportunities
 
@@ -25,7 +25,6 @@ I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _NEVER = np.iinfo(np.int64).max
-_CHILD = salt_of("replayed deferral")
 # An open deferral: the partition's user, when it is asked again, the logged row whose scores it takes, the request that
 # deferred, how often it was deferred, and whether the scores are its parent's.
 _OPEN = np.dtype(
@@ -48,8 +47,9 @@ class Turn:
 class Agenda:
     """See the module. Users are rows of the partition."""
 
-    def __init__(self, asked: Opportunities, since: int) -> None:
-        self._asked = asked
+    def __init__(self, asked: Opportunities, since: int, known: I64) -> None:
+        """known i64[n]: how many of its user's failed deliveries each logged decision knew of."""
+        self._asked, self._known = asked, known
         self._at: I64 = asked.batch.requests["decided_at"]
         self._child = asked.children()
         inherited = self._child[(self._at < since) & (self._child >= 0)]
@@ -78,7 +78,7 @@ class Agenda:
         logged = left & (np.where(left, self._at[root], _NEVER) < due)
         again = np.where(logged, -1, again)
         rows = np.where(logged, root, self._open["row"][again] if len(self._open) else root)
-        known = np.where(again < 0, self._asked.failures_known[rows], -1)
+        known = np.where(again < 0, self._known[rows], -1)
         return Turn(self._batch(rows, again), rows, again, users, known)
 
     def settle(self, turn: Turn, decided: Batch) -> None:
@@ -120,6 +120,6 @@ class Agenda:
         changed["refunds_read"][later] = -1
         changed["origin"][later], changed["parent_request_id"][later] = Origin.deferral, one["parent"]
         carried = later[one["carried"]]
-        changed["request_id"][carried] = hash_key(_CHILD, changed["parent_request_id"][carried], changed["attempt"][carried])
+        changed["request_id"][carried] = children_of(own["user"][carried], changed["parent_request_id"][carried])
         requests = Columns(len(batch), REQUEST_COLUMNS, own | changed)
         return Batch(requests, batch.candidates, batch.offsets, batch.meta)

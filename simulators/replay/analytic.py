@@ -10,12 +10,13 @@ import numpy.typing as npt
 
 from serve_app.batch import Batch, Columns
 from serve_app.columns import REQUEST_COLUMNS
+from serve_app.ledger.protocol import Histories
 from serve_app.policy.compile import CompiledPolicy
-from simulators.replay.course import Course, follow_log
+from simulators.replay.course import Course, along_log, in_waves
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.partition import Partition
 
-__all__ = ["Probabilities", "by_cell", "first_sends", "logged_probability", "probabilities"]
+__all__ = ["OnLog", "Probabilities", "first_sends", "logged_probability", "on_log"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -29,28 +30,6 @@ class Probabilities:
     chosen: F64
     send: F64
     unsupported: F64
-
-
-class _Track:
-    """Takes the waves of a course on logged histories."""
-
-    def __init__(self, asked: Opportunities) -> None:
-        n = len(asked)
-        self._asked, self._first = asked, first_sends(asked)
-        self.out = Probabilities(np.empty(n), np.empty(n), np.empty(n))
-
-    def __call__(self, rows: I64, decided: Batch) -> None:
-        asked, owner = self._asked, decided.owner
-        p_none, p_choice = decided.requests["p_none"], decided.candidates["p_choice"]
-        flat = np.arange(decided.candidates.rows) - decided.offsets[owner] + asked.batch.offsets[rows][owner]
-        place = self._first[rows]
-        none = place < 0
-        within = decided.offsets[:-1] + place - asked.batch.offsets[rows]
-        self.out.chosen[rows] = np.where(none, p_none, p_choice[np.where(none, 0, within)] if len(p_choice) else p_none)
-        self.out.send[rows] = 1.0 - p_none
-        lost = np.where(asked.logged_candidates["p_choice"][flat] == 0.0, p_choice, 0.0)
-        mass = np.bincount(owner, weights=lost, minlength=len(rows))
-        self.out.unsupported[rows] = mass + np.where(asked.logged["p_none"][rows] == 0.0, p_none, 0.0)
 
 
 def first_sends(asked: Opportunities) -> I64:
@@ -70,27 +49,69 @@ def logged_probability(asked: Opportunities) -> F64:
     return np.where(first >= 0, chosen, asked.logged["p_none"])
 
 
-def probabilities(partition: Partition, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy]) -> Probabilities:
-    """Of a target policy."""
-    return _run(partition, partition.asked.under(policy, behaviour), [policy], behaviour)
+@dataclass(frozen=True, slots=True)
+class OnLog:
+    """What a policy makes of the log, on the logged histories. own: in the cell each user is in. by_cell f64[n, cells]:
+    probability of what was logged, had the user been in each of the policy's cells (one column where it has none)."""
+
+    own: Probabilities
+    by_cell: F64
 
 
-def by_cell(partition: Partition, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy]) -> F64:
-    """f64[n, cells]: of what was logged, had the user been in each of the policy's cells (one column where it has none)."""
-    asked, cells = partition.asked.under(policy, behaviour), max(len(policy.trials.cell_p), 1)
-    out = np.empty((len(asked), cells))
-    forced = asked.assigned(policy)
-    for cell in range(cells):
-        variant = (forced["variant"] // cells * cells + cell).astype(np.int16)
-        columns = Columns(len(asked), REQUEST_COLUMNS, dict(asked.batch.requests) | forced | {"variant": variant})
-        out[:, cell] = _run(partition, asked.with_requests(columns), [policy], behaviour).chosen
-    return out
+def on_log(partition: Partition, policies: Sequence[CompiledPolicy], behaviour: Sequence[CompiledPolicy]) -> list[OnLog]:
+    """Of each policy. behaviour: the policies that logged. All look at the same histories, which are read once."""
+    asked = partition.asked
+    order, _ = in_waves(asked.owner)
+    views = [_View(asked, one, behaviour, order) for one in policies]
+    course = Course(asked, behaviour, partition.start, partition.failures())
+
+    def look(rows: I64, places: slice, histories: Histories) -> None:
+        for one in views:
+            one.look(course, rows, places, histories)
+
+    along_log(asked, course, look)
+    return [one.result() for one in views]
 
 
-def _run(
-    partition: Partition, asked: Opportunities, policies: Sequence[CompiledPolicy], behaviour: Sequence[CompiledPolicy]
-) -> Probabilities:
-    track = _Track(asked)
-    course = Course(asked, policies, partition.start, partition.failures())
-    follow_log(asked, course, track, logged_under=behaviour)
-    return track.out
+class _View:
+    """One policy's look at every wave, once for each of its cells."""
+
+    def __init__(
+        self, asked: Opportunities, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy], order: I64
+    ) -> None:
+        self._asked, self._policy, self._first = asked, policy, first_sends(asked)
+        self._waves = asked.under(policy, behaviour).batch.take(order)
+        drawn, self._cells = asked.assigned(policy), max(len(policy.trials.cell_p), 1)
+        self._cell: I64 = np.maximum(drawn.cell, 0).astype(np.int64)
+        self._assigned = {name: values[order] for name, values in drawn.columns().items()}
+        shape = (len(asked), self._cells)
+        self._chosen, self._send, self._unsupported = np.empty(shape), np.empty(shape), np.empty(shape)
+
+    def look(self, course: Course, rows: I64, places: slice, histories: Histories) -> None:
+        """Decide one wave in every cell."""
+        wave = self._waves.slice(places.start, places.stop)
+        columns = {name: values[places] for name, values in self._assigned.items()}
+        arms = columns["variant"] // self._cells * self._cells
+        for cell in range(self._cells):
+            variant = (arms + cell).astype(np.int16)
+            requests = Columns(len(wave), REQUEST_COLUMNS, dict(wave.requests) | columns | {"variant": variant})
+            forced = Batch(requests, wave.candidates, wave.offsets, dict(wave.meta))
+            self._note(cell, rows, course.decide_on(histories, forced, [self._policy]))
+
+    def _note(self, cell: int, rows: I64, decided: Batch) -> None:
+        asked, owner = self._asked, decided.owner
+        p_none, p_choice = decided.requests["p_none"], decided.candidates["p_choice"]
+        flat = np.arange(decided.candidates.rows) - decided.offsets[owner] + asked.batch.offsets[rows][owner]
+        place = self._first[rows]
+        none = place < 0
+        within = decided.offsets[:-1] + place - asked.batch.offsets[rows]
+        self._chosen[rows, cell] = np.where(none, p_none, p_choice[np.where(none, 0, within)] if len(p_choice) else p_none)
+        self._send[rows, cell] = 1.0 - p_none
+        lost = np.where(asked.logged_candidates["p_choice"][flat] == 0.0, p_choice, 0.0)
+        mass = np.bincount(owner, weights=lost, minlength=len(rows))
+        self._unsupported[rows, cell] = mass + np.where(asked.logged["p_none"][rows] == 0.0, p_none, 0.0)
+
+    def result(self) -> OnLog:
+        """Everything that was seen."""
+        own = np.arange(len(self._cell)), self._cell
+        return OnLog(Probabilities(self._chosen[own], self._send[own], self._unsupported[own]), self._chosen)

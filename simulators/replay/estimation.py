@@ -14,7 +14,7 @@ from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.document import parse_policy
 from simulators.estimators import IPS, SNIPS, Cells, Grouping, Rows, Suite, checked_rows
 from simulators.estimators.estimator import Estimator
-from simulators.replay.analytic import by_cell, first_sends, logged_probability, probabilities
+from simulators.replay.analytic import OnLog, first_sends, logged_probability, on_log
 from simulators.replay.counts import DAY_US, Window
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.partition import Partition
@@ -102,7 +102,9 @@ def estimation_rows(
     at = asked.batch.requests["decided_at"]
     chosen = np.flatnonzero(Window(spec.start, spec.end).holds(at) & (at + spec.attribution_us <= spec.log_end))
     logged = logged_probability(asked)
-    found = [probabilities(partition, one, behaviour) for one in targets]
+    by_cells = len(behaviour) == 1 and len(spec.behaviour) == 1 and len(behaviour[0].trials.cell_p) > 0
+    looked = on_log(partition, [*(behaviour if by_cells else ()), *targets], behaviour)
+    found = [one.own for one in looked[len(looked) - len(targets) :]]
     reward = attributed(asked, partition.events, spec.attribution_us)
 
     def column(control: F64, name: str) -> F64:
@@ -119,23 +121,23 @@ def estimation_rows(
         unsupported=column(np.zeros(len(asked)), "unsupported"),
         row_id=asked.batch.requests["request_id"][chosen],
         groups={one.name: _codes(asked, one)[chosen] for one in spec.breakdowns},
-        extra={name: values[chosen] for name, values in _cell_columns(partition, spec, targets, behaviour).items()},
+        extra={name: values[chosen] for name, values in _cell_columns(asked, spec, targets, behaviour[0], looked).items()}
+        if by_cells
+        else {},
     )
 
 
 def _cell_columns(
-    partition: Partition, spec: ReplaySpec, targets: Sequence[CompiledPolicy], behaviour: Sequence[CompiledPolicy]
+    asked: Opportunities, spec: ReplaySpec, targets: Sequence[CompiledPolicy], behaviour: CompiledPolicy, looked: list[OnLog]
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """What the estimator by cells reads; nothing where the log has none, or several policies wrote it."""
-    if len(spec.behaviour) != 1 or not len(behaviour[0].trials.cell_p):
-        return {}
+    """What the estimator by cells reads. looked: of the policy that logged, then of the targets."""
     out: dict[str, npt.NDArray[np.generic]] = {
-        "epoch": partition.asked.assigned(behaviour[0])["epoch"].astype(np.int64),
-        "cell_probability": by_cell(partition, behaviour[0], behaviour),
+        "epoch": asked.assigned(behaviour).epoch.astype(np.int64),
+        "cell_probability": looked[0].by_cell,
     }
-    for target, policy in zip(spec.targets, targets, strict=True):
+    for target, policy, one in zip(spec.targets, targets, looked[1:], strict=True):
         if len(policy.trials.cell_p):
-            out[f"cells of {target.name}"] = by_cell(partition, policy, behaviour)
+            out[f"cells of {target.name}"] = one.by_cell
     return out
 
 

@@ -9,14 +9,13 @@ import numpy.typing as npt
 
 from serve_app.kernels import kernel
 from serve_app.ledger.arena import Arena
-from serve_app.ledger.protocol import HISTORY_DTYPE, Histories, HistoryFlag
+from serve_app.ledger.protocol import HISTORY_DTYPE, Histories
+from serve_app.ledger.refunds import flag_refunded, is_refunded
 
 __all__ = ["Failures", "UserHistories"]
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
-
-_REFUNDED = np.uint8(HistoryFlag.refunded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def _refund(
     for i in range(len(rows)):
         row, seen = rows[i], 0
         for e in range(start[row], start[row] + length[row]):
-            seen += flags[e] & _REFUNDED
+            seen += 1 if is_refunded(flags[e]) else 0
         while next_[row] < end[row]:
             f = next_[row]
             if known[i] >= 0:
@@ -65,10 +64,8 @@ def _refund(
                 due = at[f] <= now[i]
             if not due:
                 break
-            for e in range(start[row], start[row] + length[row]):
-                if requests[e] == request[f] and slots[e] == slot[f] and holdouts[e] == 0:
-                    seen += 1 - (flags[e] & _REFUNDED)
-                    flags[e] |= _REFUNDED
+            first, last = start[row], start[row] + length[row]
+            seen += flag_refunded(first, last, request[f], slot[f], requests, slots, holdouts, flags)
             next_[row] += 1
 
 

@@ -23,7 +23,7 @@ from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.errors import DamagedArtifact
 from serve_app.kernels import kernel
 from serve_app.log.places import region_indices, zone_indices
-from serve_app.policy.assign import assign
+from serve_app.policy.assign import Assignment, assign
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.vocabulary import Origin, Reason, StageBit, Surface
 from simulators.replay.memberships import segments_under
@@ -71,7 +71,6 @@ class Opportunities:
     item_hashes: U64
     logged: Mapping[str, Array]
     logged_candidates: Mapping[str, Array]
-    failures_known: I64
     set_aside: I64
 
     def __len__(self) -> int:
@@ -88,7 +87,6 @@ class Opportunities:
             self.item_hashes,
             {name: values[rows] for name, values in self.logged.items()},
             {name: values[flat] for name, values in self.logged_candidates.items()},
-            self.failures_known[rows],
             self.set_aside,
         )
 
@@ -125,14 +123,9 @@ class Opportunities:
         out[order[place[found]]] = again[found]
         return out
 
-    def assigned(self, policy: CompiledPolicy) -> dict[str, Array]:
-        """Request columns of the policy's own assignment: arms, cell, epoch, p_cell, variant."""
-        own = assign(policy.trials, self.batch.requests["user"], self.batch.requests["decided_at"])
-        return {name: getattr(own, name) for name in ("arms", "cell", "epoch", "p_cell", "variant")}
-
-    def with_requests(self, requests: Columns) -> Opportunities:
-        """The same candidates under other request columns."""
-        return replace(self, batch=Batch(requests, self.batch.candidates, self.batch.offsets, self.batch.meta))
+    def assigned(self, policy: CompiledPolicy) -> Assignment:
+        """The policy's own assignment of each request to arms and cell."""
+        return assign(policy.trials, self.batch.requests["user"], self.batch.requests["decided_at"])
 
     def as_logged(self) -> Batch:
         """The batch with the logged outcome in it: what the ledger was told. Its `policy` column names `revisions`."""
@@ -182,7 +175,6 @@ def opportunities_of(requests: pa.Table, candidates: pa.Table, decisions: pa.Tab
         items,
         {"policy": batch.requests["policy"], **{name: _flat(decisions, name)[chosen] for name in _DECIDED}},
         {name: _values(candidates, name, rows) for name in _OUTCOMES},
-        np.full(len(mine), -1, np.int64),
         set_aside,
     )
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
@@ -39,6 +40,8 @@ from simulators.replay.sums import Sums
 from simulators.replay.trials import fill_trial, holdouts_of
 
 __all__ = ["Shard", "empty_shard", "read_shard", "replay_group", "write_shard"]
+
+I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -78,23 +81,25 @@ def replay_group(group: BucketGroup, spec: ReplaySpec) -> Shard:
     documents = {one.name: one for one in spec.behaviour}
     behaviour = [compiled(documents[revision], heads) for revision in whole.asked.revisions]
     check = ParityCheck(whole.asked)
-    follow_log(whole.asked, Course(whole.asked, behaviour, whole.start, whole.failures()), check)
+    known = follow_log(whole.asked, Course(whole.asked, behaviour, whole.start, whole.failures()), check)
     bots = whole.bots()
-    people = whole.without(bots)
+    people, known = whole.without(bots), known[~np.isin(whole.asked.batch.requests["user"], bots)]
     counts = [aside, bots_left_out(len(bots), len(whole.asked) - len(people.asked))]
     out = Shard(Sums.empty(spec), len(whole.asked), check.result(), add_counts(counts))
-    return out + _judged(people, behaviour, heads, spec) if len(people.asked) else out
+    return out + _judged(people, known, behaviour, heads, spec) if len(people.asked) else out
 
 
-def _judged(partition: Partition, behaviour: Sequence[CompiledPolicy], heads: tuple[str, ...], spec: ReplaySpec) -> Shard:
-    """Counts, examples, estimates and trials of all targets."""
+def _judged(
+    partition: Partition, known: I64, behaviour: Sequence[CompiledPolicy], heads: tuple[str, ...], spec: ReplaySpec
+) -> Shard:
+    """Counts, examples, estimates and trials of all targets. known: as `follow_log` returns."""
     asked, window = partition.asked, Window(spec.start, spec.end)
     logged = as_logged(asked)
     parts, examples = [counts_of("logged", asked, logged, window)], []
     half = half_of(asked.users) if spec.halves else None
     targets = [compiled(one, heads) for one in spec.targets]
     for target, policy in zip(spec.targets, targets, strict=True):
-        done = _target(partition, policy, behaviour, spec)
+        done = _target(partition, known, policy, behaviour, spec)
         parts += [counts_of(target.name, asked, done, window), divergence(target.name, asked, logged, done, window)]
         examples += [] if spec.halves else example_users(target.name, asked, logged, done, window)
         if half is not None:
@@ -110,13 +115,15 @@ def _judged(partition: Partition, behaviour: Sequence[CompiledPolicy], heads: tu
     return Shard(sums, counts=add_counts(parts), examples=examples)
 
 
-def _target(partition: Partition, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy], spec: ReplaySpec) -> Realised:
+def _target(
+    partition: Partition, known: I64, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy], spec: ReplaySpec
+) -> Realised:
     """One target's course: from the window's start on logged histories, or from the snapshot on its own."""
     asked, since = partition.asked, np.iinfo(np.int64).min if spec.steady else spec.start
     course = Course(asked, [policy], partition.start, partition.failures())
     course.recall_before(asked, behaviour, since)
     track = RealisedTrack(asked)
-    carried = follow_policy(asked.under(policy, behaviour), course, track, since=since)
+    carried = follow_policy(asked.under(policy, behaviour), course, track, since=since, known=known)
     return track.result(carried)
 
 

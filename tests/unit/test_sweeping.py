@@ -19,10 +19,10 @@ from serve_app.ids import hash_id
 from serve_app.ledger.memory import MemoryLedger
 from serve_app.ledger.protocol import CommitPlan, CommitResult, Deferral, Ledger, LedgerSettings, UserChanges
 from serve_app.ledger.sqlite import SqliteLedger
-from serve_app.serving.again import child_of
 from serve_app.serving.deciding import DecideCall, Decided
 from serve_app.serving.meters import install
 from serve_app.serving.sweeping import Sweeper, SweepSettings, Swept
+from serve_app.stages.decision.deferrals import child_of
 from serve_app.vocabulary import Action, Channel, Delivery, Origin, Reason
 from tests.unit.decision_support import DAY, HOUR, MINUTE, SECOND, at
 from tests.unit.sweep_support import Breaking, Shop, campaign, open_shop

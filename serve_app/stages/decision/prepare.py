@@ -57,8 +57,8 @@ def prepared(batch: Batch, policy: CompiledPolicy) -> Batch:
         requests["zone"] = np.where(zone < 0, np.int16(policy.default_zone), zone)
     if "variant" not in requests:
         own = assign(policy.trials, column(requests, "user"), column(requests, "decided_at"))
-        requests["arms"], requests["cell"], requests["epoch"] = own.arms, own.cell, own.epoch
-        requests["p_cell"], requests["variant"] = own.p_cell, own.variant
+        for name, drawn in own.columns().items():
+            requests[name] = drawn
     candidates["value"] = values(out, policy)
     return out
 
