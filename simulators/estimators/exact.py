@@ -6,6 +6,9 @@ and on where the pieces were cut; these sums do not. Each is a fixed-point numbe
 the range needed here). In canonical form every limb but the last lies in [0, 2**32), so equal sums are equal bytes.
 
 A term below 2**-192 (about 1e-58) is cut off, one of magnitude 2**160 (about 1e48) or more is refused.
+
+Limbs are slow to add to. `nearly` keeps the running sum as two doubles and the error of each addition exactly (Knuth's
+two-sum); only what does not fit into both goes to the limbs at once, so the result is the same number, hence the same bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy.typing as npt
 
 from serve_app.kernels import kernel
 
-__all__ = ["LIMBS", "add_exactly", "as_float", "as_floats", "canonical", "is_summable", "zeros"]
+__all__ = ["LIMBS", "add_exactly", "as_float", "as_floats", "canonical", "is_summable", "nearly", "settle", "zeros"]
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -25,6 +28,7 @@ F64 = npt.NDArray[np.float64]
 LIMBS = 13
 _LOWEST = 192  # limb 0 starts at 2**-192
 _LARGEST = 2.0**160
+_ALL_BITS_KEPT = 2.0 ** (53 - _LOWEST)  # from here on no bit of a double is below the lowest limb
 _MASK = np.int64(0xFFFFFFFF)
 _FRACTION = np.int64((1 << 52) - 1)
 _HIDDEN = np.int64(1 << 52)
@@ -59,6 +63,29 @@ def add_exactly(limbs: I64, x: float) -> None:
         limbs[limb] += low & _MASK
         limbs[limb + 1] += high & _MASK
         limbs[limb + 2] += high >> 32
+
+
+@kernel
+def nearly(head: float, tail: float, x: float) -> tuple[float, float, float]:
+    """(head, tail, rest), scalars inside kernels: head + tail + rest is exactly the given head + tail + x. What the rest
+    holds, mostly 0, goes to the limbs at once; head and tail when all has been added."""
+    if -_ALL_BITS_KEPT < x < _ALL_BITS_KEPT:
+        return head, tail, x
+    total = head + x
+    back = total - head
+    error = (head - (total - back)) + (x - back)
+    whole = tail + error
+    back = whole - tail
+    return total, whole, (tail - (whole - back)) + (error - back)
+
+
+@kernel
+def settle(near: F64, sums: I64) -> None:
+    """Move heads and tails into the limbs: near f64[n, 2], sums i64[n, LIMBS]."""
+    for row in range(sums.shape[0]):
+        add_exactly(sums[row], near[row, 0])
+        add_exactly(sums[row], near[row, 1])
+        near[row, 0], near[row, 1] = 0.0, 0.0
 
 
 @kernel

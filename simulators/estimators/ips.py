@@ -28,9 +28,11 @@ class IPS(Estimator):
 
     def _columns(self) -> list[Column]:
         targets = len(self.policies) - 1
-        columns: list[Column] = [("decisions", 0, 0, -1)]
+        by_choice = self.grouping is not None and self.grouping.of == "choice"  # offered per user alone
+        columns: list[Column] = [] if by_choice else [("decisions", 0, 0, -1)]
         for p in range(targets + 1):
-            columns.append((f"sends.{p}", 0, 1 + p, -1))
+            if not by_choice:
+                columns.append((f"sends.{p}", 0, 1 + p, -1))
             columns.extend((f"reward.{p}.{m}", p, 2 + targets + m, m) for m in range(len(self.metrics)))
         return columns
 
@@ -38,5 +40,8 @@ class IPS(Estimator):
         return Units(rows.user, rows.weight, rows.plain)
 
     def _linear(self, total: F64, users: float, policy: int, metric: int, per: Per) -> Linear:
+        reward = self._place[f"reward.{policy}.{metric}"]
+        if per is Per.user:
+            return monomial(total, {reward: 1}, 1.0 / users)
         powers, constant = self._over(per, users, self._place["decisions"], self._place[f"sends.{policy}"])
-        return monomial(total, {self._place[f"reward.{policy}.{metric}"]: 1, **powers}, constant)
+        return monomial(total, {reward: 1, **powers}, constant)

@@ -6,7 +6,7 @@ fault, and verdicts look at the share left out; with `on_bad="error"` the first 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from serve_app.errors import InvalidInput
 from serve_app.kernels import kernel
+from serve_app.noise import absorb
 
 __all__ = ["FAULTS", "Rows", "checked_rows"]
 
@@ -88,6 +89,20 @@ class Rows:
         ones = np.ones((len(self), 1))
         return np.concatenate([ones, self.send[:, None], self.target_send, self.reward], axis=1)
 
+    def blocks(self, most: int = 16_384) -> Iterator[Rows]:
+        """These rows in pieces of whole users, of `most` rows where users allow: what is derived from a piece stays in the
+        processor's cache. Views; the first carries `excluded`."""
+        if len(self) <= most:
+            yield self
+            return
+        ends = np.append(np.flatnonzero(self.user[1:] != self.user[:-1]) + 1, len(self))
+        start, none = 0, np.zeros_like(self.excluded)
+        while start < len(self):
+            place = int(np.searchsorted(ends, start + most, "right")) - 1
+            end = int(ends[place]) if place >= 0 and ends[place] > start else int(ends[place + 1])
+            yield _part(self, slice(start, end), none if start else self.excluded)
+            start = end
+
     def need_model(self) -> tuple[F64, F64]:
         """(q_logged, q_target), or InvalidInput."""
         if self.q_logged is None or self.q_target is None:
@@ -159,7 +174,7 @@ def checked_rows(
         {name: _codes(name, code, n) for name, code in (groups or {}).items()},
         {name: _any_column(name, values, n) for name, values in (extra or {}).items()}, counts,
     )  # fmt: skip
-    return _kept(every, fault < 0) if counts.any() else every
+    return _part(every, fault < 0, counts) if counts.any() else every
 
 
 def _adjacent(users: U64) -> None:
@@ -262,20 +277,37 @@ def _faults(p: F64, pi: F64, pi_send: F64, lost: F64, y: F64, q: F64, q_target: 
 
 
 def _repeated(users: U64, row_id: U64) -> Bool:
+    """bool[n]: an earlier row of the same user has the same identity. Rows of a user are adjacent."""
     if len(row_id) != len(users):
         raise InvalidInput(f"has {len(row_id)} rows, expected {len(users)}", field="row_id")
-    order = np.lexsort((np.arange(len(users)), row_id, users))
-    same = (users[order][1:] == users[order][:-1]) & (row_id[order][1:] == row_id[order][:-1])
     out = np.zeros(len(users), np.bool_)
-    out[order[1:][same]] = True
+    edges = np.flatnonzero(np.diff(users, prepend=users[:1] + np.uint64(1), append=users[-1:] + np.uint64(1)))
+    longest = int(np.diff(edges).max()) if len(edges) > 1 else 0
+    room = 1 << (2 * longest).bit_length()
+    _mark_repeated(edges, row_id, np.empty(room, np.uint64), np.full(room, -1, np.int64), out)
     return out
 
 
-def _kept(rows: Rows, keep: Bool) -> Rows:
+@kernel
+def _mark_repeated(edges: I64, row_id: U64, table: U64, owner: I64, out: Bool) -> None:
+    """A table of the user's identities, open addressing; owner i64[room]: whose entry it is, so that nothing is cleared."""
+    for u in range(len(edges) - 1):
+        size = 2
+        while size < 2 * (edges[u + 1] - edges[u]):
+            size *= 2
+        for row in range(edges[u], edges[u + 1]):
+            place = absorb(np.uint64(0), row_id[row]) & np.uint64(size - 1)
+            while owner[place] == u and table[place] != row_id[row]:
+                place = (place + np.uint64(1)) & np.uint64(size - 1)
+            out[row] = owner[place] == u
+            owner[place], table[place] = u, row_id[row]
+
+
+def _part(rows: Rows, keep: slice | Bool, excluded: I64) -> Rows:
     return Rows(
         rows.user[keep], rows.propensity[keep], rows.target[keep], rows.reward[keep], rows.send[keep],
         rows.target_send[keep], rows.unsupported[keep], rows.scale[keep],
         None if rows.q_logged is None else rows.q_logged[keep], None if rows.q_target is None else rows.q_target[keep],
         {name: code[keep] for name, code in rows.groups.items()},
-        {name: values[keep] for name, values in rows.extra.items()}, rows.excluded,
+        {name: values[keep] for name, values in rows.extra.items()}, excluded,
     )  # fmt: skip

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.kernels import kernel
 from simulators.estimators.bootstrap import poisson_count
-from simulators.estimators.exact import LIMBS, add_exactly, as_floats, canonical, is_summable, zeros
+from simulators.estimators.exact import LIMBS, add_exactly, as_floats, canonical, is_summable, nearly, settle, zeros
 
 __all__ = ["Layout", "Moments", "UserSums"]
 
@@ -58,43 +58,57 @@ class Layout:
 
 @kernel
 def _close_user(
-    key: np.uint64, x: F64, seen: I64, touched: int, pair_at: I64, partner: I64, sums: I64, products: I64, present: I64,
-    replicates: I64,
+    key: np.uint64, x: F64, seen: I64, touched: int, nonzero: I64, pair: I32, sums: I64, products: I64, heads: F64,
+    squares: F64, present: I64, replicates: I64,
 ) -> bool:  # fmt: skip
-    """One user's totals into the sums; x is zeroed again. False: a total is too large or not finite."""
+    """One user's totals into the sums; x is zeroed again. pair i32[K, K]: number of a product, -1: not kept. nonzero i64[K]:
+    room. False: a total is too large or not finite."""
     columns, fine = x.shape[1], True
     for t in range(touched):
         g = seen[t]
         present[g] += 1
+        count = 0
         for i in range(columns):
-            fine = fine and is_summable(x[g, i] * x[g, i])
-        for i in range(columns if fine else 0):
-            if x[g, i] == 0.0:
-                continue
-            add_exactly(sums[g, i], x[g, i])
-            for q in range(pair_at[i], pair_at[i + 1]):
-                add_exactly(products[g, q], x[g, i] * x[g, partner[q]])
+            if x[g, i] != 0.0:
+                fine = fine and is_summable(x[g, i] * x[g, i])
+                nonzero[count] = i
+                count += 1
+        for a in range(count if fine else 0):
+            i = nonzero[a]
+            value = x[g, i]
+            heads[g, i, 0], heads[g, i, 1], rest = nearly(heads[g, i, 0], heads[g, i, 1], value)
+            if rest != 0.0:
+                add_exactly(sums[g, i], rest)
+            for b in range(a, count):
+                q = pair[i, nonzero[b]]
+                if q >= 0:
+                    term = value * x[g, nonzero[b]]
+                    squares[g, q, 0], squares[g, q, 1], rest = nearly(squares[g, q, 0], squares[g, q, 1], term)
+                    if rest != 0.0:
+                        add_exactly(products[g, q], rest)
         for b in range(len(replicates) if fine else 0):
-            count = poisson_count(key, b)
-            if count > 0:
-                add_exactly(replicates[b, columns], float(count))
-                for i in range(columns):
-                    add_exactly(replicates[b, i], count * x[g, i])
-        for i in range(columns):
-            x[g, i] = 0.0
+            times = poisson_count(key, b)
+            if times > 0:
+                add_exactly(replicates[b, columns], float(times))
+                for a in range(count):
+                    add_exactly(replicates[b, nonzero[a]], times * x[g, nonzero[a]])
+        for a in range(count):
+            x[g, nonzero[a]] = 0.0
     return fine
 
 
 @kernel
 def _fold(
-    user: U64, code: I32, left: F64, right: F64, factors: tuple[I64, I64, I64], pairs: tuple[I64, I64], sums: I64,
-    products: I64, present: I64, replicates: I64,
+    user: U64, code: I32, left: F64, right: F64, factors: tuple[I64, I64, I64], pair: I32, sums: I64, products: I64,
+    present: I64, replicates: I64,
 ) -> int:  # fmt: skip
     """All users of a call; returns how many, or -1 - (row of the first user whose totals cannot be summed). factors: columns
     ordered by right factor, where each factor's begin, and their left factors: most rewards are 0 and end there."""
     columns_of, begins, li = factors
     groups, columns = sums.shape[0], sums.shape[1]
     x, seen, touched = np.zeros((groups, columns)), np.empty(groups, np.int64), 0
+    heads, squares = np.zeros((groups, columns, 2)), np.zeros((groups, products.shape[1], 2))
+    nonzero = np.empty(columns, np.int64)
     here = np.full(groups, -1, np.int64)  # number of the last user seen in each group
     users = 0
     for row in range(len(user)):
@@ -110,10 +124,15 @@ def _fold(
                     for k in range(begins[j], begins[j + 1]):
                         x[g, columns_of[k]] += left[row, li[k]] * value
         if row + 1 == len(user) or user[row + 1] != user[row]:
-            if not _close_user(user[row], x, seen, touched, pairs[0], pairs[1], sums, products, present, replicates):
+            if not _close_user(
+                user[row], x, seen, touched, nonzero, pair, sums, products, heads, squares, present, replicates
+            ):
                 return -1 - row
             users += 1
             touched = 0
+    for g in range(groups):
+        settle(heads[g], sums[g])
+        settle(squares[g], products[g])
     return users
 
 
@@ -155,8 +174,8 @@ class UserSums:
         by_right = np.argsort(layout.right, kind="stable")
         begins = np.searchsorted(np.array(layout.right)[by_right], np.arange(max(layout.right) + 2))
         self._factors = (by_right.astype(np.int64), begins.astype(np.int64), np.array(layout.left, np.int64)[by_right])
-        firsts = np.searchsorted(self._pairs[:, 0], np.arange(columns + 1)).astype(np.int64)
-        self._partners = (firsts, np.ascontiguousarray(self._pairs[:, 1]))
+        self._pair = np.full((columns, columns), -1, np.int32)
+        self._pair[self._pairs[:, 0], self._pairs[:, 1]] = np.arange(len(self._pairs))
         self._sums = zeros(groups * columns).reshape(groups, columns, LIMBS)
         self._products = zeros(groups * len(self._pairs)).reshape(groups, len(self._pairs), LIMBS)
         self._present = np.zeros(groups, np.int64)
@@ -172,7 +191,7 @@ class UserSums:
         if right.shape[1] < len(self._factors[1]) - 1 or left.shape[1] <= max(self.layout.left):
             raise InvalidInput(f"{left.shape[1]} and {right.shape[1]} columns are too few", field="left, right")
         users = _fold(
-            user, codes, np.ascontiguousarray(left), np.ascontiguousarray(right), self._factors, self._partners, self._sums,
+            user, codes, np.ascontiguousarray(left), np.ascontiguousarray(right), self._factors, self._pair, self._sums,
             self._products, self._present, self._replicates,
         )  # fmt: skip
         self._moments.clear()
