@@ -7,31 +7,41 @@ the resampling unit is the user.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from serve_app.kernels import kernel
 from serve_app.noise import absorb, salt_of, unit_interval
 
-__all__ = ["percentile_interval", "poisson_count", "poisson_counts"]
+__all__ = ["percentile_interval", "poisson_count", "poisson_counts", "user_counts"]
 
 F64 = npt.NDArray[np.float64]
 U64 = npt.NDArray[np.uint64]
 
 _SALT = salt_of("estimators.bootstrap")
-_EXP_MINUS_1 = 0.36787944117144233
+_UP_TO = np.cumsum([1 / (math.e * math.factorial(k)) for k in range(12)])  # f64[12]: chance of at most k
 
 
 @kernel
 def poisson_count(user: np.uint64, replicate: int) -> int:
     """Scalar, inside kernels: how often a replicate counts a user."""
-    u = unit_interval(absorb(absorb(_SALT, user), np.uint64(replicate)))
-    count, term = 0, _EXP_MINUS_1
-    while u >= term and count < 16:
-        u -= term
-        count += 1
-        term /= count
+    u, count = unit_interval(absorb(absorb(_SALT, user), np.uint64(replicate))), 0
+    for k in range(len(_UP_TO)):
+        count += 1 if u >= _UP_TO[k] else 0
     return count
+
+
+@kernel
+def user_counts(user: np.uint64, out: F64) -> None:
+    """f64[B]: `poisson_count` of one user in every replicate."""
+    key = absorb(_SALT, user)
+    for b in range(len(out)):
+        u, count = unit_interval(absorb(key, np.uint64(b))), 0.0
+        for k in range(len(_UP_TO)):
+            count += 1.0 if u >= _UP_TO[k] else 0.0
+        out[b] = count
 
 
 @kernel

@@ -20,7 +20,18 @@ import numpy.typing as npt
 
 from serve_app.kernels import kernel
 
-__all__ = ["LIMBS", "add_exactly", "as_float", "as_floats", "canonical", "is_summable", "nearly", "settle", "zeros"]
+__all__ = [
+    "LIMBS",
+    "add_exactly",
+    "as_float",
+    "as_floats",
+    "canonical",
+    "is_summable",
+    "nearly",
+    "nearly_each",
+    "settle",
+    "zeros",
+]
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -77,6 +88,26 @@ def nearly(head: float, tail: float, x: float) -> tuple[float, float, float]:
     whole = tail + error
     back = whole - tail
     return total, whole, (tail - (whole - back)) + (error - back)
+
+
+@kernel
+def nearly_each(heads: F64, tails: F64, times: F64, value: float, rest: F64) -> bool:
+    """`nearly` of times[b] * value for each of B sums, vectorized: all f64[B]. False: every rest is 0."""
+    spilt = np.int64(0)
+    tiny = -_ALL_BITS_KEPT < value < _ALL_BITS_KEPT
+    for b in range(0 if tiny else len(times)):
+        term, head, tail = times[b] * value, heads[b], tails[b]
+        total = head + term
+        back = total - head
+        error = (head - (total - back)) + (term - back)
+        whole = tail + error
+        back = whole - tail
+        rest[b] = (tail - (whole - back)) + (error - back)
+        spilt |= np.int64(rest[b] != 0.0)
+        heads[b], tails[b] = total, whole
+    for b in range(len(times) if tiny else 0):
+        rest[b] = times[b] * value
+    return tiny or spilt != 0
 
 
 @kernel

@@ -22,8 +22,18 @@ import numpy.typing as npt
 
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.kernels import kernel
-from simulators.estimators.bootstrap import poisson_count
-from simulators.estimators.exact import LIMBS, add_exactly, as_floats, canonical, is_summable, nearly, settle, zeros
+from simulators.estimators.bootstrap import user_counts
+from simulators.estimators.exact import (
+    LIMBS,
+    add_exactly,
+    as_floats,
+    canonical,
+    is_summable,
+    nearly,
+    nearly_each,
+    settle,
+    zeros,
+)
 
 __all__ = ["Layout", "Moments", "UserSums"]
 
@@ -57,9 +67,19 @@ class Layout:
 
 
 @kernel
+def _resample(column: int, value: float, boot: tuple[F64, F64, F64], replicates: I64) -> None:
+    """Add a user's total to one column of every replicate. boot: the user's counts f64[B], room f64[B], and heads and tails
+    of the sums f64[K + 1, 2, B]."""
+    times, rest, near = boot
+    if nearly_each(near[column, 0], near[column, 1], times, value, rest):
+        for b in range(len(times)):
+            add_exactly(replicates[b, column], rest[b])
+
+
+@kernel
 def _close_user(
     key: np.uint64, x: F64, seen: I64, touched: int, nonzero: I64, pair: I32, sums: I64, products: I64, heads: F64,
-    squares: F64, present: I64, replicates: I64,
+    squares: F64, present: I64, boot: tuple[F64, F64, F64], replicates: I64,
 ) -> bool:  # fmt: skip
     """One user's totals into the sums; x is zeroed again. pair i32[K, K]: number of a product, -1: not kept. nonzero i64[K]:
     room. False: a total is too large or not finite."""
@@ -86,12 +106,11 @@ def _close_user(
                     squares[g, q, 0], squares[g, q, 1], rest = nearly(squares[g, q, 0], squares[g, q, 1], term)
                     if rest != 0.0:
                         add_exactly(products[g, q], rest)
-        for b in range(len(replicates) if fine else 0):
-            times = poisson_count(key, b)
-            if times > 0:
-                add_exactly(replicates[b, columns], float(times))
-                for a in range(count):
-                    add_exactly(replicates[b, nonzero[a]], times * x[g, nonzero[a]])
+        if fine and len(replicates):
+            user_counts(key, boot[0])
+            _resample(columns, 1.0, boot, replicates)
+            for a in range(count):
+                _resample(nonzero[a], x[g, nonzero[a]], boot, replicates)
         for a in range(count):
             x[g, nonzero[a]] = 0.0
     return fine
@@ -108,7 +127,8 @@ def _fold(
     groups, columns = sums.shape[0], sums.shape[1]
     x, seen, touched = np.zeros((groups, columns)), np.empty(groups, np.int64), 0
     heads, squares = np.zeros((groups, columns, 2)), np.zeros((groups, products.shape[1], 2))
-    nonzero = np.empty(columns, np.int64)
+    nonzero, count = np.empty(columns, np.int64), len(replicates)
+    boot = np.empty(count), np.empty(count), np.zeros((columns + 1, 2, count))
     here = np.full(groups, -1, np.int64)  # number of the last user seen in each group
     users = 0
     for row in range(len(user)):
@@ -125,7 +145,7 @@ def _fold(
                         x[g, columns_of[k]] += left[row, li[k]] * value
         if row + 1 == len(user) or user[row + 1] != user[row]:
             if not _close_user(
-                user[row], x, seen, touched, nonzero, pair, sums, products, heads, squares, present, replicates
+                user[row], x, seen, touched, nonzero, pair, sums, products, heads, squares, present, boot, replicates
             ):
                 return -1 - row
             users += 1
@@ -133,6 +153,10 @@ def _fold(
     for g in range(groups):
         settle(heads[g], sums[g])
         settle(squares[g], products[g])
+    for b in range(count):
+        for i in range(columns + 1):
+            add_exactly(replicates[b, i], boot[2][i, 0, b])
+            add_exactly(replicates[b, i], boot[2][i, 1, b])
     return users
 
 
