@@ -381,7 +381,6 @@ class _Ingress:
         self,
         settings: Settings,
         admin_token: str,
-        metrics_url: str | None,
         owner: DeploymentHandle,
         stages: tuple[DeploymentHandle, DeploymentHandle, DeploymentHandle] | None = None,
         worker: DeploymentHandle | None = None,
@@ -390,6 +389,7 @@ class _Ingress:
         _begin(settings)
         from serve_app.ingress.server import IngressServer
         from serve_app.policies import read_policy
+        from serve_app.running.ray_meters import metrics_pages
         from serve_app.serving.assemble import local_stages
         from serve_app.serving.library import ALL_ROLES, Library, Role
 
@@ -403,7 +403,7 @@ class _Ingress:
             return local_stages(settings, library, _ledger_of(port, settings))(journal, pool)
 
         self._server = IngressServer(
-            settings, secrets.token_hex(4), library, port, make, admin_token=admin_token, metrics_url=metrics_url
+            settings, secrets.token_hex(4), library, port, make, admin_token=admin_token, metrics=metrics_pages
         )
         await self._server.start()
 

@@ -142,6 +142,10 @@ class DeploymentSettings(_Group):
     """Time above target before replicas are added."""
     downscale_delay_s: float = Field(60, ge=0, le=86_400)
     """Time below target before replicas are removed."""
+    look_back_s: float = Field(10, gt=0, le=3600)
+    """Span over which ongoing calls are averaged for autoscaling."""
+    drain_s: float = Field(10, ge=0, le=600)
+    """Time a replica that is to go may take for the calls it works on (an ingress: at least its draining period)."""
     max_ongoing: int = Field(64, ge=1, le=100_000)
     """Calls a replica works on at once."""
     max_queued: int = Field(256, ge=1, le=100_000)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import httpx
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
@@ -13,6 +13,7 @@ from serve_app.clock import now_us
 from serve_app.errors import HindcastError, NotReady
 from serve_app.ingress.auth import Scope
 from serve_app.ingress.calls import Call, Incoming, json_answer
+from serve_app.ingress.metrics_page import MetricsPage
 from serve_app.ingress.problems import ProblemError
 from serve_app.ingress.schemas import Strict
 from serve_app.log.surroundings import environment_rows, promotion, switches
@@ -94,11 +95,16 @@ class OperateRoutes:
     """Handlers of operations."""
 
     def __init__(
-        self, owner: Any, library: Library, settings: Settings, metrics_url: str | None, journal: JournalHost
+        self,
+        owner: Any,
+        library: Library,
+        settings: Settings,
+        metrics: Callable[[], Sequence[str]] | None,
+        journal: JournalHost,
     ) -> None:
         self._journal = journal
         self._owner, self._library, self._settings = owner, library, settings
-        self._metrics = httpx.AsyncClient(base_url=metrics_url, timeout=5.0) if metrics_url else None
+        self._metrics = MetricsPage(metrics) if metrics else None
 
     def calls(self) -> list[Call]:
         """The calls of this module."""
@@ -160,11 +166,7 @@ class OperateRoutes:
         del incoming
         if self._metrics is None:
             raise ProblemError(404, "no-metrics", "this server was started without a metrics agent")
-        try:
-            answer = await self._metrics.get("/metrics")
-        except httpx.HTTPError as error:
-            raise NotReady(f"the metrics agent does not answer: {type(error).__name__}", field="metrics") from error
-        return Response(answer.content, media_type="text/plain; version=0.0.4")
+        return Response(await self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     def _tell(self, kind: Kind, version: str, before: str) -> None:
         """Log what came into force. The promotion stands whether or not the log could be written in time."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -104,7 +104,7 @@ class IngressServer:
         make_stages: Callable[[JournalHost, ThreadPoolExecutor], Stages],
         *,
         admin_token: str = "",
-        metrics_url: str | None = None,
+        metrics: Callable[[], Sequence[str]] | None = None,
     ) -> None:
         self.settings, self.library = settings, library
         self._owner: Any = _Owner(owner, settings.budgets.commit_ms / 1000)
@@ -129,9 +129,9 @@ class IngressServer:
             recents_kept=settings.limits.recents_kept,
             log_rate=settings.journal.log_rate,
         )
-        self.app = self._build(KeyRing(settings.security.keys_file, admin_token), metrics_url)
+        self.app = self._build(KeyRing(settings.security.keys_file, admin_token), metrics)
 
-    def _build(self, keys: KeyRing, metrics_url: str | None) -> FastAPI:
+    def _build(self, keys: KeyRing, metrics: Callable[[], Sequence[str]] | None) -> FastAPI:
         batching = self.settings.batching
         lanes = batching.in_flight_chain if self.settings.topology == "chain" else batching.in_flight_fused
         self.recommend_routes = RecommendRoutes(self.recommender, self.library, self.settings, lanes)
@@ -142,7 +142,7 @@ class IngressServer:
             StateRoutes(self._owner, self.library, self.journal, self._pool, self.settings),
             self.notify_routes,
             OutboxRoutes(outbox_desk(self.settings, self._owner.call, edition, self.journal, self._pool)),
-            OperateRoutes(self._owner, self.library, self.settings, metrics_url, self.journal),
+            OperateRoutes(self._owner, self.library, self.settings, metrics, self.journal),
         ]
         calls: list[Call] = [call for part in parts for call in part.calls()]
         app = FastAPI(title="Hindcast", docs_url=None, redoc_url=None, openapi_url=None)

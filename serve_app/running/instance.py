@@ -23,6 +23,7 @@ from serve_app.policies import promote_policy, read_current_policy, store_policy
 from serve_app.policy.document import DEFAULT_POLICY, load_policy
 from serve_app.release.manifest import write_text_atomically
 from serve_app.running.checks import check_machine, folder_lock
+from serve_app.running.limits import request_limit_s
 from serve_app.running.switches import free_port, set_switches
 from serve_app.settings import Settings
 
@@ -97,7 +98,7 @@ def _serve(settings: Settings, folder: Path, progress: Progress) -> Iterator[Ins
             last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
             raise NotReady(f"Ray Serve did not start: {last.strip()[:300]}", field="server") from error
         progress(f"loading the release into {settings.topology} replicas")
-        application = build_application(settings, admin_token=instance.token, metrics_url=f"http://127.0.0.1:{metrics_port}")
+        application = build_application(settings, admin_token=instance.token)
         try:
             serve.run(application, name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
@@ -122,7 +123,7 @@ def start_serve(settings: Settings) -> None:
         http_options={
             "host": settings.http.host,
             "port": settings.http.port,
-            "request_timeout_s": _request_limit(settings),
+            "request_timeout_s": request_limit_s(settings),
         },
     )
 
@@ -136,12 +137,6 @@ def _why(status: Any, fallback: str) -> str:
                 said = next((line for line in reversed(lines) if "Error" in line or "serve_app." in line), lines[-1])
                 return f"deployment {name} did not start: {said[:500]}"
     return fallback
-
-
-def _request_limit(settings: Settings) -> float:
-    """Serve's own limit stands behind ours, for what ours cannot stop."""
-    budgets = settings.budgets
-    return 5.0 + max(budgets.request_ms, budgets.decide_ms, budgets.decide_batch_ms, 120_000) / 1000
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""How each deployment grows, queues and stops, as the options Serve takes. Nothing is left at Serve's defaults: those queue
+without bound, and stop a lone replica before its successor has started.
+
+`serve_app.application` and the Serve config file (`serve_app.running.serve_file`) both read it, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from serve_app.settings import DeploymentSettings, Settings
+
+__all__ = ["DEPLOYMENTS", "deployment_names", "deployment_options"]
+
+DEPLOYMENTS: Mapping[str, str] = {
+    "Ledger": "ledger",
+    "Retrieval": "retrieval",
+    "Features": "features",
+    "Ranking": "ranking",
+    "Decision": "decision",
+    "Worker": "worker",
+    "Ingress": "ingress",
+}
+"""Deployment -> its group in `settings.deployments`."""
+
+_FUSED = ("Ledger", "Worker", "Ingress")
+
+
+def deployment_names(settings: Settings) -> tuple[str, ...]:
+    """The deployments of `settings.topology`."""
+    return _FUSED if settings.topology == "fused" else tuple(DEPLOYMENTS)
+
+
+def deployment_options(settings: Settings, name: str) -> dict[str, Any]:
+    """Keyword arguments of `serve.deployment`, by the same names as in a Serve config file."""
+    own: DeploymentSettings = getattr(settings.deployments, DEPLOYMENTS[name])
+    return {
+        **_replicas(own),
+        "max_ongoing_requests": own.max_ongoing,
+        "max_queued_requests": own.max_queued,
+        "ray_actor_options": {"num_cpus": own.cpus},
+        "health_check_period_s": 2,
+        "health_check_timeout_s": 10,
+        "graceful_shutdown_wait_loop_s": 0.2,
+        "graceful_shutdown_timeout_s": own.drain_s,
+        # The state owner's file has one owner at a time: its successor starts when it has let go.
+        "max_surge_percent": 0 if name == "Ledger" else 100,
+    }
+
+
+def _replicas(own: DeploymentSettings) -> dict[str, Any]:
+    if own.max_replicas == own.min_replicas:
+        return {"num_replicas": own.min_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": own.min_replicas,
+            "max_replicas": own.max_replicas,
+            "target_ongoing_requests": own.target_ongoing,
+            "upscale_delay_s": own.upscale_delay_s,
+            "downscale_delay_s": own.downscale_delay_s,
+            "look_back_period_s": own.look_back_s,
+            "metrics_interval_s": own.look_back_s / 5,
+        }
+    }
