@@ -1,7 +1,8 @@
 """The Complete Journey (dunnhumby, by way of bradleyboehmke/completejourney, CC0): households of an American grocer, 2017.
 
-Campaigns become catalogue campaigns, and every household of a campaign one logged send at the campaign's start; how that
-household was chosen is not in the data, so the send's probability is unknown (NaN) and it takes no part in estimates.
+Campaigns become catalogue campaigns, and every household of a campaign one logged send at the campaign's start, decided by
+a policy that grants whatever it is asked for (see `granted`): how the household was chosen is not in the data, so a replay
+counts volumes and refuses differences in outcomes.
 Coupon redemptions are conversions of that send, transactions conversions of nobody's doing, coupons rows of `environment`.
 Transaction times are UTC in the files (sales peak at 17 o'clock in America/New_York); dates alone are taken in that zone.
 """
@@ -17,13 +18,16 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from hindcast.importers.granted import GRANTS_ALL, granted_rows
 from hindcast.importers.report import ImportReport
 from hindcast.importers.shop import default_widgets, hash_column, local_to_utc, require, source_file
 from hindcast.importers.staging import Imported
 from serve_app.catalogue import Catalogue, table_of
 from serve_app.ids import hash_ids
-from serve_app.log.filling import constant, fill
-from serve_app.vocabulary import Action, Channel, Delivery, EventType, MessageClass, Origin, Reason, Surface
+from serve_app.log.filling import fill
+from serve_app.policy.zones import zone_index
+from serve_app.regions import region_index
+from serve_app.vocabulary import Channel, Delivery, EventType, MessageClass
 
 __all__ = ["load"]
 
@@ -53,14 +57,14 @@ def load(folder: Path) -> Imported:
     report.notes += [
         "campaigns went out on paper; the log has no such channel and calls it email",
         f"the data names no zone: every household is put in {_ZONE}",
-        "the probability of a send is unknown, so sends have p_action NaN",
+        "who was chosen for a campaign is unknown: each send is logged as a request that had to be granted",
         "a redemption has a date only: it is put at noon",
     ]
     catalogue = Catalogue(
         items=_items(frames, report), users=_users(frames), widgets=default_widgets(), campaigns=_campaigns(frames)
     )
     log = {**_sends(frames), "events": _events(frames), "environment": _promotions(frames)}
-    return Imported(catalogue, report, log)
+    return Imported(catalogue, report, log, (GRANTS_ALL,))
 
 
 def _read(folder: Path, name: str, columns: tuple[str, ...], report: ImportReport) -> pd.DataFrame:
@@ -217,37 +221,23 @@ def _sends(frames: Frames) -> dict[str, pa.RecordBatch]:
     """One request with one candidate, which was sent, per row of `campaigns`."""
     sends = frames["campaigns"]
     n = len(sends)
-    ts = sends["ts"].to_numpy(np.int64)
-    types = frames["campaign_descriptions"].set_index("campaign_id")["campaign_type"]
-    expires = frames["campaign_descriptions"].set_index("campaign_id")["expires_at"]
-    common: dict[str, Any] = {"user": hash_column(sends["household_id"]), "ts": ts, "request_id": _send_ids(sends)}
-    of_campaign = {
+    about = frames["campaign_descriptions"].set_index("campaign_id")
+    requests = {
+        "request_id": _send_ids(sends),
+        "user": hash_column(sends["household_id"]),
+        "decided_at": sends["ts"].to_numpy(np.int64),
+        "zone": np.full(n, zone_index(_ZONE)),
+        "region": np.full(n, region_index(_REGION)),
+        "reachable": np.full(n, 1 << Channel.email),
+    }
+    candidates = {
         "campaign": hash_column(sends["campaign_id"]),
-        "category": hash_column(sends["campaign_id"].map(types)),
-        "channel": np.full(n, Channel.email, np.int8),
-        "message_class": np.full(n, MessageClass.advertising, np.int8),
-        "action": np.full(n, Action.send, np.int8),
-        "reason": np.full(n, Reason.chosen, np.int8),
+        "category": hash_column(sends["campaign_id"].map(about["campaign_type"])),
+        "channel": np.full(n, Channel.email),
+        "message_class": np.full(n, MessageClass.advertising),
+        "expires_at": sends["campaign_id"].map(about["expires_at"]).to_numpy(np.int64),
     }
-    request = {
-        "root_id": common["request_id"],
-        "decided_at": ts,
-        "surface": np.full(n, Surface.notification, np.int8),
-        "origin": np.full(n, Origin.audience, np.int8),
-        "zone": constant(_ZONE, n),
-        "region": constant(_REGION, n),
-        "reachable": np.full(n, 1 << Channel.email, np.uint16),
-        "slots": np.ones(n, np.int32),
-        "full": np.ones(n, np.bool_),
-        "candidate_count": np.ones(n, np.int32),
-    }
-    candidate = {"expires_at": sends["campaign_id"].map(expires).to_numpy(np.int64), "slot": np.zeros(n, np.int32)}
-    decision = {"surface": request["surface"], "chosen_idx": np.zeros(n, np.int32), "granted": np.ones(n, np.bool_)}
-    return {
-        "requests": fill("requests", n, {**common, **request}),
-        "candidates": fill("candidates", n, {**common, **of_campaign, **candidate}),
-        "decisions": fill("decisions", n, {**common, **of_campaign, **decision}),
-    }
+    return granted_rows(requests, candidates)
 
 
 def _events(frames: Frames) -> pa.RecordBatch:

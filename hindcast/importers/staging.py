@@ -20,6 +20,8 @@ from serve_app.log.compaction import watermark_rows
 from serve_app.log.journal import living_writers
 from serve_app.log.rows import fill
 from serve_app.log.writer import LogWriter
+from serve_app.policies import store_policy
+from serve_app.policy.document import PolicyDocument
 
 __all__ = ["REPORT_NAME", "Imported", "import_into"]
 
@@ -29,11 +31,12 @@ _OUR_FOLDERS = {"catalogue", "log", "journal", "releases", "policies", "ledger",
 
 @dataclass(slots=True)
 class Imported:
-    """What an importer makes: catalogue, log tables by name, report."""
+    """What an importer makes: catalogue, log tables by name, report, and the policies its decisions were logged under."""
 
     catalogue: Catalogue
     report: ImportReport
     log: dict[str, pa.RecordBatch] = field(default_factory=dict)
+    policies: tuple[PolicyDocument, ...] = ()
 
 
 def import_into(
@@ -84,6 +87,8 @@ def _check_target(data: Path, *, replace: bool) -> None:
 def _write(aside: Path, imported: Imported) -> None:
     catalogue, log, report = imported.catalogue, imported.log, imported.report
     write_catalogue(catalogue, aside / "catalogue")
+    for policy in imported.policies:
+        store_policy(aside, policy)
     log = {**log, **_dictionaries(catalogue)}
     tables = {name: pa.Table.from_batches([rows]) for name, rows in log.items()}
     source = f"import:{report.source}"

@@ -23,6 +23,11 @@ class VerdictSettings(_Group):
     """Refused above this share of the target's probability on choices the logged policy could not make."""
     usable_unsupported_to: float = Field(0.01, ge=0, le=1)
     """Usable only up to this share."""
+    refuse_unsupported_change_above: float = Field(0.5, ge=0, le=1)
+    """A difference is refused above this share of what the target changes on choices the logged policy could not make: what
+    remains says nothing of the change."""
+    usable_unsupported_change_to: float = Field(0.1, ge=0, le=1)
+    """A difference is usable only up to this share."""
     refuse_user_share_above: float = Field(0.10, ge=0, le=1)
     """Refused where one user carries more than this share of the weight."""
     usable_user_share_to: float = Field(0.02, ge=0, le=1)

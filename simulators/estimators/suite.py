@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any, Self
 
@@ -23,7 +24,18 @@ from simulators.estimators.estimator import LOGGED, Estimator
 from simulators.estimators.rows import Rows
 from simulators.estimators.settings import EstimateSettings
 from simulators.estimators.shrinkage import ShrunkDR
-from simulators.estimators.verdicts import Estimate, Estimated, Per, Refused, Standing, Subject, Verdict, judge, worse
+from simulators.estimators.verdicts import (
+    Estimate,
+    Estimated,
+    Per,
+    Refused,
+    Standing,
+    Subject,
+    Verdict,
+    judge,
+    judge_change,
+    worse,
+)
 
 __all__ = ["Suite"]
 
@@ -111,6 +123,10 @@ class Suite:
             mean_weight_is_one=one.grouping is None or one.grouping.of != "choice", flags=flags,
         )  # fmt: skip
 
+    def _of_change(self, label: str, policy: str, settings: EstimateSettings, group: int) -> Verdict:
+        """Of what sets the policy apart from the log, in which a difference lies."""
+        return judge_change(self.weights_of(label, policy, group), settings.verdict)
+
     def estimates(
         self,
         settings: EstimateSettings | None = None,
@@ -128,9 +144,10 @@ class Suite:
             asked = groups * len(self.metrics) * (len(self.policies) - 1)
             for policy, metric, group in product(self.policies[1:], self.metrics, range(groups)):
                 verdict = self.verdict(label, policy, metric, settings, control, group)
-                paired = verdict
+                paired = worse(verdict, self._of_change(label, policy, settings, group))
                 if versus not in (None, LOGGED, policy):
-                    paired = worse(verdict, self.verdict(label, str(versus), metric, settings, control, group))
+                    other = self.verdict(label, str(versus), metric, settings, control, group)
+                    paired = worse(worse(paired, other), self._of_change(label, str(versus), settings, group))
                 for what in offered:
                     yield self._estimate(one, policy, metric, what, None, group, verdict, settings, asked)
                     if versus is not None and versus != policy:
@@ -145,6 +162,10 @@ class Suite:
         if verdict.standing is Standing.refused:
             return Refused(subject, verdict, comparisons)
         value, interval = one.interval(policy, metric, per, versus=versus, group=group, level=settings.level)
+        if versus is not None:
+            logged = abs(one.point(LOGGED, metric, per, group=group).value)
+            if max(abs(value), abs(interval.low), abs(interval.high)) <= _ROUNDING * logged:
+                value, interval = 0.0, replace(interval, low=0.0, high=0.0)  # the last bits of two equal sums
         if not np.isfinite(value):
             return Refused(subject, Verdict(Standing.refused, ("nothing to divide by",)), comparisons)
         claims = not (isinstance(one, ShrunkDR) and len(one.grid) > 1)

@@ -13,7 +13,19 @@ from simulators.estimators.diagnostics import PolicyDiagnostics
 from simulators.estimators.intervals import Interval
 from simulators.estimators.settings import VerdictSettings
 
-__all__ = ["Estimate", "Estimated", "Per", "Refused", "Standing", "Subject", "Trust", "Verdict", "judge", "worse"]
+__all__ = [
+    "Estimate",
+    "Estimated",
+    "Per",
+    "Refused",
+    "Standing",
+    "Subject",
+    "Trust",
+    "Verdict",
+    "judge",
+    "judge_change",
+    "worse",
+]
 
 
 class Standing(StrEnum):
@@ -117,6 +129,17 @@ def judge(
         weak.append("biased by construction")
     weak.extend(flags)
     return Verdict(Standing.weak, tuple(weak)) if weak else Verdict(Standing.usable)
+
+
+def judge_change(found: PolicyDiagnostics, settings: VerdictSettings) -> Verdict:
+    """What must hold for a difference from the log, beside `judge`: that the log tried what the target changes."""
+    refused: list[str] = []
+    weak: list[str] = []
+    _compare(refused, weak, found.unsupported_change, settings.refuse_unsupported_change_above,
+             settings.usable_unsupported_change_to,
+             f"{found.unsupported_change:.0%} of what the policy changes could not be logged")  # fmt: skip
+    standing = Standing.refused if refused else Standing.weak if weak else Standing.usable
+    return Verdict(standing, tuple(refused or weak))
 
 
 def worse(one: Verdict, other: Verdict) -> Verdict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow.compute as pc
 import pytest
 
@@ -51,7 +50,8 @@ def test_campaign_sends_and_redemptions_are_linked(shared_data: Path, tmp_path: 
     decisions = read_log(data, "decisions")
     assert len(decisions) == 6_589
     assert set(decisions["action"].to_pylist()) == {Action.send}
-    assert np.isnan(decisions["p_action"].to_numpy()).all()
+    assert (decisions["p_action"].to_numpy() == 1.0).all()
+    assert decisions["forced"].to_numpy().all(), "nothing is known of how they were chosen"
     events = read_log(data, "events")
     redeemed = events.filter(pc.and_(pc.equal(events["type"], EventType.conversion), pc.is_valid(events["campaign"])))
     answered = redeemed["decision_request_id"].drop_null().to_pylist()

@@ -26,11 +26,12 @@ from simulators.estimators import (
     VerdictSettings,
     checked_rows,
 )
-from simulators.estimators.verdicts import judge
+from simulators.estimators.verdicts import judge, judge_change
 
 GOOD = PolicyDiagnostics(
-    rows=1e5, users=20_000, live_weight=5e4, ess_rows=9_000, ess_users=4_000, unsupported=0.0, largest_user=0.001,
-    largest_weight=9.0, mean_weight=1.001, mean_weight_standard_error=0.002, mean_weight_distance=0.5, excluded={},
+    rows=1e5, users=20_000, live_weight=5e4, ess_rows=9_000, ess_users=4_000, unsupported=0.0, changed=0.1,
+    unsupported_change=0.0, largest_user=0.001, largest_weight=9.0, mean_weight=1.001, mean_weight_standard_error=0.002,
+    mean_weight_distance=0.5, excluded={},
 )  # fmt: skip
 LIMITS = VerdictSettings()
 
@@ -203,3 +204,50 @@ def test_a_choice_over_a_grid_claims_no_interval_and_flags_its_ends() -> None:
     assert found_one.verdict.standing == Standing.weak
     assert chosen.at_boundary == any("grid's end" in reason for reason in found_one.verdict.reasons)
     assert "no coverage" in found_one.notes[0]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.1, Standing.usable), (0.5, Standing.weak), (0.501, Standing.refused)])
+def test_a_difference_rests_on_what_the_log_tried_of_the_change(share: float, expected: Standing) -> None:
+    assert judge_change(dataclasses.replace(GOOD, unsupported_change=share), LIMITS).standing == expected
+
+
+def _forced_log(change: float, tried: float) -> Suite:
+    """5,000 users, each of whom was sent one message, a share of `tried` with probability 1/2. A target withholds a share of
+    `change` of the messages; a control withholds none."""
+    n = 5_000
+    rng = np.random.default_rng(1)
+    withheld, drawn = rng.random(n) < change, rng.random(n) < tried
+    propensity = np.where(drawn, 0.5, 1.0)
+    sent = ~drawn | (rng.random(n) < 0.5)
+    of_target = np.where(sent, np.where(withheld, 0.0, propensity), np.where(withheld, 1.0, propensity))
+    suite = Suite([IPS(["again", "withholds"], ["clicks"])])
+    suite.update(
+        checked_rows(
+            np.arange(n, dtype=np.uint64), propensity, np.stack([propensity, of_target], axis=1),
+            (sent & (rng.random(n) < 0.3)).astype(float)[:, None], send=sent.astype(float),
+            target_send=np.stack([propensity, np.where(withheld, 0.0, propensity)], axis=1),
+            unsupported=np.stack([np.zeros(n), np.where(withheld & ~drawn, 1.0, 0.0)], axis=1),
+        )
+    )  # fmt: skip
+    return suite
+
+
+def test_what_a_log_never_tried_has_a_value_of_its_own_but_no_difference() -> None:
+    """One message in 200 would be withheld, and never was: little of the target is unsupported, but all that it changes."""
+    found = {
+        one.subject.versus: one
+        for one in _forced_log(0.005, 0.0).estimates(control="again")
+        if one.subject.policy != "again"
+    }
+    assert isinstance(found[None], Estimated)
+    refused = found["logged"]
+    assert isinstance(refused, Refused)
+    assert refused.verdict.reasons == ("100% of what the policy changes could not be logged",)
+
+
+def test_what_a_log_tried_has_a_difference_and_what_changes_nothing_differs_by_nothing() -> None:
+    for change, tried in ((0.2, 1.0), (0.0, 0.0)):
+        for one in _forced_log(change, tried).estimates(control="again"):
+            assert isinstance(one, Estimated), one
+    changed = _forced_log(0.2, 1.0).weights_of("ips", "withholds").changed
+    assert abs(changed - 0.1) < 0.02, "half of what it withholds had been withheld anyway"
