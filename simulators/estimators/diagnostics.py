@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from serve_app.kernels import kernel
 from simulators.estimators.linear import monomial
-from simulators.estimators.rows import FAULTS
-from simulators.estimators.user_sums import Layout, UserSums
+from simulators.estimators.rows import FAULTS, trust_factors
+from simulators.estimators.user_sums import ALONE, Layout, UserSums
 
 __all__ = ["Diagnostics", "PolicyDiagnostics"]
 
@@ -101,8 +101,8 @@ class Diagnostics:
         for p in range(count):
             columns += [
                 (f"weight.{p}", p + 1, 0, p),
-                (f"live.{p}", p + 1, 1, p),
-                (f"square.{p}", p + 1, 2 + p, p),
+                (f"live.{p}", p + 1, 1, ALONE),
+                (f"square.{p}", p + 1, 2 + p, ALONE),
                 (f"unsupported.{p}", 0, 2 + count + p, p),
             ]
         self._sums = UserSums(Layout.of(columns), groups=groups)
@@ -111,11 +111,12 @@ class Diagnostics:
         self._excluded = np.zeros(len(FAULTS), np.int64)
 
     def update(
-        self, user: U64, weight: F64, live: F64, unsupported: F64, excluded: I64 | None = None, code: I32 | None = None
-    ) -> None:
+        self, user: U64, weight: F64, live: F64, unsupported: F64, excluded: I64 | None = None, code: I32 | None = None,
+        factors: F64 | None = None,
+    ) -> None:  # fmt: skip
         """Rows or other units (a user-epoch, a list): weight f64[n, 1 + P] (column 0: scale), live f64[n] 0 / 1,
-        unsupported f64[n, P], code i32[n] group or -1."""
-        right = np.concatenate([np.ones((len(user), 1)), live[:, None], weight[:, 1:] * live[:, None], unsupported], axis=1)
+        unsupported f64[n, P], code i32[n] group or -1. factors: `trust_factors` of these, where they are at hand."""
+        right = trust_factors(weight, live, unsupported) if factors is None else factors
         self._sums.fold(user, weight, right, code)
         codes = np.empty(0, np.int32) if code is None else code
         _largest(user, codes, weight, live, self._by_user, self._by_row, self._changed)

@@ -155,10 +155,10 @@ class Estimator(ABC):
             code = rows.groups[self.grouping.name]
         self.sums.fold(units.user, units.left, units.right, code)
         if self.diagnostics is not None:
-            weight, live, lost = units.weight, units.live, units.unsupported
+            weight, live, lost, factors = units.weight, units.live, units.unsupported, None
             if weight is None or live is None or lost is None:
-                weight, live, lost = rows.weight, rows.send, rows.unsupported
-            self.diagnostics.update(units.user, weight, live, lost, rows.excluded, code)
+                weight, live, lost, factors = rows.weight, rows.send, rows.unsupported, rows.trust_factors
+            self.diagnostics.update(units.user, weight, live, lost, rows.excluded, code, factors)
 
     def earners(self, policy: str, metric: str, group: int = 0) -> float | None:
         """Kish's effective number of users who earned a metric under a policy; None where values rest on a model."""

@@ -18,7 +18,7 @@ from serve_app.errors import InvalidInput
 from serve_app.kernels import kernel
 from serve_app.noise import absorb
 
-__all__ = ["FAULTS", "Rows", "checked_rows"]
+__all__ = ["FAULTS", "Rows", "checked_rows", "trust_factors"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -86,8 +86,17 @@ class Rows:
     @cached_property
     def plain(self) -> F64:
         """f64[n, 2 + P + M]: one, send, each target's probability of a send, rewards: right factors of weighted sums."""
-        ones = np.ones((len(self), 1))
-        return np.concatenate([ones, self.send[:, None], self.target_send, self.reward], axis=1)
+        targets = self.target.shape[1]
+        out = np.empty((len(self), 2 + targets + self.reward.shape[1]))
+        out[:, 0], out[:, 1] = 1.0, self.send
+        out[:, 2 : 2 + targets] = self.target_send
+        out[:, 2 + targets :] = self.reward
+        return out
+
+    @cached_property
+    def trust_factors(self) -> F64:
+        """`trust_factors` of the row weights."""
+        return trust_factors(self.weight, self.send, self.unsupported)
 
     def blocks(self, most: int = 16_384) -> Iterator[Rows]:
         """These rows in pieces of whole users, of `most` rows where users allow: what is derived from a piece stays in the
@@ -117,6 +126,16 @@ class Rows:
         if name not in self.extra:
             raise InvalidInput("this estimator needs the column", field=name, hint="pass it in `extra`")
         return self.extra[name]
+
+
+def trust_factors(weight: F64, live: F64, unsupported: F64) -> F64:
+    """f64[n, 2 + 2P]: one, live, each target's live weight, unsupported: right factors of what diagnostics add up."""
+    n, targets = unsupported.shape
+    out = np.empty((n, 2 + 2 * targets))
+    out[:, 0], out[:, 1] = 1.0, live
+    np.multiply(weight[:, 1:], live[:, None], out=out[:, 2 : 2 + targets])
+    out[:, 2 + targets :] = unsupported
+    return out
 
 
 def checked_rows(

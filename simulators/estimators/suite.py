@@ -68,9 +68,12 @@ class Suite:
 
     def update(self, rows: Rows) -> None:
         """Add rows; all rows of a user in one call."""
-        for one in self._by_label.values():
-            one.update(rows)
-        self.diagnostics.update(rows.user, rows.weight, rows.send, rows.unsupported, rows.excluded)
+        for block in rows.blocks():
+            for one in self._by_label.values():
+                one.update(block)
+            self.diagnostics.update(
+                block.user, block.weight, block.send, block.unsupported, block.excluded, factors=block.trust_factors
+            )
 
     def __add__(self, other: Self) -> Self:
         if self.labels != other.labels:

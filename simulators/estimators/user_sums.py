@@ -35,18 +35,20 @@ from simulators.estimators.exact import (
     zeros,
 )
 
-__all__ = ["Layout", "Moments", "UserSums"]
+__all__ = ["ALONE", "Layout", "Moments", "UserSums"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 U64 = npt.NDArray[np.uint64]
 
+ALONE = -2
+
 
 @dataclass(frozen=True)
 class Layout:
     """Columns by name, each the product of two factors. `metric` of a column: -1 where all metrics share it; columns of
-    two different metrics are never multiplied."""
+    two different metrics are never multiplied; one that is ALONE with none but itself."""
 
     names: tuple[str, ...]
     left: tuple[int, ...]
@@ -62,7 +64,12 @@ class Layout:
     def pairs(self) -> I64:
         """i64[q, 2]: products kept, i <= j."""
         m = self.metric
-        kept = [(i, j) for i in range(len(m)) for j in range(i, len(m)) if m[i] == m[j] or m[i] < 0 or m[j] < 0]
+        kept = [
+            (i, j)
+            for i in range(len(m))
+            for j in range(i, len(m))
+            if i == j or (ALONE not in (m[i], m[j]) and (m[i] == m[j] or -1 in (m[i], m[j])))
+        ]
         return np.array(kept, np.int64).reshape(-1, 2)
 
 
