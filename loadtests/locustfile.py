@@ -24,13 +24,14 @@ from locust.exception import StopUser
 from locust.runners import WorkerRunner
 
 from loadtests.scenarios.audience import read_audience
-from loadtests.scenarios.driver import Run, plan_seconds
+from loadtests.scenarios.driver import Run
 from loadtests.scenarios.errors import LoadError
 from loadtests.scenarios.options import API_KEY, add_options, plan_of
 from loadtests.scenarios.plan import Plan
 from loadtests.scenarios.recording import Recording
 from loadtests.scenarios.results import result_of
 from loadtests.scenarios.server_facts import facts_of, openapi_of
+from loadtests.scenarios.trace import plan_seconds
 
 __all__ = ["OpenLoop", "Shape", "WaitingUser"]
 

@@ -23,19 +23,11 @@ from loadtests.scenarios.recording import Recording
 from loadtests.scenarios.sender import errand
 from loadtests.scenarios.shopper import visit
 from loadtests.scenarios.step import Answer, Behaviour, Step
-from loadtests.scenarios.trace import read_head, read_trace, routes_of, step_of
+from loadtests.scenarios.trace import plan_seconds, read_trace, routes_of, step_of
 
-__all__ = ["Crowd", "Run", "plan_seconds"]
+__all__ = ["Crowd", "Run"]
 
 _SOON_S = 0.5
-
-
-def plan_seconds(plan: Plan) -> float:
-    """How long a plan's requests leave for."""
-    if plan.scenario is Scenario.replay:
-        assert plan.trace is not None
-        return float(read_head(plan.trace)["seconds"]) / plan.speed
-    return phases_of(plan)[-1].end_s
 
 
 class Crowd:

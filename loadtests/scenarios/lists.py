@@ -30,7 +30,10 @@ def faults_of_list(
 def faults_of_page(content: Mapping[str, Any], *, widgets: int, slots: int, excluded: Collection[str] = ()) -> list[str]:
     """A page: each widget's list, and no product on it twice."""
     shown = content["widgets"]
-    out = faults_of_list(shown, slots=widgets)
+    # A widget that nothing fills is not shown, and its slot stays empty: slots are those that were decided, and logged.
+    order = [one["slot"] for one in shown]
+    out = [] if order == sorted(set(order)) else ["widgets do not stand in the order of their slots"]
+    out += faults_of_list([{**one, "slot": at} for at, one in enumerate(shown)], slots=widgets)
     for widget in shown:
         out += [
             f"widget {widget['id']}: {fault}" for fault in faults_of_list(widget["items"], slots=slots, excluded=excluded)

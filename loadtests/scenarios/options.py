@@ -17,12 +17,10 @@ _PREFIX = "load_"
 
 
 def add_options(parser: Any) -> None:
-    """One option a field of the plan. Their names differ from Locust's own by the destination only."""
+    """One option a field of the plan."""
     group = parser.add_argument_group("Hindcast")
     for name, field in Plan.model_fields.items():
-        if name == "users":
-            continue  # Locust's own --users
-        kind = float if field.annotation in (float, float | None) else int if field.annotation is int else str
+        kind = float if field.annotation in (float, float | None) else int if field.annotation in (int, int | None) else str
         choices = [one.value for one in Scenario] if name == "scenario" else None
         default = None if field.default is PydanticUndefined else field.default
         group.add_argument(
@@ -37,13 +35,13 @@ def add_options(parser: Any) -> None:
 
 
 def _flag(name: str) -> str:
-    return name.replace("_", "-")
+    # Locust has a --users of its own, which it sets to 1 where nothing is said.
+    return "waiting-users" if name == "users" else name.replace("_", "-")
 
 
 def plan_of(options: Namespace) -> Plan:
     """Back from options."""
-    said = {name: getattr(options, _PREFIX + name) for name in Plan.model_fields if name != "users"}
-    return read_plan(**said, users=options.num_users)
+    return read_plan(**{name: getattr(options, _PREFIX + name) for name in Plan.model_fields})
 
 
 def arguments_of(plan: Plan) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,33 +17,13 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loadtests.scenarios.errors import LoadError
+from loadtests.scenarios.names import Scenario
 
-__all__ = ["SCENARIOS", "Phase", "Plan", "Scenario", "arrivals", "expected_requests", "phase_at", "phases_of", "read_plan"]
+__all__ = ["Phase", "Plan", "Scenario", "arrivals", "expected_requests", "phase_at", "phases_of", "read_plan"]
 
 F64 = npt.NDArray[np.float64]
 
 
-class Scenario(StrEnum):
-    """What `hindcast load` can run."""
-
-    baseline = "baseline"
-    shoppers = "shoppers"
-    senders = "senders"
-    ramp = "ramp"
-    spike = "spike"
-    soak = "soak"
-    replay = "replay"
-
-
-SCENARIOS = {
-    Scenario.baseline: "shoppers and senders at one rate",
-    Scenario.shoppers: "shoppers alone: page, product, related products, widgets, basket, order, their events",
-    Scenario.senders: "notification senders alone: single decisions and batches",
-    Scenario.ramp: "ten steps from a tenth of the rate to the rate; says which step was the last to hold",
-    Scenario.spike: "the rate, then ten times the rate for half a minute, then the rate again",
-    Scenario.soak: "the baseline for an hour",
-    Scenario.replay: "a trace of requests at its own times, or faster",
-}
 _STEPS = 10
 
 

@@ -19,9 +19,10 @@ import orjson
 
 from loadtests.scenarios.errors import LoadError
 from loadtests.scenarios.lists import faults_of_list, faults_of_page
+from loadtests.scenarios.plan import Plan, Scenario, phases_of
 from loadtests.scenarios.step import Answer, Step
 
-__all__ = ["TRACE_FORMAT", "read_head", "read_trace", "routes_of", "step_of", "write_trace"]
+__all__ = ["TRACE_FORMAT", "plan_seconds", "read_head", "read_trace", "routes_of", "step_of", "write_trace"]
 
 TRACE_FORMAT = 1
 
@@ -63,6 +64,14 @@ def read_trace(path: Path, *, worker: int = 0, workers: int = 1) -> Iterator[dic
                 raise LoadError(f"{path}: line {number}: path {path_!r} does not begin with a slash")
             if zlib.crc32(user.encode()) % workers == worker:
                 yield {**one, "at": at}
+
+
+def plan_seconds(plan: Plan) -> float:
+    """How long a plan's requests leave for."""
+    if plan.scenario is Scenario.replay:
+        assert plan.trace is not None
+        return float(read_head(plan.trace)["seconds"]) / plan.speed
+    return phases_of(plan)[-1].end_s
 
 
 def routes_of(document: Mapping[str, Any]) -> list[tuple[str, re.Pattern[str], str]]:
