@@ -76,13 +76,15 @@ _OF_COMMIT = {
 class DecidedBatch:
     """batch: every row decided, in the input's order (rows not decided are closed, with the reason). status i8[n]
     (DecideStatus). granted bool[n]: sends were committed for the row. versions i64[n]: the user's version after the commit,
-    or as read where nothing was written; -1: not read. stored: the earlier record of duplicates, else b""."""
+    or as read where nothing was written; -1: not read. stored: the earlier record of duplicates, else b"". conflicts: times
+    a row lost its compare-and-set."""
 
     batch: Batch
     status: npt.NDArray[np.int8]
     granted: Bool
     versions: I64
     stored: list[bytes]
+    conflicts: int = 0
 
 
 def decide(
@@ -140,6 +142,7 @@ class _Run:
         self.stored = [b""] * len(batch)
         self.parts: list[tuple[I64, Batch]] = []
         self.dry_entries: dict[int, list[npt.NDArray[np.void]]] = {}
+        self.conflicts = 0
 
     def wave(self, rows: I64) -> None:
         """Decide rows of distinct users, losers again until none is left or the attempts are used up."""
@@ -147,6 +150,7 @@ class _Run:
             if not len(rows):
                 return
             rows = self._attempt(rows)
+            self.conflicts += len(rows)
         self._close(rows, DecideStatus.contended)
 
     def _attempt(self, rows: I64) -> I64:
@@ -260,7 +264,7 @@ class _Run:
             batch = Batch.concat([part for _, part in self.parts]).take(back)
         else:
             batch = self.stage.closed(self.batch, self.context, Reason.none)
-        return DecidedBatch(batch, self.status, self.granted, self.versions, self.stored)
+        return DecidedBatch(batch, self.status, self.granted, self.versions, self.stored, self.conflicts)
 
 
 def _pick(values: Sequence[bytes] | None, rows: I64) -> list[bytes] | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from serve_app.running.instance import Instance
     from serve_app.settings import Settings
 
-__all__ = ["register"]
+__all__ = ["described_server", "register"]
 
 _END_TIMEOUT_S = 60.0
 
@@ -140,7 +140,7 @@ def down(data: Data = Path("data")) -> None:
 
     from serve_app.running.instance import run_file
 
-    described = _described(run_file(data))
+    described = described_server(data)
     try:
         process = psutil.Process(described["pid"])
         if abs(process.create_time() - described["started_at"]) > 1:
@@ -173,9 +173,7 @@ def status(data: Data = Path("data")) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from serve_app.running.instance import run_file
-
-    described = _described(run_file(data))
+    described = described_server(data)
     url, token = described["admin_url"], described["admin_token"]
     try:
         ready = httpx.get(f"{url}/readyz", timeout=5.0).json()
@@ -190,7 +188,11 @@ def status(data: Data = Path("data")) -> None:
     console.print(table)
 
 
-def _described(path: Path) -> dict[str, Any]:
+def described_server(data: Path) -> dict[str, Any]:
+    """What the run file of the server on a data folder says. NotReady where none is up."""
+    from serve_app.running.instance import run_file
+
+    path = run_file(data)
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:

@@ -101,6 +101,9 @@ class Recommender:
         except TimeoutError:
             raise NotReady("live catalogue changes could not be checked in time", field="availability") from None
         self._library.learn(live.changes)
+        at_hand = int((np.diff(live.recents.offsets) > 0).sum())
+        count("hindcast_users", at_hand, known="yes")
+        count("hindcast_users", len(live.recents.offsets) - 1 - at_hand, known="no")
         edition = self._library.edition(Pins(options.release, options.policy, live.head))
         return edition, Known(live.recents, live.state)
 

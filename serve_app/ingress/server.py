@@ -14,8 +14,10 @@ from starlette.responses import HTMLResponse
 
 from serve_app.errors import HindcastError
 from serve_app.ingress.auth import KeyRing
+from serve_app.ingress.batcher import MicroBatcher
 from serve_app.ingress.calls import Call, add_calls, openapi_of
 from serve_app.ingress.docs import docs_page
+from serve_app.ingress.gauges import BatcherGauges
 from serve_app.ingress.problems import install_problem_handlers
 from serve_app.ingress.recommend import Recommender
 from serve_app.ingress.routes_notify import NotifyRoutes
@@ -158,15 +160,21 @@ class IngressServer:
         """Load what the board wants; raises what that raised."""
         await self._follower.start()
         await warm_up(self.library, self.stages, self.recommender, self._owner.live)
+        lanes = {name: batcher.stats for name, batcher in self._batchers().items()}
+        self._telling = asyncio.get_running_loop().create_task(BatcherGauges(lanes).run())
 
     async def stop(self) -> None:
         """Answer what is under way, then let go of threads and files."""
         await self._follower.stop()
-        for batcher in (*self.recommend_routes.batchers.values(), self.notify_routes.batcher):
+        self._telling.cancel()
+        for batcher in self._batchers().values():
             await batcher.drain()
         self._pool.shutdown(wait=True)
         self._loading.shutdown(wait=True)
         self.journal.close()
+
+    def _batchers(self) -> dict[str, MicroBatcher[Any, Any]]:
+        return {**self.recommend_routes.batchers, "decide": self.notify_routes.batcher}
 
     def check_health(self) -> None:
         """Raise where this replica can serve nothing."""

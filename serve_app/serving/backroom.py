@@ -5,22 +5,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 from serve_app.clock import now_us
 from serve_app.errors import HindcastError, InvalidInput
+from serve_app.log.lag import log_lag
 from serve_app.segments.periodic import SegmentRefresher
 from serve_app.serving.assemble import bridged
+from serve_app.serving.board import Report
 from serve_app.serving.deciding import DecideCall, Decided
 from serve_app.serving.editions import EditionNow, OwnerCall, editions
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.ledger_client import translated
-from serve_app.serving.library import Library
+from serve_app.serving.library import Library, Role
 from serve_app.serving.meters import gauge
 from serve_app.serving.outbox import DeskSettings, OutboxDesk
+from serve_app.serving.stages import in_pool
 from serve_app.serving.sweeping import Sweeper, SweepSettings
 from serve_app.serving.upkeeping import Upkeeper
 from serve_app.serving.webhook import WebhookSettings, WebhookWorker
@@ -58,8 +62,9 @@ class Backroom:
         *,
         clock: Callable[[], int] = now_us,
     ) -> None:
-        """owner: has the coroutines `call` and `live` of serve_app.serving.owner.StateOwner."""
+        """owner: has the coroutines `call`, `live` and `replicas` of serve_app.serving.owner.StateOwner."""
         self._call, self._clock = _told(owner.call), clock
+        self._replicas: Callable[[], Awaitable[Sequence[Report]]] = owner.replicas
         edition = editions(library, owner.live, max(settings.budgets.live_ms, _LIVE_MS))
         own = settings.deferrals
         sweep = SweepSettings(own.batch, own.per_s, own.poll_ms, settings.budgets.decide_batch_ms)
@@ -113,10 +118,16 @@ class Backroom:
                     _LOG.warning("%d messages wait to be claimed: set outbox.webhook_url, or POST /v1/outbox/claim", waiting)
 
     async def measure(self) -> None:
-        """Say how long the queues are."""
+        """Say how long the queues are, how far the log is behind, and how many replicas report."""
         depths = await self._call("queue_depths", self._clock())
         for name in ("deferrals", "due", "outbox", "ready", "buried"):
             gauge("hindcast_queue_rows", getattr(depths, name), queue=name)
+        lag = await in_pool(self._pool, lambda: log_lag(self._settings.data, now_us=self._clock()))
+        gauge("hindcast_log_lag_s", lag.seconds)
+        gauge("hindcast_log_waiting_bytes", lag.waiting)
+        reporting = Counter(one.role for one in await self._replicas())
+        for role in Role:
+            gauge("hindcast_replicas", reporting[role.value], role=role.value)
 
     async def _measure(self) -> None:
         while True:

@@ -22,11 +22,12 @@ from serve_app.serving.budgets import stretched
 from serve_app.serving.hosts import RankCall, flagged
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Library, Pins
-from serve_app.serving.meters import count
+from serve_app.serving.measuring import measure_decisions
+from serve_app.serving.meters import count, timed
 from serve_app.serving.stages import in_pool
 from serve_app.serving.unledgered import send_unledgered
 from serve_app.stages.decision import Decision
-from serve_app.vocabulary import Action, Reason, StageBit
+from serve_app.vocabulary import Action, StageBit
 
 __all__ = ["DecideCall", "DecideFlow", "Decided"]
 
@@ -82,7 +83,8 @@ class DecideFlow:
     async def __call__(self, call: DecideCall) -> Decided:
         """Decide one batch. Never raises for a ledger that is away: such rows are closed with the reason."""
         scored = await self._scored(call)
-        return await in_pool(self._pool, lambda: self._decide(call, scored))
+        with timed("hindcast_stage_ms", stage="decision"):
+            return await in_pool(self._pool, lambda: self._decide(call, scored))
 
     async def _scored(self, call: DecideCall) -> Batch:
         held = self._library.edition(call.pins).held
@@ -122,7 +124,7 @@ class DecideFlow:
         )
         if call.commit:
             decided = send_unledgered(decided, self._stage, edition.context, edition.view.hashes)
-        _measure(decided)
+        measure_decisions(decided)
         logged = True
         if call.commit:
             committed = decided.status == DecideStatus.committed
@@ -146,19 +148,6 @@ class _Away(MemoryLedger):
 
 
 _AWAY = _Away()
-
-
-def _measure(decided: DecidedBatch) -> None:
-    for status, rows in zip(*np.unique(decided.status, return_counts=True), strict=True):
-        count("hindcast_ledger_outcomes", int(rows), status=DecideStatus(int(status)).name)
-        if status == DecideStatus.unledgered:
-            count("hindcast_unledgered", int(rows))
-            _LOG.warning("%d decisions were sent without the ledger, which is down", rows)
-    request = decided.batch.requests
-    outcomes = request["action"].astype(np.int64) << 8 | request["reason"]
-    for outcome, rows in zip(*np.unique(outcomes, return_counts=True), strict=True):
-        action, reason = Action(int(outcome) >> 8), Reason(int(outcome) & 0xFF)
-        count("hindcast_decisions", int(rows), action=action.name, reason=reason.name)
 
 
 _ANSWER = ("request_id", "user", "action", "reason", "until", "degraded", "p_none", "explored")

@@ -17,7 +17,12 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "hindcast_requests": ("HTTP calls answered", ("path", "status")),
     "hindcast_degraded": ("Batches in which a stage fell back", ("stage",)),
     "hindcast_decisions": ("Send decisions by outcome", ("action", "reason")),
+    "hindcast_gate_outcomes": ("Candidates of decisions by what each gate said of them", ("gate", "outcome")),
     "hindcast_ledger_outcomes": ("Rows of decisions by what the ledger said", ("status",)),
+    "hindcast_ledger_conflicts": ("Decisions that lost their compare-and-set and were made anew", ()),
+    "hindcast_users": ("Requests for lists, by whether recent items of the user were at hand in memory", ("known",)),
+    "hindcast_batcher_requests": ("Requests that waited for a micro-batch, by what became of them", ("lane", "outcome")),
+    "hindcast_key_refusals": ("Calls refused for their API key, by cause", ("cause",)),
     "hindcast_events": ("Events by what became of them", ("outcome",)),
     "hindcast_deferrals": ("Deferrals whose time had come, by what became of them", ("outcome",)),
     "hindcast_outbox": ("Outbox rows taken, by what became of them", ("outcome",)),
@@ -38,6 +43,11 @@ TIMERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Distributions: name -> (meaning, tags)."""
 
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "hindcast_batcher_queued": ("Requests waiting for a micro-batch", ("lane",)),
+    "hindcast_batcher_in_flight": ("Micro-batches under way", ("lane",)),
+    "hindcast_replicas": ("Replicas that report to the promotion board", ("role",)),
+    "hindcast_log_lag_s": ("Age of the oldest rows that are in the journal and not in the log yet, s", ()),
+    "hindcast_log_waiting_bytes": ("Bytes of the journal that are not in the log yet", ()),
     "hindcast_queue_rows": ("Deferrals and outbox rows that wait, are due, are ready, are dead", ("queue",)),
     "hindcast_sweep_lag_s": ("How long the earliest open deferral has been due, s", ()),
     "hindcast_segment_age_s": ("Age of the segment memberships in force, s", ()),

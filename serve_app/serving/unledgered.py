@@ -60,7 +60,9 @@ def send_unledgered(
         return decided
     status, granted = decided.status.copy(), decided.granted.copy()
     status[rows[sent]], granted[rows[sent]] = DecideStatus.unledgered, True
-    return DecidedBatch(_put(decided.batch, out.take(sent), rows[sent]), status, granted, decided.versions, decided.stored)
+    return DecidedBatch(
+        _put(decided.batch, out.take(sent), rows[sent]), status, granted, decided.versions, decided.stored, decided.conflicts
+    )
 
 
 def _eligible(batch: Batch, policy: CompiledPolicy) -> Bools:

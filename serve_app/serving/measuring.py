@@ -1,0 +1,44 @@
+"""What is counted of decided batches."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from serve_app.decide import DecidedBatch, DecideStatus
+from serve_app.serving.meters import count
+from serve_app.vocabulary import Action, GateOutcome, Reason
+
+__all__ = ["measure_decisions"]
+
+_LOG = logging.getLogger("hindcast.serving")
+_OUTCOMES = len(GateOutcome)
+
+
+def measure_decisions(decided: DecidedBatch) -> None:
+    """Count outcomes of the ledger, of the decisions and of every gate that was asked."""
+    for status, rows in zip(*np.unique(decided.status, return_counts=True), strict=True):
+        count("hindcast_ledger_outcomes", int(rows), status=DecideStatus(int(status)).name)
+        if status == DecideStatus.unledgered:
+            count("hindcast_unledgered", int(rows))
+            _LOG.warning("%d decisions were sent without the ledger, which is down", rows)
+    count("hindcast_ledger_conflicts", decided.conflicts)
+    request = decided.batch.requests
+    outcomes = request["action"].astype(np.int64) << 8 | request["reason"]
+    for outcome, rows in zip(*np.unique(outcomes, return_counts=True), strict=True):
+        action, reason = Action(int(outcome) >> 8), Reason(int(outcome) & 0xFF)
+        count("hindcast_decisions", int(rows), action=action.name, reason=reason.name)
+    _measure_gates(decided)
+
+
+def _measure_gates(decided: DecidedBatch) -> None:
+    rows, names = decided.batch.candidates, decided.batch.meta.get("gates")
+    if names is None or not rows.rows:
+        return
+    asked = (rows["gates_evaluated"][:, None] >> np.arange(len(names), dtype=np.uint32)) & 1
+    place = np.arange(len(names)) * _OUTCOMES + rows["gate_outcome"]
+    counts = np.bincount(place[asked.astype(np.bool_)], minlength=len(names) * _OUTCOMES)
+    for at in np.flatnonzero(counts).tolist():
+        gate, outcome = names[at // _OUTCOMES], GateOutcome(at % _OUTCOMES).name
+        count("hindcast_gate_outcomes", int(counts[at]), gate=gate, outcome=outcome)
