@@ -32,6 +32,7 @@ __all__ = [
     "ServingSettings",
     "Settings",
     "TestingSettings",
+    "is_loopback",
     "load_settings",
 ]
 
@@ -41,6 +42,16 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class HttpSettings(_Group):
@@ -64,12 +75,7 @@ class HttpSettings(_Group):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach `host`."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
 
 class BudgetSettings(_Group):
@@ -119,6 +125,8 @@ class LimitSettings(_Group):
     """Largest body of `decide-batch`."""
     event_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, le=1024 * 1024 * 1024)
     """Largest body of `events`."""
+    body_s: float = Field(30, gt=0, le=3600)
+    """Time for a whole body to arrive; then 408."""
     recents_kept: int = Field(100, ge=1, le=10_000)
     """Recent items kept per user; older ones are forgotten."""
     live_users: int = Field(1_000_000, ge=1, le=1_000_000_000)
@@ -246,7 +254,8 @@ class SecuritySettings(_Group):
     """Who may call."""
 
     keys_file: Path | None = None
-    """JSON file of hashed API keys with scopes; read again when it changes. None: no key needed (loopback only)."""
+    """JSON file of hashed API keys with scopes (`hindcast keys new`); read again when it changes. None: no key needed
+    (loopback only)."""
 
 
 class SegmentSettings(_Group):

@@ -1,47 +1,29 @@
-"""API keys: who may call what. Keys are stored as SHA-256 hashes, compared in constant time, rotated without a restart.
+"""API keys: who may call what, how often. Compared in constant time, rotated without a restart (`key_file`: what is kept).
 
-The keys file is JSON: ``[{"name": "shop", "sha256": "<64 hex>", "scopes": ["read", "events"], "expires_at": null}]``.
-Make a hash with ``printf %s "$KEY" | sha256sum``. Without a keys file (loopback only) every call is allowed.
+Without a keys file (loopback only) every call is allowed that this machine's own programs make; a web page open in a browser
+on it is somebody else's program, and its calls are refused.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-
-from serve_app.clock import micros_of
+from serve_app.clock import micros_of, monotonic_s
 from serve_app.errors import DamagedArtifact
+from serve_app.ingress.key_file import Key, Scope, hash_of_key, read_keys
 from serve_app.ingress.problems import ProblemError
+from serve_app.serving.meters import count
+from serve_app.settings import is_loopback
 
 __all__ = ["Caller", "KeyRing", "Scope"]
 
-
-class Scope(StrEnum):
-    """What a key allows."""
-
-    read = "read"
-    decide = "decide"
-    events = "events"
-    outbox = "outbox"
-    admin = "admin"
-
-
-class _Key(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(min_length=1, max_length=100)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    scopes: list[Scope] = Field(min_length=1)
-    expires_at: AwareDatetime | None = None
-
-
-_KEYS = TypeAdapter(list[_Key])
+_LOG = logging.getLogger("hindcast.ingress")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,65 +35,137 @@ class Caller:
 
 
 _LOCAL = Caller("local", frozenset(Scope))
+_OPERATOR = Caller("operator", frozenset(Scope))
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """A key's calls: `level` may be made at once, and it fills by `per_s` up to `burst`."""
+
+    per_s: float
+    burst: float
+    level: float
+    at_s: float
+
+    def wait_s(self, now_s: float) -> float:
+        """Take one call, or say how long until there is one."""
+        self.level = min(self.burst, self.level + (now_s - self.at_s) * self.per_s)
+        self.at_s = now_s
+        if self.level >= 1:
+            self.level -= 1
+            return 0.0
+        return (1 - self.level) / self.per_s
 
 
 @dataclass
 class KeyRing:
-    """The keys in force. The file is read again when it changes; a broken new version leaves the old keys in force."""
+    """The keys in force. The file is looked at every `recheck_s` and read again when it changed; a broken new version leaves
+    the old keys in force and is said in the log."""
 
     path: Path | None
     admin_token: str = ""
     """A secret of this server's run that allows everything; the command reads it from the data folder."""
-    _stamp: tuple[int, int] | None = None
-    _keys: list[_Key] = field(default_factory=list)
+    recheck_s: float = 1.0
+    _stamp: tuple[int, ...] | None = None
+    _looked_s: float = -math.inf
+    _keys: list[Key] = field(default_factory=list)
+    _callers: dict[str, Caller] = field(default_factory=dict)
+    _buckets: dict[str, _Bucket] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.path is not None:
-            self._keys = _read(self.path)
             self._stamp = _stamp_of(self.path)
+            self._take(read_keys(self.path))
 
     def authorize(self, headers: Mapping[str, str], scope: Scope, now_us: int) -> Caller:
-        """The caller, or ProblemError 401 (no or wrong key) or 403 (the key lacks the scope)."""
+        """The caller, or ProblemError 401 (no or wrong key), 403 (the key lacks the scope) or 429 (too many calls)."""
         secret = _presented(headers)
-        if self.admin_token and hmac.compare_digest(secret.encode(), self.admin_token.encode()):
-            return Caller("operator", frozenset(Scope))
+        if self.admin_token and hmac.compare_digest(hash_of_key(secret), hash_of_key(self.admin_token)):
+            return _OPERATOR
         if self.path is None:
             if scope is Scope.admin and self.admin_token:
-                raise ProblemError(401, "unauthorized", "this call needs the server's own token", field="Authorization")
+                raise _refused(
+                    401, "unauthorized", "this call needs the server's own token", "unknown" if secret else "missing"
+                )
+            _from_this_machine(headers)
             return _LOCAL
         self._refresh()
-        key = self._match(secret, now_us)
+        key = self._match(secret, now_us) if secret else None
         if key is None:
-            raise ProblemError(
-                401,
-                "unauthorized",
-                "the API key is missing, unknown or expired",
-                field="Authorization",
-                hint="send the header Authorization: Bearer KEY",
-            )
+            hint = "send the header Authorization: Bearer KEY"
+            cause = "unknown" if secret else "missing"
+            raise _refused(401, "unauthorized", "the API key is missing, unknown or expired", cause, hint=hint)
         if scope not in key.scopes:
-            raise ProblemError(403, "forbidden", f"the key {key.name!r} lacks the scope {scope}", field="Authorization")
-        return Caller(key.name, frozenset(key.scopes))
+            raise _refused(403, "forbidden", f"the key {key.name!r} lacks the scope {scope}", "scope")
+        self._ration(key)
+        return self._callers[key.name]
 
-    def _match(self, secret: str, now_us: int) -> _Key | None:
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
-        found = None
+    def _match(self, secret: str, now_us: int) -> Key | None:
+        digest, found = hash_of_key(secret), None
         for key in self._keys:  # all are compared, so that the time taken does not tell which one fits
             fits = hmac.compare_digest(digest, key.sha256)
             if fits and (key.expires_at is None or micros_of(key.expires_at) > now_us):
                 found = key
         return found
 
+    def _ration(self, key: Key) -> None:
+        bucket = self._buckets.get(key.name)
+        if bucket is None:
+            return
+        wait_s = bucket.wait_s(monotonic_s())
+        if wait_s:
+            raise _refused(
+                429, "too-many-requests", f"the key {key.name!r} may make {bucket.per_s:g} calls a second", "rate",
+                hint="retry after the time in Retry-After", retry_after_s=math.ceil(wait_s),
+            )  # fmt: skip
+
     def _refresh(self) -> None:
         assert self.path is not None
+        now_s = monotonic_s()
+        if now_s - self._looked_s < self.recheck_s:
+            return
+        self._looked_s = now_s
         stamp = _stamp_of(self.path)
         if stamp is None or stamp == self._stamp:
             return
         self._stamp = stamp
         try:
-            self._keys = _read(self.path)
-        except DamagedArtifact:
-            return  # the keys read before stay in force until the file is whole again
+            self._take(read_keys(self.path))
+        except DamagedArtifact as error:
+            _LOG.error("the keys read before stay in force: %s", error)
+
+    def _take(self, keys: list[Key]) -> None:
+        """Put keys in force; those that keep their name and limits keep what they have used up."""
+        self._keys = keys
+        self._callers = {key.name: Caller(key.name, frozenset(key.scopes)) for key in keys}
+        kept, self._buckets = self._buckets, {}
+        for key in keys:
+            if key.per_s is not None:
+                burst = key.burst if key.burst is not None else max(1.0, 2 * key.per_s)
+                old = kept.get(key.name)
+                same = old is not None and (old.per_s, old.burst) == (key.per_s, burst)
+                self._buckets[key.name] = old if old and same else _Bucket(key.per_s, burst, burst, monotonic_s())
+
+
+def _from_this_machine(headers: Mapping[str, str]) -> None:
+    """Refuse what a web page in a browser sends: its Origin is elsewhere, or its own name was pointed at this machine."""
+    host = urlsplit(f"//{headers.get('host', 'localhost')}").hostname
+    origin = headers.get("origin")
+    if not is_loopback(host or "") or (origin is not None and not is_loopback(urlsplit(origin).hostname or "")):
+        raise ProblemError(
+            403,
+            "forbidden",
+            "without API keys only programs of this machine may call",
+            field="Origin" if origin else "Host",
+            hint="call 127.0.0.1, or set security.keys_file",
+        )
+
+
+def _refused(
+    status: int, kind: str, detail: str, cause: str, *, hint: str | None = None, retry_after_s: int | None = None
+) -> ProblemError:
+    count("hindcast_key_refusals", cause=cause)
+    return ProblemError(status, kind, detail, field="Authorization", hint=hint, retry_after_s=retry_after_s)
 
 
 def _presented(headers: Mapping[str, str]) -> str:
@@ -120,16 +174,9 @@ def _presented(headers: Mapping[str, str]) -> str:
     return secret.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
 
 
-def _stamp_of(path: Path) -> tuple[int, int] | None:
+def _stamp_of(path: Path) -> tuple[int, ...] | None:
     try:
         found = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size
-
-
-def _read(path: Path) -> list[_Key]:
-    try:
-        return _KEYS.validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise DamagedArtifact(f"cannot be read: {error}", field=str(path), hint="see serve_app/ingress/auth.py") from error
+    return found.st_mtime_ns, found.st_size, found.st_ino

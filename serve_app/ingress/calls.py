@@ -6,6 +6,7 @@ document, and a call costs no more than its JSON. OpenAPI is made from the same 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,7 +70,18 @@ def json_answer(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type=JSON)
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+async def _read_body(request: Request, limit: int, limit_s: float) -> bytes:
+    """The body, if it is no larger than `limit` and arrives within `limit_s`."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _bounded(request, limit)
+    except TimeoutError:
+        raise ProblemError(
+            408, "request-timeout", f"the body did not arrive within {limit_s:g} s", field="body", hint="send it faster"
+        ) from None
+
+
+async def _bounded(request: Request, limit: int) -> bytes:
     too_large = ProblemError(
         413, "body-too-large", f"the body is larger than {limit} bytes", field="body", hint="send less at a time"
     )
@@ -92,7 +104,7 @@ def _check_params(params: Mapping[str, str]) -> None:
             raise ProblemError(422, "invalid-field", "an id has 1 to 200 characters", field=name)
 
 
-def _endpoint(call: Call, keys: KeyRing) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(call: Call, keys: KeyRing, body_s: float) -> Callable[[Request], Awaitable[Response]]:
     template = _template(call.path)
 
     async def endpoint(request: Request) -> Response:
@@ -106,7 +118,7 @@ def _endpoint(call: Call, keys: KeyRing) -> Callable[[Request], Awaitable[Respon
             at_us = now_us()
             caller = keys.authorize(request.headers, call.scope, at_us) if call.scope else Caller("anyone", frozenset())
             _check_params(request.path_params)
-            raw = await _read_body(request, call.body_bytes) if call.body_bytes else b""
+            raw = await _read_body(request, call.body_bytes, body_s) if call.body_bytes else b""
             body = call.body.model_validate_json(raw) if call.body is not None and not call.raw else None
             return await call.handler(Incoming(caller, at_us, request.path_params, request.headers, raw, body))
         except ClientDisconnect:
@@ -122,10 +134,10 @@ def _template(path: str) -> str:
     return re.sub(r"\{(\w+):\w+\}", r"{\1}", path)
 
 
-def add_calls(app: FastAPI, calls: Sequence[Call], keys: KeyRing) -> None:
-    """Route the calls. Paths that share a form answer 405 for methods nobody has."""
+def add_calls(app: FastAPI, calls: Sequence[Call], keys: KeyRing, *, body_s: float) -> None:
+    """Route the calls. Paths that share a form answer 405 for methods nobody has. body_s: time for a body to arrive."""
     for call in calls:
-        app.add_route(call.path, _endpoint(call, keys), methods=[call.method], include_in_schema=False)
+        app.add_route(call.path, _endpoint(call, keys, body_s), methods=[call.method], include_in_schema=False)
 
 
 def openapi_of(calls: Sequence[Call], *, version: str) -> dict[str, Any]:

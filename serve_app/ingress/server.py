@@ -149,7 +149,7 @@ class IngressServer:
         calls: list[Call] = [call for part in parts for call in part.calls()]
         app = FastAPI(title="Hindcast", docs_url=None, redoc_url=None, openapi_url=None)
         install_problem_handlers(app)
-        add_calls(app, calls, keys)
+        add_calls(app, calls, keys, body_s=self.settings.limits.body_s)
         document = openapi_of(calls, version=code_version())
         app.openapi = lambda: document  # type: ignore[method-assign]
         app.add_route("/openapi.json", _constant_json(document), methods=["GET"], include_in_schema=False)
