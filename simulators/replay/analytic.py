@@ -52,17 +52,22 @@ def logged_probability(asked: Opportunities) -> F64:
 @dataclass(frozen=True, slots=True)
 class OnLog:
     """What a policy makes of the log, on the logged histories. own: in the cell each user is in. by_cell f64[n, cells]:
-    probability of what was logged, had the user been in each of the policy's cells (one column where it has none)."""
+    probability of what was logged, had the user been in each of the policy's cells (one column where it has none).
+    choices f64[candidates], where asked for: probability of each logged candidate, in the cell each user is in."""
 
     own: Probabilities
     by_cell: F64
+    choices: F64 | None = None
 
 
-def on_log(partition: Partition, policies: Sequence[CompiledPolicy], behaviour: Sequence[CompiledPolicy]) -> list[OnLog]:
-    """Of each policy. behaviour: the policies that logged. All look at the same histories, which are read once."""
+def on_log(
+    partition: Partition, policies: Sequence[CompiledPolicy], behaviour: Sequence[CompiledPolicy], *, choices: bool = False
+) -> list[OnLog]:
+    """Of each policy. behaviour: the policies that logged. All look at the same histories, which are read once. choices:
+    keep the probability of every candidate, for whoever predicts what each would have brought."""
     asked = partition.asked
     order, _ = in_waves(asked.owner)
-    views = [_View(asked, one, behaviour, order) for one in policies]
+    views = [_View(asked, one, behaviour, order, choices) for one in policies]
     course = Course(asked, behaviour, partition.start, partition.failures())
 
     def look(rows: I64, places: slice, histories: Histories) -> None:
@@ -77,7 +82,7 @@ class _View:
     """One policy's look at every wave, once for each of its cells."""
 
     def __init__(
-        self, asked: Opportunities, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy], order: I64
+        self, asked: Opportunities, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy], order: I64, choices: bool
     ) -> None:
         self._asked, self._policy, self._first = asked, policy, first_sends(asked)
         self._waves = asked.under(policy, behaviour).batch.take(order)
@@ -86,6 +91,7 @@ class _View:
         self._assigned = {name: values[order] for name, values in drawn.columns().items()}
         shape = (len(asked), self._cells)
         self._chosen, self._send, self._unsupported = np.empty(shape), np.empty(shape), np.empty(shape)
+        self._choices = np.zeros(asked.batch.candidates.rows) if choices else None
 
     def look(self, course: Course, rows: I64, places: slice, histories: Histories) -> None:
         """Decide one wave in every cell."""
@@ -107,6 +113,9 @@ class _View:
         within = decided.offsets[:-1] + place - asked.batch.offsets[rows]
         self._chosen[rows, cell] = np.where(none, p_none, p_choice[np.where(none, 0, within)] if len(p_choice) else p_none)
         self._send[rows, cell] = 1.0 - p_none
+        if self._choices is not None:
+            mine = self._cell[rows[owner]] == cell
+            self._choices[flat[mine]] = p_choice[mine]
         lost = np.where(asked.logged_candidates["p_choice"][flat] == 0.0, p_choice, 0.0)
         mass = np.bincount(owner, weights=lost, minlength=len(rows))
         self._unsupported[rows, cell] = mass + np.where(asked.logged["p_none"][rows] == 0.0, p_none, 0.0)
@@ -114,4 +123,4 @@ class _View:
     def result(self) -> OnLog:
         """Everything that was seen."""
         own = np.arange(len(self._cell)), self._cell
-        return OnLog(Probabilities(self._chosen[own], self._send[own], self._unsupported[own]), self._chosen)
+        return OnLog(Probabilities(self._chosen[own], self._send[own], self._unsupported[own]), self._chosen, self._choices)

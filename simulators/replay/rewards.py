@@ -6,79 +6,121 @@ one, if it came within the window before. Repeated clicks of one send count once
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from serve_app.noise import hash_key
+from serve_app.kernels import kernel
 from serve_app.vocabulary import Action, EventType
 from simulators.replay.opportunities import Opportunities
 
-__all__ = ["EVENT_COLUMNS", "METRICS", "attributed"]
+__all__ = ["EVENT_COLUMNS", "METRICS", "attributed", "attributed_within"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+I8 = npt.NDArray[np.int8]
 U64 = npt.NDArray[np.uint64]
 
 METRICS = ("sends", "clicks", "conversions", "revenue", "opt_outs")
 EVENT_COLUMNS = ("user", "ts", "type", "decision_request_id", "slot", "amount")
-_ONCE = {EventType.click: 1, EventType.opt_out: 4}
+_CLICK, _CONVERSION, _OPT_OUT = int(EventType.click), int(EventType.conversion), int(EventType.opt_out)
+_SLOTS = 64  # far above what a policy may send at once
 
 
 def attributed(asked: Opportunities, events: pa.Table, window_us: int) -> F64:
     """f64[n, METRICS] of each logged request, all its sends together. events: EVENT_COLUMNS of the same users."""
-    out = np.zeros((len(asked), len(METRICS)))
+    return attributed_within(asked, events, [window_us])[:, 0]
+
+
+def attributed_within(asked: Opportunities, events: pa.Table, windows_us: Sequence[int]) -> F64:
+    """f64[n, windows, METRICS]: the same within each of several windows, in one pass."""
+    requests, slot = asked.batch.requests, asked.logged_candidates["slot"]
+    out = np.zeros((len(asked), len(windows_us), len(METRICS)))
     granted = asked.logged["granted"] & (asked.logged["action"] == Action.send)
-    chosen = (asked.logged_candidates["slot"] >= 0) & asked.logged["granted"][asked.batch.owner]
-    out[:, 0] = np.where(granted, np.bincount(asked.batch.owner[chosen], minlength=len(asked)), 0)
-    user, at, kind, request, slot, amount = _sorted(events)
-    request, slot = _conversions_to_clicks(user, at, kind, request, slot, window_us)
-    row = _rows_of(asked, user, request)
-    mine = row >= 0
-    mine[mine] &= granted[row[mine]]
-    late = at - asked.batch.requests["decided_at"][np.maximum(row, 0)]
-    mine &= (late >= 0) & (late < window_us)
-    row, kind, slot, amount = row[mine], kind[mine], slot[mine], amount[mine]
-    for event, column in _ONCE.items():
-        of_kind = kind == event
-        pairs = np.unique(np.stack([row[of_kind], slot[of_kind]]), axis=1)
-        out[:, column] = np.bincount(pairs[0], minlength=len(asked))
-    bought = kind == EventType.conversion
-    out[:, 2] = np.bincount(row[bought], minlength=len(asked))
-    out[:, 3] = np.bincount(row[bought], weights=amount[bought], minlength=len(asked))
+    _count_sends(np.ascontiguousarray(slot, np.int32), asked.batch.offsets, granted, out)
+    _attribute(
+        requests["user"], requests["request_id"], requests["decided_at"], granted, *_told(events),
+        np.array(windows_us, np.int64), out,
+    )  # fmt: skip
     return out
 
 
-def _sorted(events: pa.Table) -> tuple[U64, I64, npt.NDArray[np.int8], U64, I64, F64]:
-    """Columns by user and time; request 0: the event carries no decision."""
-    columns = {name: events[name].combine_chunks() for name in EVENT_COLUMNS}
-    filled = {name: one.fill_null(0).to_numpy(zero_copy_only=False) for name, one in columns.items()}
-    order = np.lexsort((filled["ts"], filled["user"]))
-    names = ("user", "ts", "type", "decision_request_id", "slot", "amount")
-    user, at, kind, request, slot, amount = (filled[name][order] for name in names)
-    return user, at, kind, request, slot.astype(np.int64), amount
+def _told(events: pa.Table) -> tuple[U64, I64, I8, U64, I64, F64]:
+    """Columns of the events that can count, by user and time; request 0: the event carries no decision."""
+    mine = events.filter(pc.is_in(events["type"], pa.array([_CLICK, _CONVERSION, _OPT_OUT], events["type"].type)))
+    columns = {name: mine[name].combine_chunks().fill_null(0).to_numpy(zero_copy_only=False) for name in EVENT_COLUMNS}
+    user, at = columns["user"], columns["ts"]
+    if not _in_order(user, at):
+        order = np.lexsort((at, user))
+        columns = {name: values[order] for name, values in columns.items()}
+    return (
+        columns["user"], columns["ts"], columns["type"].astype(np.int8), columns["decision_request_id"],
+        columns["slot"].astype(np.int64), columns["amount"].astype(np.float64),
+    )  # fmt: skip
 
 
-def _conversions_to_clicks(
-    user: U64, at: I64, kind: npt.NDArray[np.int8], request: U64, slot: I64, window_us: int
-) -> tuple[U64, I64]:
-    """request and slot, those of organic conversions taken from the user's last click within the window."""
-    places = np.arange(len(at))
-    clicked = np.where((kind == EventType.click) & (request != 0), places, -1)
-    last = np.maximum.accumulate(clicked) if len(at) else clicked
-    organic = (kind == EventType.conversion) & (request == 0) & (last >= 0)
-    organic &= (user[last] == user) & (at - at[last] < window_us)
-    return np.where(organic, request[last], request), np.where(organic, slot[last], slot)
+def _in_order(user: U64, at: I64) -> bool:
+    same = user[1:] == user[:-1]
+    return bool(((user[1:] > user[:-1]) | (same & (at[1:] >= at[:-1]))).all())
 
 
-def _rows_of(asked: Opportunities, user: U64, request: U64) -> I64:
-    """Row of each (user, request); -1: none of these."""
-    requests = asked.batch.requests
-    keys = hash_key(0, requests["user"], requests["request_id"])
-    order = np.argsort(keys, kind="stable")
-    wanted = hash_key(0, user, request)
-    if not len(order):
-        return np.full(len(user), -1, np.int64)
-    found = order[np.minimum(np.searchsorted(keys[order], wanted), len(order) - 1)]
-    same = (requests["user"][found] == user) & (requests["request_id"][found] == request)
-    return np.where(same, found, -1)
+@kernel
+def _count_sends(slot: npt.NDArray[np.int32], offsets: I64, granted: npt.NDArray[np.bool_], out: F64) -> None:
+    for row in range(len(granted)):
+        sends = 0
+        for place in range(offsets[row], offsets[row + 1] if granted[row] else offsets[row]):
+            sends += 1 if slot[place] >= 0 else 0
+        out[row, :, 0] = sends
+
+
+@kernel
+def _row_of(request: np.uint64, ids: U64, first: int, last: int) -> int:
+    """The last row of a user's rows [first, last) with this id; -1: none."""
+    for row in range(last - 1, first - 1, -1):
+        if ids[row] == request:
+            return row
+    return -1
+
+
+@kernel
+def _attribute(
+    users: U64, ids: U64, decided_at: I64, granted: npt.NDArray[np.bool_], user: U64, at: I64, kind: I8, request: U64,
+    slot: I64, amount: F64, windows: I64, out: F64,
+) -> None:  # fmt: skip
+    """Rows of `users` and events of `user` both come by user, ascending; a user's events by time."""
+    clicked, left = np.zeros(len(ids), np.uint64), np.zeros(len(ids), np.uint64)  # slots that did already
+    first, last, click = 0, 0, -1
+    for e in range(len(user)):
+        if e == 0 or user[e] != user[e - 1]:
+            first, click = last, -1
+            while first < len(users) and users[first] < user[e]:
+                first += 1
+            last = first
+            while last < len(users) and users[last] == user[e]:
+                last += 1
+        source = e
+        if kind[e] == _CONVERSION and request[e] == 0 and click >= 0:
+            source = click
+        if kind[e] == _CLICK and request[e] != 0:
+            click = e
+        if request[source] == 0 or not 0 <= slot[source] < _SLOTS:
+            continue
+        row = _row_of(request[source], ids, first, last)
+        if row < 0 or not granted[row] or at[e] < decided_at[row]:
+            continue
+        late, bit = max(at[e] - decided_at[row], at[e] - at[source]), np.uint64(1) << np.uint64(slot[source])
+        mark = clicked if kind[e] == _CLICK else left
+        if kind[e] != _CONVERSION:
+            if mark[row] & bit:
+                continue
+            mark[row] |= bit
+        for w in range(len(windows)):
+            if late < windows[w]:
+                if kind[e] == _CONVERSION:
+                    out[row, w, 2] += 1.0
+                    out[row, w, 3] += amount[e]
+                else:
+                    out[row, w, 1 if kind[e] == _CLICK else 4] += 1.0
