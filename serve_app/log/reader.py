@@ -97,15 +97,20 @@ def bucket_groups(
 
 
 def read_files(
-    paths: Sequence[str], table: str, *, columns: Sequence[str] | None = None, with_erased: bool = False
+    paths: Sequence[str],
+    table: str,
+    *,
+    columns: Sequence[str] | None = None,
+    with_erased: bool = False,
+    buckets: tuple[int, int] | None = None,
 ) -> pa.Table:
     """Rows of the given files of one table (see `bucket_groups`), in the order of `SORT_KEYS`. with_erased: also what is to
-    be forgotten (to check a file, or to write it anew)."""
+    be forgotten (to check a file, or to write it anew). buckets: of users in this inclusive range alone, for which no more
+    is read than the row groups that hold them."""
     wanted = _check(table, columns)
     needed = list(dict.fromkeys([*wanted, *SORT_KEYS[table]]))
-    rows = pa.concat_tables(
-        [_bare(table, needed).empty_table(), *_read_parts(paths, table, needed, with_erased=with_erased)]
-    )
+    parts = _read_parts(paths, table, needed, with_erased=with_erased, buckets=buckets)
+    rows = pa.concat_tables([_bare(table, needed).empty_table(), *parts])
     return sort_rows(table, rows.unify_dictionaries()).select(wanted)
 
 
@@ -145,13 +150,20 @@ def _bare(table: str, columns: Sequence[str]) -> pa.Schema:
     return pa.schema([TABLES[table].field(name).remove_metadata() for name in columns])
 
 
-def _read_parts(paths: Sequence[str], table: str, columns: Sequence[str], *, with_erased: bool = False) -> list[pa.Table]:
+def _read_parts(
+    paths: Sequence[str],
+    table: str,
+    columns: Sequence[str],
+    *,
+    with_erased: bool = False,
+    buckets: tuple[int, int] | None = None,
+) -> list[pa.Table]:
     def read(path: str) -> pa.Table:
         erased = None if with_erased or table not in PER_USER else erased_in(path)
         if not erased:
-            return _read_part(path, table, columns)
+            return _read_part(path, table, columns, buckets)
         needed = list(dict.fromkeys([*columns, "user", "ts"]))
-        return without_erased(table, _read_part(path, table, needed), erased).select(columns)
+        return without_erased(table, _read_part(path, table, needed, buckets), erased).select(columns)
 
     if len(paths) < 2:
         return [read(path) for path in paths]
@@ -164,7 +176,7 @@ def _with_helpers(known: list[str], wanted: Sequence[str]) -> list[str]:
     return [*known, "as_of"] if "taken_at" in wanted and "taken_at" not in known and "as_of" not in known else known
 
 
-def _read_part(path: str, table: str, columns: Sequence[str]) -> pa.Table:
+def _read_part(path: str, table: str, columns: Sequence[str], buckets: tuple[int, int] | None = None) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
             text = (file.schema_arrow.metadata or {}).get(b"schema_version", b"none").decode()
@@ -177,8 +189,24 @@ def _read_part(path: str, table: str, columns: Sequence[str]) -> pa.Table:
                 )
             then = schema_as_of(table, version)
             known = [name for name in columns if name in then.names]
-            rows = file.read(columns=_with_helpers(known, columns), use_threads=False).replace_schema_metadata(None)
+            rows = _rows_of(file, _with_helpers(known, columns), buckets).replace_schema_metadata(None)
             rows = rows.cast(pa.schema([then.field(name) for name in rows.column_names]))
             return brought_up(table, rows, version, list(columns))
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DamagedArtifact(f"{path} is not readable: {error}", field="log", hint="restore or rebuild the log") from error
+
+
+def _rows_of(file: pq.ParquetFile, columns: list[str], buckets: tuple[int, int] | None) -> pa.Table:
+    if buckets is None:
+        return file.read(columns=columns, use_threads=False)
+    low, high = buckets
+    place = file.schema_arrow.get_field_index("user_bucket")
+    chosen = []
+    for number in range(file.num_row_groups):
+        found = file.metadata.row_group(number).column(place).statistics
+        if found is None or not found.has_min_max or (found.min <= high and low <= found.max):
+            chosen.append(number)
+    rows = file.read_row_groups(chosen, columns=columns, use_threads=False)
+    bucket = rows["user_bucket"].to_numpy()
+    mine = (low <= bucket) & (bucket <= high)
+    return rows if mine.all() else rows.filter(pa.array(mine))

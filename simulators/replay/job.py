@@ -16,85 +16,128 @@ import orjson
 import pyarrow.compute as pc
 
 from serve_app.errors import InvalidInput
+from serve_app.ids import BUCKETS
 from serve_app.log.reader import BucketGroup, bucket_groups, log_days, read_files
 from serve_app.release.manifest import write_text_atomically
 from serve_app.vocabulary import Surface
+from simulators.replay.pack import pack_manifest
+from simulators.replay.pack_shelf import (
+    PACKS,
+    SOURCE_ITSELF,
+    digest_of,
+    erased_among,
+    lone_packs,
+    pack_path,
+    shelf_of,
+    split,
+)
 from simulators.replay.partition import TABLES_READ
 from simulators.replay.shard import Shard, empty_shard, read_shard, replay_group, write_shard
 from simulators.replay.spec import ReplaySpec
 
-__all__ = ["log_end", "log_start", "logged_heads", "logged_revisions", "run_replay"]
+__all__ = ["groups_of", "log_end", "log_start", "logged_heads", "logged_revisions", "run_replay", "summed"]
 
 Task = dict[str, Any]
 _DAY_US = 86_400_000_000
 
 
 def run_replay(
-    spec: ReplaySpec, out: Path, *, progress: Callable[[int, int], None] = lambda *_: None, local: bool = False
+    spec: ReplaySpec,
+    out: Path,
+    *,
+    progress: Callable[[int, int], None] = lambda *_: None,
+    local: bool = False,
+    packs: Path | None = None,
 ) -> Shard:
     """Replay every bucket group of `spec.data` that `out` does not hold yet; returns the sum of all. local: in this process
-    instead of Ray. progress(groups done, groups). Raises what a task raised; what other tasks finished stays."""
-    groups = bucket_groups(spec.data, TABLES_READ)
-    if not any(group.files.get("requests") for group in groups):
+    instead of Ray. packs: see `pack_shelf.shelf_of`, which is taken where it is None. progress(groups done, groups). Raises
+    what a task raised; what other tasks finished stays."""
+    data = Path(spec.data)
+    shelf = packs if packs is not None else shelf_of(data, out)
+    groups = groups_of(data, shelf)
+    if not any(group.files.get("requests") for group in groups) and not lone_packs(shelf):
         raise InvalidInput("the log holds no compacted requests", field="log", hint="run `hindcast log compact` first")
-    folder = _folder(out, spec, groups)
+    folder = _folder(out, spec, groups, shelf)
     missing = [group for group in groups if not _file(folder, group).is_file()]
     done = len(groups) - len(missing)
     progress(done, len(groups))
-    for _ in (map if local else _on_ray)(_task(spec, folder), [_as_task(one) for one in missing]):
+    for _ in (map if local else _on_ray)(_task(spec, folder, shelf), [_as_task(one) for one in missing]):
         done += 1
         progress(done, len(groups))
+    return summed([_file(folder, group) for group in groups], spec)
+
+
+def groups_of(data: Path, shelf: Path) -> list[BucketGroup]:
+    """What a replay reads, task by task: ranges of the log's buckets, or the packs of a log that has nothing else."""
+    groups = bucket_groups(data, TABLES_READ)
+    return split(data, groups) if groups else lone_packs(shelf)
+
+
+def summed(files: Sequence[Path], spec: ReplaySpec) -> Shard:
+    """The sum of such parts, in this order."""
     total = empty_shard(spec)
-    for group in groups:
-        total = total + read_shard(_file(folder, group), spec)
+    for file in files:
+        total = total + read_shard(file, spec)
     return total
 
 
 def logged_revisions(data: Path) -> list[str]:
     """Policies that decided notifications in the compacted log."""
-    return _distinct(data, "policy_revision")
+    return sorted(_distinct(data, "policy_revision") | {one for said in _lone(data) for one in said["revisions"]})
 
 
 def logged_heads(data: Path) -> tuple[str, ...]:
     """Heads that scored notifications in the compacted log; none where nothing was scored, or where they changed (each group
     then says so, or has its own)."""
-    named = [text for text in _distinct(data, "head_names") if text]
-    return tuple(named[0].split(",")) if len(named) == 1 else ()
+    named = {tuple(text.split(",")) for text in _distinct(data, "head_names") if text}
+    named |= {tuple(said["heads"]) for said in _lone(data) if said["heads"]}
+    return next(iter(named)) if len(named) == 1 else ()
 
 
-def _distinct(data: Path, column: str) -> list[str]:
-    """Of the notification requests."""
+def _distinct(data: Path, column: str) -> set[str]:
+    """Of the notification requests, file by file."""
     found: set[str] = set()
     for group in bucket_groups(data, ("requests",)):
-        rows = read_files(group.files["requests"], "requests", columns=(column, "surface"))
-        mine = rows.filter(pc.equal(rows["surface"], int(Surface.notification)))[column]
-        found.update(pc.unique(mine).to_pylist())
-    return sorted(found)
+        for path in group.files["requests"]:
+            rows = read_files([path], "requests", columns=(column, "surface"))
+            mine = rows.filter(pc.equal(rows["surface"], int(Surface.notification)))[column]
+            found.update(pc.unique(mine).to_pylist())
+    return found
+
+
+def _lone(data: Path) -> list[dict[str, Any]]:
+    """Manifests of the packs of a log that has nothing else."""
+    if bucket_groups(data, TABLES_READ):
+        return []
+    shelf = data / PACKS
+    return [pack_manifest(pack_path(shelf, one, SOURCE_ITSELF)) for one in lone_packs(shelf)]
 
 
 def log_start(data: Path) -> int:
     """Midnight (UTC) before the log's first day with events; 0 without any."""
-    days = log_days(data, "events")
-    return _midnight(days[0]) if days else 0
+    days = log_days(data, "events") or [said["days"][0] for said in _lone(data)]
+    return _midnight(min(days)) if days else 0
 
 
 def log_end(data: Path) -> int:
     """Until when events can be expected to be in the log: midnight (UTC) after its last day with events; 0 without any."""
-    days = log_days(data, "events")
-    return _midnight(days[-1]) + _DAY_US if days else 0
+    days = log_days(data, "events") or [said["days"][-1] for said in _lone(data)]
+    return _midnight(max(days)) + _DAY_US if days else 0
 
 
 def _midnight(day: str) -> int:
     return (date.fromisoformat(day).toordinal() - date(1970, 1, 1).toordinal()) * _DAY_US
 
 
-def _folder(out: Path, spec: ReplaySpec, groups: Sequence[BucketGroup]) -> Path:
+def _folder(out: Path, spec: ReplaySpec, groups: Sequence[BucketGroup], shelf: Path) -> Path:
     """The folder of this replay's parts, with what it is of."""
-    paths = [Path(path) for group in groups for some in group.files.values() for path in some]
-    files = [str(path.relative_to(spec.data)) for path in paths]
-    folder = out / "parts" / spec.digest(files)
+    data = Path(spec.data)
+    ranges = [(group.low, group.high) for group in groups]
+    of = {str(Path(path).relative_to(data)) for group in groups for some in group.files.values() for path in some}
+    of |= {digest_of(pack_path(shelf, group, SOURCE_ITSELF)) for group in groups if not group.files}
+    folder = out / "parts" / spec.digest([*of, f"{ranges}", erased_among(data, 0, BUCKETS - 1)])
     folder.mkdir(parents=True, exist_ok=True)
-    said = {**asdict(spec), "groups": [(group.low, group.high) for group in groups]}
+    said = {**asdict(spec), "groups": ranges}
     write_text_atomically(folder / "replay.json", orjson.dumps(said, option=orjson.OPT_INDENT_2).decode())
     return folder
 
@@ -107,11 +150,11 @@ def _as_task(group: BucketGroup) -> Task:
     return {"low": group.low, "high": group.high, "files": orjson.dumps({k: list(v) for k, v in group.files.items()})}
 
 
-def _task(spec: ReplaySpec, folder: Path) -> Callable[[Task], Task]:
+def _task(spec: ReplaySpec, folder: Path, shelf: Path) -> Callable[[Task], Task]:
     def run(task: Task) -> Task:
         files = {name: tuple(paths) for name, paths in orjson.loads(task["files"]).items()}
         group = BucketGroup(int(task["low"]), int(task["high"]), files)
-        write_shard(_file(folder, group), replay_group(group, spec))
+        write_shard(_file(folder, group), replay_group(group, spec, shelf))
         return {"low": group.low}
 
     return run

@@ -27,6 +27,8 @@ from serve_app.policy.assign import Assignment, assign
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.vocabulary import Origin, Reason, StageBit, Surface
 from simulators.replay.memberships import segments_under
+from simulators.replay.pack_columns import Decoder
+from simulators.replay.pack_lazy import replaced
 
 __all__ = ["COLUMNS_READ", "Opportunities", "opportunities_of"]
 
@@ -62,9 +64,8 @@ COLUMNS_READ: Mapping[str, tuple[str, ...]] = {
 class Opportunities:
     """batch: requests with candidates and logged heads; its `policy` column indexes `revisions`. item_hashes: u64 by item
     row of the batch. logged, logged_candidates: what was decided, aligned with requests and candidates; the outcome of a
-    request is that of its first decision row. failures_known i64[n]: of the user's failed deliveries, how many the decision
-    knew of; -1 until a run over the log has found out. set_aside i64[reasons]: requests that no policy decided, by the
-    reason they were answered with."""
+    request is that of its first decision row. set_aside i64[reasons]: requests that no policy decided, by the reason they
+    were answered with. packed: where columns of the candidates are read from, if it is a pack."""
 
     batch: Batch
     revisions: tuple[str, ...]
@@ -72,6 +73,7 @@ class Opportunities:
     logged: Mapping[str, Array]
     logged_candidates: Mapping[str, Array]
     set_aside: I64
+    packed: Decoder | None = None
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -93,34 +95,47 @@ class Opportunities:
     def under(self, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy]) -> Opportunities:
         """The same requests as asked of one other policy. behaviour: the policies of `revisions`. Raises InvalidInput where
         it limits campaigns to a segment the log knows nothing of."""
-        requests, candidates = dict(self.batch.requests), dict(self.batch.candidates)
         bits, index = segments_under(policy, behaviour, self.batch)
-        requests |= {"policy": np.zeros(len(self), np.int16), "segments": bits}
-        columns = Columns(self.batch.candidates.rows, CANDIDATE_COLUMNS, candidates | {"segment": index})
-        batch = Batch(Columns(len(self), REQUEST_COLUMNS, requests), columns, self.batch.offsets, self.batch.meta)
-        return replace(self, batch=batch)
+        own: dict[str, Array] = {"policy": np.zeros(len(self), np.int16), "segments": bits}
+        requests = replaced(self.batch.requests, REQUEST_COLUMNS, own)
+        candidates = replaced(self.batch.candidates, CANDIDATE_COLUMNS, {"segment": index})
+        out = replace(self, batch=Batch(requests, candidates, self.batch.offsets, self.batch.meta))
+        vars(out).update(begins=self.begins, users=self.users, owner=self.owner)
+        return out
+
+    @cached_property
+    def begins(self) -> I64:
+        """i64[u + 1]: the first request of each user, and the end."""
+        users = self.batch.requests["user"]
+        first = np.flatnonzero(users[1:] != users[:-1]) + 1
+        return np.concatenate([[0], first, [len(users)]]) if len(users) else np.zeros(1, np.int64)
 
     @cached_property
     def users(self) -> U64:
         """u64[u]: the users, ascending."""
-        return np.unique(self.batch.requests["user"])
+        out: U64 = self.batch.requests["user"][self.begins[:-1]]
+        return out
 
     @cached_property
     def owner(self) -> I64:
         """i64[n]: each request's user, as a row of `users`."""
-        return np.searchsorted(self.users, self.batch.requests["user"])
+        return np.repeat(np.arange(len(self.users)), np.diff(self.begins))
+
+    def coded(self, name: str) -> tuple[Array, Array]:
+        """(values, codes): a column of the candidates is values[codes]; values may repeat, and some may be used by none."""
+        known = self.packed.coded(name) if self.packed is not None else None
+        if known is not None:
+            return known
+        column = pa.array(self.batch.candidates[name]).dictionary_encode()
+        return column.dictionary.to_numpy(zero_copy_only=False), column.indices.to_numpy(zero_copy_only=False)
 
     def children(self) -> I64:
         """i64[n]: the row that decided each deferred request again; -1: none."""
         requests = self.batch.requests
         out = np.full(len(self), -1, np.int64)
         again = np.flatnonzero(requests["origin"] == Origin.deferral)
-        keys = np.rec.fromarrays([requests["user"], requests["request_id"]])
-        order = np.argsort(keys, kind="stable")
-        wanted = np.rec.fromarrays([requests["user"][again], requests["parent_request_id"][again]], dtype=keys.dtype)
-        place = np.minimum(np.searchsorted(keys[order], wanted), max(len(order) - 1, 0))
-        found = keys[order[place]] == wanted if len(again) else np.empty(0, np.bool_)
-        out[order[place[found]]] = again[found]
+        if len(again):
+            _children(again, self.begins[self.owner[again]], requests["request_id"], requests["parent_request_id"], out)
         return out
 
     def assigned(self, policy: CompiledPolicy) -> Assignment:
@@ -130,11 +145,22 @@ class Opportunities:
     def as_logged(self) -> Batch:
         """The batch with the logged outcome in it: what the ledger was told. Its `policy` column names `revisions`."""
         names = ("slot", "ghost", "holdout", "action", "reason", "p_choice")
-        columns = dict(self.batch.candidates) | {name: self.logged_candidates[name] for name in names}
-        columns["slot"] = np.where(self.logged["granted"][self.batch.owner], columns["slot"], -1).astype(np.int32)
-        candidates = Columns(self.batch.candidates.rows, CANDIDATE_COLUMNS, columns)
-        requests = Columns(len(self), REQUEST_COLUMNS, dict(self.batch.requests) | {"policy": self.logged["policy"]})
+        own = {name: self.logged_candidates[name] for name in names}
+        own["slot"] = np.where(self.logged["granted"][self.batch.owner], own["slot"], -1).astype(np.int32)
+        candidates = replaced(self.batch.candidates, CANDIDATE_COLUMNS, own)
+        requests = replaced(self.batch.requests, REQUEST_COLUMNS, {"policy": self.logged["policy"]})
         return Batch(requests, candidates, self.batch.offsets, self.batch.meta)
+
+
+@kernel
+def _children(again: I64, begin: I64, ids: U64, parents: U64, out: I64) -> None:
+    """out[parent] = child for the rows `again`; begin: the first row of the user of each."""
+    for i in range(len(again)):
+        row = begin[i]
+        while row < len(ids) and ids[row] != parents[again[i]]:
+            row += 1
+        if row < len(ids):
+            out[row] = again[i]
 
 
 @kernel

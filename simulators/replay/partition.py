@@ -54,28 +54,34 @@ class Partition:
         gone = np.isin(self.events["user"].to_numpy(), users)
         return Partition(asked, start, self.known_since[rows], self.events.filter(pa.array(~gone)))
 
-    def failures(self) -> Failures:
-        """Failed deliveries, none applied yet."""
+    def failed(self) -> tuple[U64, I64, U64, npt.NDArray[np.int16]]:
+        """(user, at, request, slot) of each delivery that failed, in the order of the events."""
         kind, decided = self.events["type"], self.events["decision_request_id"]
         failed = self.events.filter(pc.and_(pc.equal(kind, int(EventType.delivery_failed)), pc.is_valid(decided)))
         user, at, request = (failed[name].to_numpy() for name in ("user", "ts", "decision_request_id"))
-        slot = pc.fill_null(failed["slot"], 0).to_numpy().astype(np.int16)
-        return Failures.of(self.asked.users, user, at, request, slot)
+        return user, at, request, pc.fill_null(failed["slot"], 0).to_numpy().astype(np.int16)
+
+    def failures(self) -> Failures:
+        """Failed deliveries, none applied yet."""
+        return Failures.of(self.asked.users, *self.failed())
 
 
 def read_partition(group: BucketGroup, *, start_at: int | None = None) -> Partition:
-    """Read one group of `serve_app.log.reader.bucket_groups`. start_at: microseconds UTC; histories come from each user's
-    newest ledger snapshot at or before it (None: the oldest snapshot of all), and requests before that snapshot are left
-    out."""
-    tables = {name: read_files(group.files.get(name, ()), name, columns=columns) for name, columns in COLUMNS_READ.items()}
-    asked = opportunities_of(tables["requests"], tables["candidates"], tables["decisions"])
-    snapshots = read_files(group.files.get("ledger_snapshot", ()), "ledger_snapshot")
+    """Read one group of `serve_app.log.reader.bucket_groups`, or part of one. start_at: microseconds UTC; histories come
+    from each user's newest ledger snapshot at or before it (None: the oldest snapshot of all), and requests before that
+    snapshot are left out."""
+
+    def read(table: str, columns: Sequence[str] | None = None) -> pa.Table:
+        return read_files(group.files.get(table, ()), table, columns=columns, buckets=(group.low, group.high))
+
+    asked = opportunities_of(*(read(name, COLUMNS_READ[name]) for name in ("requests", "candidates", "decisions")))
+    snapshots = read("ledger_snapshot")
     start, known_since, since = _start(snapshots, asked, start_at)
     later = asked.batch.requests["decided_at"] > since[asked.owner]
     if not later.all():
         asked = asked.take(np.flatnonzero(later))
         start, known_since, _ = _start(snapshots, asked, start_at)
-    return Partition(asked, start, known_since, read_files(group.files.get("events", ()), "events", columns=EVENT_COLUMNS))
+    return Partition(asked, start, known_since, read("events", EVENT_COLUMNS))
 
 
 def _start(snapshots: pa.Table, asked: Opportunities, start_at: int | None) -> tuple[Histories, I64, I64]:

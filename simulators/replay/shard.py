@@ -29,11 +29,12 @@ from simulators.replay.counts import (
     sends_by_half,
     set_aside,
 )
-from simulators.replay.course import Course, follow_log, follow_policy
+from simulators.replay.course import Course, follow_policy
 from simulators.replay.estimation import MAIN, estimation_rows, half_of, update_suites
 from simulators.replay.examples import Example, add_examples, example_users, examples_from
-from simulators.replay.parity import Mismatch, Parity, ParityCheck
-from simulators.replay.partition import Partition, read_partition
+from simulators.replay.opening import behaviour_of, opened
+from simulators.replay.parity import Mismatch, Parity
+from simulators.replay.partition import Partition
 from simulators.replay.realised import Realised, RealisedTrack, as_logged
 from simulators.replay.spec import ReplaySpec, compiled
 from simulators.replay.sums import Sums
@@ -70,23 +71,17 @@ def empty_shard(spec: ReplaySpec) -> Shard:
     return Shard(Sums.empty(spec))
 
 
-def replay_group(group: BucketGroup, spec: ReplaySpec) -> Shard:
-    """Parity of all users, then all targets without the bots. Raises InvalidInput where a target cannot be replayed on this
-    log."""
-    whole = read_partition(group, start_at=spec.start)
-    aside = set_aside(whole.asked.set_aside)
-    if not len(whole.asked):
-        return Shard(Sums.empty(spec), counts=aside)
-    heads = tuple(whole.asked.batch.meta["heads"]) or spec.heads
-    documents = {one.name: one for one in spec.behaviour}
-    behaviour = [compiled(documents[revision], heads) for revision in whole.asked.revisions]
-    check = ParityCheck(whole.asked)
-    known = follow_log(whole.asked, Course(whole.asked, behaviour, whole.start, whole.failures()), check)
-    bots = whole.bots()
-    people, known = whole.without(bots), known[~np.isin(whole.asked.batch.requests["user"], bots)]
-    counts = [aside, bots_left_out(len(bots), len(whole.asked) - len(people.asked))]
-    out = Shard(Sums.empty(spec), len(whole.asked), check.result(), add_counts(counts))
-    return out + _judged(people, known, behaviour, heads, spec) if len(people.asked) else out
+def replay_group(group: BucketGroup, spec: ReplaySpec, shelf: Path | None = None) -> Shard:
+    """Parity of all users, then all targets without the bots. shelf: where packs stand that save reading the log and
+    comparing it once more. Raises InvalidInput where a target cannot be replayed on this log."""
+    read = opened(group, spec, shelf)
+    out = Shard(
+        Sums.empty(spec), read.requests, read.parity, add_counts([set_aside(read.set_aside), bots_left_out(*read.bots)])
+    )
+    if not len(read.people.asked):
+        return out
+    behaviour = behaviour_of(read.people.asked, spec)
+    return out + _judged(read.people, read.known, behaviour, read.heads, spec)
 
 
 def _judged(

@@ -74,16 +74,16 @@ def test_a_killed_replay_goes_on_where_it_stopped_and_gives_the_same_bytes(
     done: list[int] = []
     honest = job.replay_group
 
-    def dies_at_the_third(group: Any, spec: ReplaySpec) -> Shard:
+    def dies_at_the_third(group: Any, spec: ReplaySpec, shelf: Path) -> Shard:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(group.low)
-        return honest(group, spec)
+        return honest(group, spec, shelf)
 
     monkeypatch.setattr(job, "replay_group", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run_replay(spec, tmp_path / "resumed", local=True)
-    monkeypatch.setattr(job, "replay_group", lambda group, spec: done.append(group.low) or honest(group, spec))
+    monkeypatch.setattr(job, "replay_group", lambda group, *rest: done.append(group.low) or honest(group, *rest))
     run_replay(spec, tmp_path / "resumed", local=True)
     assert len(done) == len(set(done)), "no group is replayed twice"
     whole, resumed = (sorted((tmp_path / one).rglob("*.npz")) for one in ("whole", "resumed"))

@@ -1,0 +1,117 @@
+"""Opening one bucket group for a replay: from its pack, or from the log, then compared with the server and packed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.errors import DamagedArtifact
+from serve_app.log.erasure import load_erased
+from serve_app.log.reader import BucketGroup
+from serve_app.policy.compile import CompiledPolicy
+from simulators.replay.course import Course, follow_log
+from simulators.replay.opportunities import Opportunities
+from simulators.replay.pack import pack_of, read_pack
+from simulators.replay.pack_shelf import SOURCE_ITSELF, pack_path, remove_stale, source_of
+from simulators.replay.parity import Mismatch, Parity, ParityCheck
+from simulators.replay.partition import Partition, read_partition
+from simulators.replay.spec import ReplaySpec, compiled
+
+__all__ = ["Opened", "behaviour_of", "opened"]
+
+I64 = npt.NDArray[np.int64]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """people: the group's users but its bots, and known i64[n], how many of its user's failed deliveries each decision knew
+    of. requests: decisions of bots, too. bots: users, and decisions of theirs. parity: of all decisions. set_aside: see
+    `Opportunities`."""
+
+    people: Partition
+    known: I64
+    requests: int
+    bots: tuple[int, int]
+    set_aside: I64
+    heads: tuple[str, ...]
+    parity: Parity = field(default_factory=Parity)
+
+
+def behaviour_of(asked: Opportunities, spec: ReplaySpec) -> list[CompiledPolicy]:
+    """The policies of `asked.revisions`, for the heads that were logged."""
+    documents = {one.name: one for one in spec.behaviour}
+    return [compiled(documents[revision], _heads(asked, spec)) for revision in asked.revisions]
+
+
+def opened(group: BucketGroup, spec: ReplaySpec, shelf: Path | None = None) -> Opened:
+    """shelf: the folder of packs; None reads the log. A damaged pack is made anew, unless the log is packs alone
+    (DamagedArtifact)."""
+    if shelf is None:
+        return _compared(group, spec)
+    if not group.files:
+        return _from_pack(pack_path(shelf, group, SOURCE_ITSELF), spec)
+    source = source_of(Path(spec.data), group)
+    path = pack_path(shelf, group, source, spec.start)
+    if path.is_dir():
+        try:
+            return _from_pack(path, spec)
+        except DamagedArtifact as error:
+            _LOG.warning("a pack is made anew: %s", error)
+    read = _compared(group, spec)
+    _keep(read, path, shelf, group, source, spec)
+    return read
+
+
+def _compared(group: BucketGroup, spec: ReplaySpec) -> Opened:
+    """Read from the log, every column of every decision compared with what the serving core decides."""
+    whole = read_partition(group, start_at=spec.start)
+    check = ParityCheck(whole.asked)
+    known = np.empty(0, np.int64)
+    if len(whole.asked):
+        course = Course(whole.asked, behaviour_of(whole.asked, spec), whole.start, whole.failures())
+        known = follow_log(whole.asked, course, check)
+    bots = whole.bots()
+    people, known = whole.without(bots), known[~np.isin(whole.asked.batch.requests["user"], bots)]
+    left_out = len(bots), len(whole.asked) - len(people.asked)
+    return Opened(
+        people, known, len(whole.asked), left_out, whole.asked.set_aside, _heads(whole.asked, spec), check.result()
+    )
+
+
+def _heads(asked: Opportunities, spec: ReplaySpec) -> tuple[str, ...]:
+    return tuple(asked.batch.meta["heads"]) or spec.heads
+
+
+def _keep(read: Opened, path: Path, shelf: Path, group: BucketGroup, source: str, spec: ReplaySpec) -> None:
+    """Pack what was read from the log, and remove what it takes the place of."""
+    said: dict[str, Any] = {
+        "low": group.low,
+        "high": group.high,
+        "source": source,
+        "erasures": load_erased(spec.data).lines,
+        "requests": read.requests,
+        "bots": list(read.bots),
+        "parity": asdict(read.parity),
+    }
+    shelf.mkdir(parents=True, exist_ok=True)
+    pack_of(read.people, read.known, path, said)
+    remove_stale(shelf, group, source)
+
+
+def _from_pack(path: Path, spec: ReplaySpec) -> Opened:
+    people = read_pack(path)
+    said = people.said
+    parity = dict(said["parity"])
+    examples = [Mismatch(**one) for one in parity.pop("examples")]
+    asked = people.asked
+    return Opened(
+        people, people.known, said["requests"], (said["bots"][0], said["bots"][1]), asked.set_aside, _heads(asked, spec),
+        Parity(**parity, examples=examples),
+    )  # fmt: skip
