@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def replay(
+    ctx: typer.Context,
     policy: Annotated[list[str], typer.Option(help="FILE or revision to judge; may be given several times")],
     out: Annotated[Path, typer.Option(help="folder for parts and results", file_okay=False)],
     data: Annotated[Path, typer.Option("--log", "--data", envvar="HINDCAST_DATA", help="data folder with the log")] = Path(
@@ -43,6 +46,9 @@ def replay(
     opt_out_cost: Annotated[
         float, typer.Option(min=0, help="net value: what an opt-out costs, in revenue's currency")
     ] = 0.0,
+    simulated: Annotated[
+        Path | None, typer.Option(help="FILE of `hindcast simulate --out`, to show beside the volume", dir_okay=False)
+    ] = None,
     allow_mismatch: Annotated[bool, typer.Option(help="go on though the log's own policy does not reproduce it")] = False,
     address: Annotated[str, typer.Option(help="of a Ray cluster; default: this machine")] = "",
     in_process: Annotated[bool, typer.Option(help="without Ray, one group after the other")] = False,
@@ -56,6 +62,7 @@ def replay(
     from simulators.replay.sweep import grid, load_sweep
     from simulators.report.effects import Worth
     from simulators.report.guardrails import load_guardrails
+    from simulators.report.simulated import load_simulated
     from simulators.report.write import write_report
 
     if start_mode not in ("switch", "steady"):
@@ -63,8 +70,8 @@ def replay(
     documents = named_policies(data, policy)
     plan = load_sweep(sweep) if sweep is not None else None
     if plan is not None:
-        if len(documents) != 1 or guardrails is not None:
-            raise typer.BadParameter("takes one --policy and no --guardrails", param_hint="--sweep")
+        if len(documents) != 1 or guardrails is not None or simulated is not None:
+            raise typer.BadParameter("takes one --policy, no --guardrails and no --simulated", param_hint="--sweep")
         documents = grid(next(iter(documents.values())), plan)
     spec = spec_for(
         data, documents, baseline=load_policy(baseline) if baseline else None, start=_moment(start, -EVER),
@@ -75,16 +82,50 @@ def replay(
         _finish_sweep(_run(spec, out, address, in_process), plan, out, allow_mismatch)
         return
     rails = load_guardrails(guardrails) if guardrails is not None else {}
+    model = load_simulated(simulated, list(documents)) if simulated is not None else None
     result = _run(spec, out, address, in_process)
     _show(result, spec)
-    content = write_report(result, spec, out, rails, allow_mismatch=allow_mismatch, worth=Worth(margin, opt_out_cost))
-    typer.echo(f"report: {out / 'report.html'}")
-    verdict = content["verdict"]
+    content = write_report(
+        result, spec, out, rails, allow_mismatch=allow_mismatch, worth=Worth(margin, opt_out_cost), command=_command(ctx),
+        simulated=model,
+    )  # fmt: skip
+    _conclude(content, out)
+
+
+def _conclude(content: Mapping[str, Any], out: Path) -> None:
+    """The table at a glance, the guardrails, the exit code."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from simulators.report.views import glance
+
+    said, verdict = glance(content), content["verdict"]
+    table = Table("change from the log", *(one["text"] for one in said["columns"]))
+    table.add_row("the log has", *(one["logged"] for one in said["columns"]))
+    for row in said["rows"]:
+        table.add_row(row["policy"], *(f"{one['value']} {one['span']}\n{one['standing']}".strip() for one in row["cells"]))
+    Console().print(table)
     for one in verdict["guardrails"]:
         typer.echo(f"guardrail {one['metric']} of {one['policy']}: {one['outcome']} {one['why']}".rstrip())
+    typer.echo(f"report: {out / 'report.html'}")
     if verdict["exit_code"]:
         typer.echo(f"verdict: {verdict['outcome']}", err=True)
         raise typer.Exit(verdict["exit_code"])
+
+
+def _command(ctx: typer.Context) -> str:
+    """The command as typed, without what does not change the result."""
+    words = ["hindcast", "replay"]
+    for one in ctx.command.params:
+        value, typed = ctx.params.get(str(one.name)), ctx.get_parameter_source(str(one.name))
+        if typed is None or typed.name != "COMMANDLINE" or one.name in ("out", "address", "in_process"):
+            continue
+        option = one.opts[0]
+        if isinstance(value, bool):
+            words += [option] if value else []
+        else:
+            words += [word for each in (value if isinstance(value, list) else [value]) for word in (option, str(each))]
+    return f"{shlex.join(words)} --out DIR"
 
 
 def _finish_sweep(result: Shard, plan: SweepPlan, out: Path, allow_mismatch: bool) -> None:
@@ -151,7 +192,7 @@ def _show(result: Shard, spec: ReplaySpec) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from simulators.replay.summary import estimate_lines, summary
+    from simulators.replay.summary import summary
 
     parity = result.parity
     console = Console()
@@ -162,7 +203,3 @@ def _show(result: Shard, spec: ReplaySpec) -> None:
     for row in summary(result.counts, [one.name for one in spec.targets]):
         table.add_row(*row)
     console.print(table)
-    estimates = Table("metric a user", "estimator", *(one.name for one in spec.targets), caption="difference from the log")
-    for row in estimate_lines(result.suite, [one.name for one in spec.targets]):
-        estimates.add_row(*row)
-    console.print(estimates)

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from serve_app.vocabulary import Reason
-from simulators.estimators import Estimated, Suite
-from simulators.replay.spec import CONTROL
 
-__all__ = ["estimate_lines", "summary"]
+__all__ = ["summary"]
 
 
 def summary(counts: pa.Table, targets: Sequence[str]) -> list[tuple[str, ...]]:
@@ -37,18 +35,3 @@ def summary(counts: pa.Table, targets: Sequence[str]) -> list[tuple[str, ...]]:
     rows.append(("after first divergence", "", *(f"{one:.1%}" for one in beyond[1:])))
     rows.append(line("carried scores", "carried"))
     return rows
-
-
-def estimate_lines(suite: Suite, targets: Sequence[str]) -> list[tuple[str, ...]]:
-    """Rows (metric, estimator, each target's paired difference from the log), refusals with their reasons."""
-    said: dict[tuple[str, str], dict[str, str]] = {}
-    for one in suite.estimates(control=CONTROL):
-        if one.subject.versus is None or one.subject.policy == CONTROL or one.subject.group is not None:
-            continue
-        if isinstance(one, Estimated):
-            span = f" [{one.interval.low:+.4g}, {one.interval.high:+.4g}]" if one.interval else ""
-            text = f"{one.value:+.4g}{span} {one.verdict.standing}"
-        else:
-            text = f"refused: {one.verdict.reasons[0]}"
-        said.setdefault((one.subject.metric, one.subject.estimator), {})[one.subject.policy] = text
-    return [(*key, *(by_target[name] for name in targets)) for key, by_target in said.items()]

@@ -17,11 +17,13 @@ from simulators.report.details import broken_down, example_tables, numbers, plan
 from simulators.report.effects import Worth, incrementality
 from simulators.report.forecast import forecasts
 from simulators.report.guardrails import Found, Outcome, worst
+from simulators.report.headline import headlines, preferred
+from simulators.report.provenance import SCHEMA, documents, made, policies_said
 from simulators.report.tally import Tally
 
 __all__ = ["content_of"]
 
-_TOP = 12
+_TOP = 100
 _MOST_SENDS = 15
 
 
@@ -35,36 +37,67 @@ def content_of(
     settings: EstimateSettings | None = None,
     worth: Worth | None = None,
     user_name: Callable[[int], str] = "{:016x}".format,
+    command: str = "",
+    simulated: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """names: texts of campaign and category hashes, by dimension. user_name: text of a user's hash."""
+    """names: texts of campaign and category hashes, by dimension. user_name: text of a user's hash. command: that asked for
+    it. simulated: what `hindcast simulate --out` wrote, to stand beside the volume."""
     settings = settings or EstimateSettings()
-    tally, targets = Tally(result.counts), [one.name for one in spec.targets]
-    policies = ["logged", *targets]
-    clean = result.parity.same == result.parity.requests
-    outcome = worst(guardrails, parity=clean or parity_waived)
+    tally, policies = Tally(result.counts), ["logged", *(one.name for one in spec.targets)]
+    outcome = worst(guardrails, parity=result.parity.same == result.parity.requests or parity_waived)
+    volume = [_volume(tally, name) for name in policies]
+    outcomes = list(_outcomes(result.suite, settings, len(_days_read(tally))))
     return {
+        "schema": SCHEMA,
         "verdict": {"outcome": outcome.name, "exit_code": int(outcome), "guardrails": [_found(one) for one in guardrails]},
-        "parity": {**asdict(result.parity), "share": result.parity.share},
         "policies": policies,
-        "volume": [_volume(tally, name) for name in policies],
-        "sends_per_user": {name: _histogram(tally.by(name, "users", "sends_in_window")) for name in policies},
-        "reasons": _by_names(tally, policies, "decisions", "reason", {int(one): one.name for one in Reason}),
-        "candidate_reasons": _by_names(tally, policies, "candidates", "reason", {int(one): one.name for one in Reason}),
-        "by": {
-            "channel": _by_names(tally, policies, "sends", "channel", {int(one): one.name for one in Channel}),
-            "message class": _by_names(tally, policies, "sends", "message_class", {int(k): k.name for k in MessageClass}),
-            "campaign": _moved(_by_names(tally, policies, "sends", "campaign", names.get("campaign", {}))),
-            "category": _moved(_by_names(tally, policies, "sends", "category", names.get("category", {}))),
-        },
-        "days": {name: {_date(day): n for day, n in tally.days(name, "sends").items() if day >= 0} for name in policies},
-        "hours": {name: {str(hour): n for hour, n in tally.by(name, "sends", "hour_local").items()} for name in policies},
-        "outcomes": list(_outcomes(result.suite, settings, len(_days_read(tally)))),
+        "targets": policies_said(spec),
+        "headline": headlines(outcomes, volume, preferred(spec)),
+        "parity": {**asdict(result.parity), "share": result.parity.share, "waived": parity_waived},
         "control": _control(result.suite, settings),
+        "left_out": _left_out(result, tally),
+        "volume": volume,
+        **_counts(tally, policies, names),
+        "outcomes": outcomes,
         "outcomes_by": broken_down(result.suite, settings),
         "forecast": forecasts(result, spec, tally, settings),
         "attribution": _attribution(result, spec, settings),
         "incrementality": incrementality(result.sums, spec, tally, worth or Worth()),
         "examples": example_tables(result.examples, names.get("campaign", {}), user_name),
+        "simulated": simulated,
+        "made": made(result, spec, tally, command),
+        "documents": documents(spec),
+    }
+
+
+def _counts(tally: Tally, policies: Sequence[str], names: Mapping[str, Mapping[int, str]]) -> dict[str, Any]:
+    """What the realised track and the log come to, by what people ask."""
+    reasons = {int(one): one.name for one in Reason}
+    return {
+        "sends_per_user": {name: _histogram(tally.by(name, "users", "sends_in_window")) for name in policies},
+        "reasons": _by_names(tally, policies, "decisions", "reason", reasons),
+        "candidate_reasons": _by_names(tally, policies, "candidates", "reason", reasons),
+        "by": {
+            "channel": _by_names(tally, policies, "sends", "channel", {int(one): one.name for one in Channel}),
+            "message class": _by_names(tally, policies, "sends", "message_class", {int(k): k.name for k in MessageClass}),
+            **{
+                one: _moved(_by_names(tally, policies, "sends", one, names.get(one, {}))) for one in ("campaign", "category")
+            },
+        },
+        "days": {name: {_date(day): n for day, n in tally.days(name, "sends").items() if day >= 0} for name in policies},
+        "hours": {name: {str(hour): n for hour, n in tally.by(name, "sends", "hour_local").items()} for name in policies},
+    }
+
+
+def _left_out(result: Shard, tally: Tally) -> dict[str, Any]:
+    """Whom and what no number holds, counted. excluded: rows of the estimates by fault."""
+    excluded = result.suite.diagnostics.of(0).excluded
+    return {
+        "bots": tally.total("logged", "bots"),
+        "decisions_of_bots": tally.total("logged", "decisions_of_bots"),
+        "set_aside": {Reason(key).name: n for key, n in tally.by("logged", "set_aside", "reason").items()},
+        "unfinished": tally.total("logged", "unfinished"),
+        "excluded": {name: int(n) for name, n in excluded.items() if n},
     }
 
 

@@ -190,7 +190,7 @@ def test_the_content_is_plain_and_says_what_would_help(whole: Shard, spec: Repla
 def test_the_page_shows_every_section_and_needs_no_network(whole: Shard, spec: ReplaySpec, tmp_path: Path) -> None:
     content = write_report(whole, spec, tmp_path, {}, allow_mismatch=False)
     page = (tmp_path / "report.html").read_text()
-    for heading in ("attribution window", "won and lost", "What messages cause", "Users whose day changed", "left out"):
+    for heading in ("attribution window", "won and lost", "What messages cause", "Users whose day changed", "Left out"):
         assert heading in page, heading
     assert "http" not in page.replace("http://www.w3.org", "")
     users = read_log(world_of(spec), "users").to_pandas()
