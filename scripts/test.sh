@@ -11,6 +11,6 @@ if ! command -v redis-server >/dev/null; then
     echo "redis-server is not installed; its tests will say so and skip (Debian: apt-get install redis-server)" >&2
   fi
 fi
-# The quick tier on all cores; what starts Ray or kills things, one after the other.
-"$bin/pytest" tests/unit -n auto --dist loadfile
-exec "$bin/pytest" tests/cluster tests/chaos tests/data --durations=10
+# What needs no Ray on all cores, the long files first; what starts Ray or kills things, one after the other.
+"$bin/pytest" tests/data tests/unit -n auto --dist loadfile
+exec "$bin/pytest" tests/cluster tests/chaos --durations=25

@@ -255,7 +255,7 @@ class Cluster:
     """Three primaries, each with a replica, on loopback; nodes fail over by themselves."""
 
     def __init__(self, folder: Path) -> None:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0")
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2500", "--repl-diskless-sync-delay", "0")
         options += ("--cluster-require-full-coverage", "no", "--cluster-replica-validity-factor", "0")
         self.nodes = [RedisServer(folder / f"node{k}", *options) for k in range(6)]
         addresses = [f"127.0.0.1:{node.port}" for node in self.nodes]
