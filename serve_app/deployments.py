@@ -50,18 +50,26 @@ __all__ = [
 T = TypeVar("T")
 
 
-def _begin(settings: Settings) -> None:
-    """What every replica does first."""
+def _begin(settings: Settings, process: str, admin_token: str = "") -> None:
+    """What every replica does first. process: its name in log lines."""
     # Where scikit-learn is installed (it is for development), XGBoost would import it, SciPy's statistics and more: two
     # seconds a replica for wrappers that nothing here uses.
     if "sklearn" not in sys.modules:
         sys.modules["sklearn"] = None  # type: ignore[assignment]
+    from serve_app.running.logs import configure_logs
     from serve_app.running.loopback import keep_replica_ports_on_loopback
     from serve_app.running.ray_meters import RayMeters
     from serve_app.serving.meters import install
 
     keep_replica_ports_on_loopback()
     install(RayMeters())
+    configure_logs(settings, process, admin_token)
+    if settings.tracing.to is not None:
+        from opentelemetry import trace
+
+        from serve_app.serving.spans import install_tracer
+
+        install_tracer(trace.get_tracer("hindcast"))
     if settings.testing.clock_skew_ms:
         _skew_clock(settings.testing.clock_skew_ms)
 
@@ -82,7 +90,7 @@ class LedgerReplica:
     """The one process that owns the ledger and the promotion board."""
 
     def __init__(self, settings: Settings) -> None:
-        _begin(settings)
+        _begin(settings, "ledger")
         from serve_app.clock import now_us
         from serve_app.errors import NotReady
         from serve_app.ledger.opening import open_ledger
@@ -178,7 +186,8 @@ class _StageProcess:
 
     def __init__(self, settings: Settings, part: str, owner: DeploymentHandle, *, whole: bool = False) -> None:
         """whole: every stage runs here (`topology: fused`)."""
-        _begin(settings)
+        name = f"{part}-{secrets.token_hex(4)}"
+        _begin(settings, name)
         from serve_app.policies import read_policy
         from serve_app.serving.follower import Follower
         from serve_app.serving.library import ALL_ROLES, Library, Role
@@ -186,7 +195,7 @@ class _StageProcess:
         role = Role(part)
         self.settings = settings
         self.owner = _OwnerHandle(owner)
-        self.name = f"{role}-{secrets.token_hex(4)}"
+        self.name = name
         threads = getattr(settings.deployments, role.value).threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix=role.value)
         roles = ALL_ROLES if whole else {role}
@@ -386,7 +395,8 @@ class _Ingress:
         worker: DeploymentHandle | None = None,
     ) -> None:
         del worker  # nobody calls it; bound here, it belongs to the application
-        _begin(settings)
+        name = secrets.token_hex(4)
+        _begin(settings, f"ingress-{name}", admin_token)
         from serve_app.ingress.server import IngressServer
         from serve_app.policies import read_policy
         from serve_app.running.ray_meters import metrics_pages
@@ -402,9 +412,7 @@ class _Ingress:
                 return _RemoteStages(*stages)
             return local_stages(settings, library, _ledger_of(port, settings))(journal, pool)
 
-        self._server = IngressServer(
-            settings, secrets.token_hex(4), library, port, make, admin_token=admin_token, metrics=metrics_pages
-        )
+        self._server = IngressServer(settings, name, library, port, make, admin_token=admin_token, metrics=metrics_pages)
         await self._server.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

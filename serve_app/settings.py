@@ -26,12 +26,14 @@ __all__ = [
     "JournalSettings",
     "LedgerSettings",
     "LimitSettings",
+    "LogSettings",
     "OutboxSettings",
     "SecuritySettings",
     "SegmentSettings",
     "ServingSettings",
     "Settings",
     "TestingSettings",
+    "TracingSettings",
     "is_loopback",
     "load_settings",
 ]
@@ -258,6 +260,27 @@ class SecuritySettings(_Group):
     (loopback only)."""
 
 
+class LogSettings(_Group):
+    """Lines about the server's own work (not the log of decisions), on standard error of each process."""
+
+    format: Literal["json", "text"] = "json"
+    """`json`: one object a line, with the ids of the calls and requests it is about. `text`: for people."""
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Lines below it are left out."""
+    calls: Literal["none", "failed", "all"] = "failed"
+    """Which HTTP calls get a line of their own: none, those answered 429 or 5xx, or all (about 20 us each)."""
+
+
+class TracingSettings(_Group):
+    """OpenTelemetry spans of a request's way through the processes. Off by default."""
+
+    to: Annotated[str, Field(pattern=r"^(https?|file)://.+", max_length=500)] | None = None
+    """Where spans go: `http://collector:4318` (OTLP; needs the extra `tracing`), or `file:///a/folder` (JSON lines). None:
+    no spans."""
+    share: float = Field(0.01, ge=0, le=1)
+    """Share of calls that are traced, where the caller's own `traceparent` does not say."""
+
+
 class SegmentSettings(_Group):
     """Membership of the policy's segments."""
 
@@ -308,6 +331,8 @@ class Settings(BaseSettings):
     deferrals: DeferralSettings = DeferralSettings()
     outbox: OutboxSettings = OutboxSettings()
     security: SecuritySettings = SecuritySettings()
+    logs: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
     segments: SegmentSettings = SegmentSettings()
     serving: ServingSettings = ServingSettings()
     testing: TestingSettings = TestingSettings()

@@ -12,6 +12,7 @@ from serve_app.clock import micros_of
 from serve_app.ingress.calls import Incoming
 from serve_app.ingress.schemas import Rehearsal
 from serve_app.serving.library import Library
+from serve_app.serving.scope import note_request
 
 __all__ = ["Admitted", "admitted"]
 
@@ -39,6 +40,7 @@ def admitted(incoming: Incoming, asked: Rehearsal, library: Library, budget_ms: 
     """Stamp the time and the id, hold the current release and policy until the answer is made."""
     now = micros_of(asked.now) if asked.now is not None else incoming.at_us
     request_id = int(asked.request_id, 16) if asked.request_id is not None else secrets.randbits(64) or 1
+    note_request(request_id)
     with library.releases.pinned() as (release, _), library.policies.pinned() as (policy, _):
         yield Admitted(
             request_id=request_id,

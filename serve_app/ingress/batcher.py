@@ -15,9 +15,10 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from serve_app.ingress.problems import ProblemError
+from serve_app.serving import scope, spans
 
 __all__ = ["BatcherStats", "MicroBatcher", "overloaded"]
 
@@ -46,6 +47,8 @@ class _Waiting(Generic[T, R]):
     key: Hashable
     leave_by_s: float
     answer: asyncio.Future[R]
+    scopes: tuple[scope.CallScope, ...]
+    trace: Any
 
 
 def overloaded(detail: str) -> ProblemError:
@@ -76,7 +79,7 @@ class MicroBatcher(Generic[T, R]):
             self.stats.refused += 1
             raise overloaded(f"{self._max_queued} requests are already waiting")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(item, key, leave_by_s, loop.create_future())
+        waiting = _Waiting(item, key, leave_by_s, loop.create_future(), scope.current(), spans.here())
         self._queue.append(waiting)
         if not self._wake_scheduled:
             self._wake_scheduled = True
@@ -115,7 +118,8 @@ class MicroBatcher(Generic[T, R]):
         self.stats.batches += 1
         self.stats.requests += len(batch)
         try:
-            results = await self._run([one.item for one in batch])
+            with scope.joined(one.scopes for one in batch), spans.batch_span([one.trace for one in batch]):
+                results = await self._run([one.item for one in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} requests")
             for one, result in zip(batch, results, strict=True):

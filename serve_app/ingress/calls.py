@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +20,12 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from serve_app.clock import now_us
+from serve_app.clock import monotonic_s, now_us
 from serve_app.ingress.auth import Caller, KeyRing, Scope
+from serve_app.ingress.call_log import CallLog
 from serve_app.ingress.problems import PROBLEM_JSON, Problem, ProblemError, problem_of, respond
 from serve_app.serving.meters import count, timed
+from serve_app.serving.scope import CallScope, of_call
 
 __all__ = ["Call", "Incoming", "add_calls", "json_answer", "openapi_of"]
 
@@ -104,19 +107,24 @@ def _check_params(params: Mapping[str, str]) -> None:
             raise ProblemError(422, "invalid-field", "an id has 1 to 200 characters", field=name)
 
 
-def _endpoint(call: Call, keys: KeyRing, body_s: float) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(call: Call, keys: KeyRing, body_s: float, tell: CallLog) -> Callable[[Request], Awaitable[Response]]:
     template = _template(call.path)
 
     async def endpoint(request: Request) -> Response:
-        with timed("hindcast_request_ms", path=template):
-            answer = await attempt(request)
-        count("hindcast_requests", path=template, status=str(answer.status_code))
+        with of_call(_call_id(request)) as scope:
+            began = monotonic_s()
+            with timed("hindcast_request_ms", path=template):
+                answer = await attempt(request, scope)
+            count("hindcast_requests", path=template, status=str(answer.status_code))
+            answer.headers["x-request-id"] = scope.call
+            tell(call.method, template, answer.status_code, monotonic_s() - began, scope)
         return answer
 
-    async def attempt(request: Request) -> Response:
+    async def attempt(request: Request, scope: CallScope) -> Response:
         try:
             at_us = now_us()
             caller = keys.authorize(request.headers, call.scope, at_us) if call.scope else Caller("anyone", frozenset())
+            scope.caller = caller.name
             _check_params(request.path_params)
             raw = await _read_body(request, call.body_bytes, body_s) if call.body_bytes else b""
             body = call.body.model_validate_json(raw) if call.body is not None and not call.raw else None
@@ -129,15 +137,25 @@ def _endpoint(call: Call, keys: KeyRing, body_s: float) -> Callable[[Request], A
     return endpoint
 
 
+_CALL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def _call_id(request: Request) -> str:
+    """The caller's own id of the call, where it is plain; else a new one. Goes out with the answer and into log lines."""
+    given = request.headers.get("x-request-id", "")
+    return given if _CALL_ID.fullmatch(given) else secrets.token_hex(8)
+
+
 def _template(path: str) -> str:
     """A route's path without the forms of its parameters: `{id:path}`, an id that may hold slashes, is `{id}`."""
     return re.sub(r"\{(\w+):\w+\}", r"{\1}", path)
 
 
-def add_calls(app: FastAPI, calls: Sequence[Call], keys: KeyRing, *, body_s: float) -> None:
-    """Route the calls. Paths that share a form answer 405 for methods nobody has. body_s: time for a body to arrive."""
+def add_calls(app: FastAPI, calls: Sequence[Call], keys: KeyRing, *, body_s: float, tell: CallLog) -> None:
+    """Route the calls. Paths that share a form answer 405 for methods nobody has. body_s: time for a body to arrive. tell:
+    hears of every call."""
     for call in calls:
-        app.add_route(call.path, _endpoint(call, keys, body_s), methods=[call.method], include_in_schema=False)
+        app.add_route(call.path, _endpoint(call, keys, body_s, tell), methods=[call.method], include_in_schema=False)
 
 
 def openapi_of(calls: Sequence[Call], *, version: str) -> dict[str, Any]:

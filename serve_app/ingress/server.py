@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse
 from serve_app.errors import HindcastError
 from serve_app.ingress.auth import KeyRing
 from serve_app.ingress.batcher import MicroBatcher
+from serve_app.ingress.call_log import call_log
 from serve_app.ingress.calls import Call, add_calls, openapi_of
 from serve_app.ingress.docs import docs_page
 from serve_app.ingress.gauges import BatcherGauges
@@ -149,7 +150,8 @@ class IngressServer:
         calls: list[Call] = [call for part in parts for call in part.calls()]
         app = FastAPI(title="Hindcast", docs_url=None, redoc_url=None, openapi_url=None)
         install_problem_handlers(app)
-        add_calls(app, calls, keys, body_s=self.settings.limits.body_s)
+        tell = call_log(self.settings.logs.calls)
+        add_calls(app, calls, keys, body_s=self.settings.limits.body_s, tell=tell)
         document = openapi_of(calls, version=code_version())
         app.openapi = lambda: document  # type: ignore[method-assign]
         app.add_route("/openapi.json", _constant_json(document), methods=["GET"], include_in_schema=False)

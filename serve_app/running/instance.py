@@ -25,6 +25,7 @@ from serve_app.release.manifest import write_text_atomically
 from serve_app.running.checks import check_machine, folder_lock
 from serve_app.running.limits import request_limit_s
 from serve_app.running.switches import free_port, set_switches
+from serve_app.running.tracing import check_tracing
 from serve_app.settings import Settings
 
 __all__ = ["Instance", "await_ready", "end_leftovers", "private_ray", "run_file", "running", "start_serve"]
@@ -60,6 +61,7 @@ def run_file(data: Path) -> Path:
 def running(settings: Settings, progress: Progress = lambda _: None) -> Iterator[Instance]:
     """Start a server and stop all of it at the end, whatever happens."""
     check_machine(settings)
+    check_tracing(settings)
     with folder_lock(settings.data):
         _ensure_policy(settings.data)
         folder = Path(tempfile.mkdtemp(prefix="hindcast-"))  # short: socket paths end at 107 characters

@@ -12,6 +12,7 @@ import socket
 from pathlib import Path
 
 from serve_app.running.haproxy import haproxy_script
+from serve_app.running.tracing import tracing_switches
 from serve_app.settings import Settings
 
 __all__ = ["free_port", "node_switches", "set_switches"]
@@ -37,6 +38,7 @@ def node_switches(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     }
+    chosen |= tracing_switches(settings)
     return chosen | _haproxy(settings, folder) if settings.http.haproxy else chosen
 
 

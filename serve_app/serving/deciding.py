@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from serve_app.errors import LedgerUnavailable
 from serve_app.ledger.memory import MemoryLedger
 from serve_app.ledger.protocol import Ledger, LedgerView
 from serve_app.log.fingerprint import code_version, fingerprint
+from serve_app.serving import scope
 from serve_app.serving.budgets import stretched
 from serve_app.serving.hosts import RankCall, flagged
 from serve_app.serving.journalling import JournalHost
@@ -82,9 +84,10 @@ class DecideFlow:
 
     async def __call__(self, call: DecideCall) -> Decided:
         """Decide one batch. Never raises for a ledger that is away: such rows are closed with the reason."""
-        scored = await self._scored(call)
-        with timed("hindcast_stage_ms", stage="decision"):
-            return await in_pool(self._pool, lambda: self._decide(call, scored))
+        with nullcontext() if scope.current() else scope.of_requests(call.batch.requests["request_id"]):
+            scored = await self._scored(call)
+            with timed("hindcast_stage_ms", stage="decision"):
+                return await in_pool(self._pool, lambda: self._decide(call, scored))
 
     async def _scored(self, call: DecideCall) -> Batch:
         held = self._library.edition(call.pins).held

@@ -6,9 +6,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from serve_app.batch import Batch
+from serve_app.serving import scope
 from serve_app.serving.budgets import stretched
 from serve_app.serving.hosts import FeatureMatrix, FeaturesHost, RankCall, RankingHost, RetrievalHost
 from serve_app.serving.library import Pins
@@ -51,6 +54,10 @@ class RankFlow:
 
     async def __call__(self, call: RankCall) -> Batch:
         """See Stages.rank."""
+        with nullcontext() if scope.current() else scope.of_requests(call.batch.requests["request_id"]):
+            return await self._ranked(call)
+
+    async def _ranked(self, call: RankCall) -> Batch:
         kept = self._host.kept(call)
         degraded = False
         try:
@@ -101,5 +108,5 @@ class LocalStages:
 
 
 async def in_pool(pool: Executor, work: Callable[[], T]) -> T:
-    """Run blocking work off the event loop."""
-    return await asyncio.get_running_loop().run_in_executor(pool, work)
+    """Run blocking work off the event loop. It knows whom it works for, as the caller does."""
+    return await asyncio.get_running_loop().run_in_executor(pool, copy_context().run, work)
