@@ -7,6 +7,9 @@ is its own policy's to the bit.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +29,13 @@ from serve_app.regions import region_index
 from serve_app.vocabulary import Action, Channel, EventType, MessageClass, Origin, Reason, Surface
 from simulators.replay.course import Course, follow_log
 from simulators.replay.opportunities import Opportunities
+from simulators.replay.pack import event_columns, read_pack, users_columns
+from simulators.replay.pack_columns import encode
+from simulators.replay.pack_files import write_encoded
 from simulators.replay.partition import Partition
 from simulators.replay.rewards import EVENT_COLUMNS
 
-__all__ = ["DAYS", "HEADS", "START_US", "behaviour_policy", "made_partition", "target_policy", "users_of"]
+__all__ = ["DAYS", "HEADS", "START_US", "behaviour_policy", "copied", "made_partition", "target_policy", "users_of"]
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -88,10 +94,10 @@ def target_policy() -> PolicyDocument:
 
 def users_of(group: int, groups: int, count: int) -> U64:
     """u64[count]: users of one of `groups` equal ranges of buckets, ascending, never the same in two groups."""
-    width = np.uint64(2**64 // groups)
-    step = np.uint64(int(width) // count)
-    places = np.arange(count, dtype=np.uint64) * step
-    return np.uint64(group) * width + places + np.random.default_rng(group).integers(0, step, count, dtype=np.uint64)
+    width = 2**64 // groups
+    step = width // count
+    within = np.random.default_rng(group).integers(0, step, count, dtype=np.uint64)
+    return np.uint64(group * width) + np.arange(count, dtype=np.uint64) * np.uint64(step) + within
 
 
 def made_partition(seed: int, users: U64) -> Partition:
@@ -221,3 +227,20 @@ def _event_table(columns: dict[str, Any], rows: int) -> pa.Table:
         values, missing = values if isinstance(values, tuple) else (values, None)
         arrays.append(pa.array(values, mask=missing).cast(one.type))
     return pa.table(arrays, schema=schema)
+
+
+def copied(template: Path, folder: Path, users: U64, said: Callable[[int], dict[str, Any]]) -> None:
+    """A pack like `template` for as many other users: what was decided does not depend on who they are. said: the
+    manifest's own entries, for so many decisions."""
+    aside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(template, aside, ignore=shutil.ignore_patterns("users*", "events*", "pack.json"))
+    old = read_pack(template)
+    manifest = dict(old.said) | said(old.said["decisions"])
+    place = np.searchsorted(old.asked.users, old.events["user"].to_numpy())
+    events = old.events.set_column(old.events.schema.get_field_index("user"), "user", pa.array(users[place]))
+    of_users = {**users_columns(old), "user": users}
+    for name, columns, rows in (("users", of_users, len(users)), ("events", event_columns(events), len(events))):
+        manifest["tables"][name] = write_encoded(aside, name, encode(columns, rows))
+    (aside / "pack.json").write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+    aside.rename(folder)

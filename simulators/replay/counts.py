@@ -15,11 +15,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from serve_app.policy.zones import local_second_of_day
+from serve_app.vocabulary import Action, Reason
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.realised import Realised
+from simulators.replay.tallies import DAY_US, by_code_and_day, count_decisions, first_differences, rows_that_differ
 
 __all__ = [
     "COUNTS",
+    "DAY_US",
     "Window",
     "add_counts",
     "bots_left_out",
@@ -33,7 +36,6 @@ __all__ = [
 
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-DAY_US = 86_400_000_000
 
 COUNTS = pa.schema(
     [
@@ -61,30 +63,41 @@ class Window:
 
 def counts_of(name: str, asked: Opportunities, done: Realised, window: Window) -> pa.Table:
     """All counts of one policy over one partition."""
-    inside = window.holds(done.at)
-    sent = np.flatnonzero(inside[done.send_decision])
-    at, day = done.at[done.send_decision[sent]], (done.at // DAY_US).astype(np.int64)
-    rows, place = done.rows[done.send_decision[sent]], done.send_candidate[sent]
-    sent_day, candidates = at // DAY_US, asked.batch.candidates
+    first, span = _days_of(done.at)
+    counts, present = np.zeros((span, len(Action), len(Reason)), np.int64), np.zeros(len(asked.users), np.bool_)
+    count_decisions(
+        done.rows, done.at, done.action, done.reason, asked.owner, window.start, window.end, first, counts, present
+    )
+    parts = [_by(name, "decisions", "action", counts.sum(axis=2).T, first)]
+    parts.append(_by(name, "decisions", "reason", counts.sum(axis=1).T, first))
+    sent = np.flatnonzero(window.holds(done.at[done.send_decision]))
+    decision, place = done.send_decision[sent], done.send_candidate[sent]
+    rows, at = done.rows[decision], done.at[decision]
+    day = at // DAY_US - first
     hour = local_second_of_day(at, asked.batch.requests["zone"][rows]) // 3600
-    parts = [
-        _by(name, "decisions", "action", done.action[inside], day[inside]),
-        _by(name, "decisions", "reason", done.reason[inside], day[inside]),
-        _by(name, "sends", "", np.zeros(len(at), np.uint64), sent_day),
-        _by(name, "sends", "hour_local", hour, sent_day),
-    ]
-    dimensions = ("channel", "message_class", "campaign", "category")
-    parts += [_by(name, "sends", one, candidates[one][place], sent_day) for one in dimensions]
+    here = np.arange(len(at))
+    parts.append(_by(name, "sends", "", np.bincount(day, minlength=span)[None, :], first))
+    parts.append(_by(name, "sends", "hour_local", by_code_and_day(hour, here, day, 24, span), first))
+    for one in ("channel", "message_class", "campaign", "category"):
+        values, codes = asked.coded(one)
+        counted = by_code_and_day(codes, place, day, len(values), span)
+        parts.append(_by(name, "sends", one, counted, first, values))
     parts.append(_whole(name, "candidates", "reason", done.candidate_reasons))
-    parts += _of_users(name, asked, done, inside, rows)
+    parts += _of_users(name, asked, done, present, rows)
     return add_counts(parts)
 
 
-def _of_users(name: str, asked: Opportunities, done: Realised, inside: Bools, sent_rows: I64) -> list[pa.Table]:
+def _days_of(at: I64) -> tuple[int, int]:
+    """(first day, number of days) that hold these times."""
+    if not len(at):
+        return 0, 1
+    first = int(at.min()) // DAY_US
+    return first, int(at.max()) // DAY_US - first + 1
+
+
+def _of_users(name: str, asked: Opportunities, done: Realised, present: Bools, sent_rows: I64) -> list[pa.Table]:
     """Users asked, users reached, and the histogram of sends a user."""
-    users = len(asked.users)
-    present = np.bincount(asked.owner[done.rows[inside]], minlength=users) > 0
-    sends = np.bincount(asked.owner[sent_rows], minlength=users)
+    sends = np.bincount(asked.owner[sent_rows], minlength=len(asked.users))
     return [
         _whole(name, "users", "", np.array([present.sum()])),
         _whole(name, "users_reached", "", np.array([(sends > 0).sum()])),
@@ -123,40 +136,35 @@ def sends_by_half(name: str, asked: Opportunities, done: Realised, window: Windo
     return pa.concat_tables([_whole(name, "half_sends", "half", sends), _whole(name, "half_users", "half", users)])
 
 
-def divergence(name: str, asked: Opportunities, logged: Realised, done: Realised, window: Window) -> pa.Table:
+def divergence(name: str, asked: Opportunities, done: Realised, differs: I64, window: Window) -> pa.Table:
     """How far the log's environment can be trusted for a policy: decisions after the user's first that came out another
-    way (action or message), and how many of all decisions those are."""
+    way (action or message), and how many of all decisions those are. differs: see `differing`."""
     first = np.full(len(asked.users), np.iinfo(np.int64).max)
-    differs = differing(asked, logged, done)
-    np.minimum.at(first, asked.owner[differs], asked.batch.requests["decided_at"][differs])
-    extra = asked.owner[done.rows], done.at
-    inside = window.holds(done.at)
-    beyond = inside & (extra[1] > first[extra[0]])
+    beyond = first_differences(
+        differs, asked.owner, asked.batch.requests["decided_at"], done.rows, done.at, window.start, window.end, first
+    )
     changed = (first < np.iinfo(np.int64).max).sum()
-    values = {"decisions_beyond_divergence": beyond.sum(), "users_diverged": changed}
+    values = {"decisions_beyond_divergence": beyond, "users_diverged": changed}
     return add_counts([_whole(name, measure, "", np.array([value])) for measure, value in values.items()])
 
 
 def differing(asked: Opportunities, logged: Realised, done: Realised) -> I64:
-    """Logged requests that came out another way, or were not asked, or asked more than once or at another time."""
-    same = np.zeros(len(asked), np.bool_)
-    mine = done.at == asked.batch.requests["decided_at"][done.rows]
-    same[done.rows[mine & (done.action == asked.logged["action"][done.rows])]] = True
-    chosen, other = np.full(len(asked), -1, np.int64), np.full(len(asked), -1, np.int64)
-    chosen[logged.rows[logged.send_decision][::-1]] = logged.send_candidate[::-1]
-    other[done.rows[done.send_decision][::-1]] = done.send_candidate[::-1]
-    return np.flatnonzero(~same | (chosen != other))
+    """Logged requests that came out another way, or were not asked, or asked more than once or at another time; rising."""
+    differs = np.empty(len(asked), np.bool_)
+    rows_that_differ(
+        asked.batch.requests["decided_at"], asked.logged["action"], done.rows, done.at, done.action, logged.rows,
+        logged.send_decision, logged.send_candidate, done.send_decision, done.send_candidate, differs,
+    )  # fmt: skip
+    return np.flatnonzero(differs)
 
 
-def _by(name: str, measure: str, dimension: str, keys: npt.NDArray[Any], day: I64) -> pa.Table:
-    """Numbers of rows by key and day."""
-    if not len(day):
-        return COUNTS.empty_table()
-    distinct, inverse = np.unique(keys, return_inverse=True)
-    first, days = int(day.min()), int(day.max() - day.min()) + 1
-    counts = np.bincount(inverse * days + (day - first), minlength=len(distinct) * days)
-    found = np.flatnonzero(counts)
-    return _table(name, measure, dimension, distinct[found // days], found % days + first, counts[found])
+def _by(
+    name: str, measure: str, dimension: str, counts: I64, first_day: int, values: npt.NDArray[Any] | None = None
+) -> pa.Table:
+    """Numbers of rows by key and day. counts i64[codes, days]; values: the key of each code, where it is not the code."""
+    code, day = np.nonzero(counts)
+    keys = code if values is None else values[code]
+    return _table(name, measure, dimension, keys, day + first_day, counts[code, day])
 
 
 def _whole(name: str, measure: str, dimension: str, values: npt.NDArray[Any]) -> pa.Table:

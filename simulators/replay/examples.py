@@ -6,6 +6,7 @@ worse than others. Of each the first local day with a difference is shown, in fu
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from serve_app.noise import hash_key, salt_of
 from serve_app.policy.zones import UNKNOWN_ZONE, local_day, local_second_of_day, zone_name
-from simulators.replay.counts import Window, differing
+from simulators.replay.counts import Window
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.realised import Realised
 
@@ -79,55 +80,52 @@ def add_examples(one: list[Example], other: list[Example]) -> list[Example]:
     return [example for _, some in groupby(every, key=lambda example: example.policy) for example in list(some)[:_SHOWN]]
 
 
-def example_users(name: str, asked: Opportunities, logged: Realised, done: Realised, window: Window) -> list[Example]:
-    """Of one target policy over one partition."""
-    rows = differing(asked, logged, done)
-    rows = rows[window.holds(asked.batch.requests["decided_at"][rows])]
-    users = np.unique(asked.owner[rows])
+def example_users(
+    name: str, asked: Opportunities, logged: Realised, done: Realised, differs: I64, window: Window
+) -> list[Example]:
+    """Of one target policy over one partition. differs: see `counts.differing`."""
+    rows = differs[window.holds(asked.batch.requests["decided_at"][differs])]
+    owner = asked.owner[rows]
+    users = owner[np.flatnonzero(np.diff(owner, prepend=-1))]
     order = hash_key(_SALT, asked.users[users])
     chosen = users[np.argsort(order, kind="stable")[:_SHOWN]]
-    both = _Side(asked, logged), _Side(asked, done)
-    found = [_example(name, asked, both, int(user), rows[asked.owner[rows] == user]) for user in chosen.tolist()]
+    found = [_example(name, asked, (logged, done), int(user), rows[owner == user]) for user in chosen.tolist()]
     return add_examples(found, [])
 
 
-def _example(name: str, asked: Opportunities, both: tuple[_Side, _Side], user: int, changed: I64) -> Example:
-    zone = int(asked.batch.requests["zone"][changed[0]])
-    first = int(asked.batch.requests["decided_at"][changed].min())
-    day = _clock(zone, first) // _DAY_US
-    sides = [side.of(user, zone, day) for side in both]
+def _example(name: str, asked: Opportunities, both: tuple[Realised, Realised], user: int, changed: I64) -> Example:
+    requests = asked.batch.requests
+    zone = int(requests["zone"][changed[0]])
+    first = requests["decided_at"][changed].min(keepdims=True)
+    day = int(_clock(zone, first)[0] // _DAY_US)
+    sides = [_day_of(asked, one, user, zone, day) for one in both]
     keys = sorted({*sides[0], *sides[1]})
-    moments = tuple(Moment(at, _clock(zone, at), sides[0].get((at, row)), sides[1].get((at, row))) for at, row in keys)
+    local = dict(zip(keys, _clock(zone, np.array([at for at, _ in keys])).tolist(), strict=True))
+    moments = tuple(Moment(key[0], local[key], sides[0].get(key), sides[1].get(key)) for key in keys)
     hashed = asked.users[user : user + 1]
     order = int(hash_key(_SALT, hashed)[0])
     return Example(name, order, int(hashed[0]), zone_name(zone) if zone != UNKNOWN_ZONE else "UTC", moments)
 
 
-def _clock(zone: int, at: int) -> int:
+def _clock(zone: int, at: I64) -> I64:
     """Local wall clock in microseconds, to the second; UTC where the zone is unknown."""
     if zone == UNKNOWN_ZONE:
         return at
-    return (int(local_day(at, zone)[0]) * 86_400 + int(local_second_of_day(at, zone)[0])) * 1_000_000
+    return (local_day(at, zone).astype(np.int64) * 86_400 + local_second_of_day(at, zone)) * 1_000_000
 
 
-class _Side:
-    """One course, to look up a user's decisions in."""
-
-    def __init__(self, asked: Opportunities, done: Realised) -> None:
-        self._asked, self._done = asked, done
-        self._owner = asked.owner[done.rows]
-        self._send = np.full(len(done.rows), -1, np.int64)
-        self._send[done.send_decision[::-1]] = done.send_candidate[::-1]
-
-    def of(self, user: int, zone: int, day: int) -> dict[tuple[int, int], Outcome]:
-        """By (time, logged request)."""
-        done, candidates = self._done, self._asked.batch.candidates
-        low, high = np.searchsorted(self._owner, [user, user + 1])
-        out = {}
-        for place in range(int(low), int(high)):
-            at = int(done.at[place])
-            if _clock(zone, at) // _DAY_US == day:
-                sent = int(self._send[place])
-                message = (int(candidates["campaign"][sent]), int(candidates["channel"][sent])) if sent >= 0 else (0, -1)
-                out[at, int(done.rows[place])] = Outcome(int(done.action[place]), int(done.reason[place]), *message)
-        return out
+def _day_of(asked: Opportunities, done: Realised, user: int, zone: int, day: int) -> dict[tuple[int, int], Outcome]:
+    """What was done for a user on one day, by (time, logged request)."""
+    candidates, rows = asked.batch.candidates, done.rows
+    low, high = (
+        bisect_left(range(len(rows)), one, key=lambda place: int(asked.owner[rows[place]])) for one in (user, user + 1)
+    )
+    out = {}
+    for place in (low + np.flatnonzero(_clock(zone, done.at[low:high]) // _DAY_US == day)).tolist():
+        sends = np.searchsorted(done.send_decision, [place, place + 1])
+        message = (0, -1)
+        if sends[0] < sends[1]:
+            sent = int(done.send_candidate[sends[0]])
+            message = int(candidates["campaign"][sent]), int(candidates["channel"][sent])
+        out[int(done.at[place]), int(rows[place])] = Outcome(int(done.action[place]), int(done.reason[place]), *message)
+    return out

@@ -37,7 +37,9 @@ from simulators.replay.pack_lazy import LazyArrays, LazyColumns
 from simulators.replay.partition import Partition
 from simulators.replay.rewards import EVENT_COLUMNS
 
-__all__ = ["FORMAT", "ONLY_COMPARED", "PackedPartition", "pack_manifest", "pack_of", "read_pack"]
+__all__ = [
+    "FORMAT", "ONLY_COMPARED", "PackedPartition", "event_columns", "pack_manifest", "pack_of", "read_pack", "users_columns",
+]  # fmt: skip
 
 Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]
@@ -100,12 +102,12 @@ def pack_of(partition: Partition, known: I64, folder: Path, said: Mapping[str, A
         "requests": (requests, len(asked)),
         "candidates": (_candidates(asked), asked.batch.candidates.rows),
         "items": ({"hash": asked.item_hashes}, len(asked.item_hashes)),
-        "users": (_users(partition), len(asked.users)),
+        "users": (users_columns(partition), len(asked.users)),
         "history": (
             {name: partition.start.entries[name] for name in HISTORY_DTYPE.names or ()},
             len(partition.start.entries),
         ),
-        "events": (_event_columns(partition.events), len(partition.events)),
+        "events": (event_columns(partition.events), len(partition.events)),
         "failures": _failures(partition),
     }
     written = {name: write_encoded(aside, name, encode(columns, rows)) for name, (columns, rows) in tables.items()}
@@ -193,7 +195,8 @@ def _candidates(asked: Opportunities) -> dict[str, Array]:
     return columns | {_LOGGED + name: one for name, one in asked.logged_candidates.items() if name not in ONLY_COMPARED}
 
 
-def _users(partition: Partition) -> dict[str, Array]:
+def users_columns(partition: Partition) -> dict[str, Array]:
+    """What a pack says of each user."""
     asked = partition.asked
     return {
         "user": asked.users,
@@ -208,7 +211,8 @@ def _failures(partition: Partition) -> tuple[dict[str, Array], int]:
     return {"user": user, "at": at, "request": request, "slot": slot}, len(user)
 
 
-def _event_columns(events: pa.Table) -> dict[str, Array]:
+def event_columns(events: pa.Table) -> dict[str, Array]:
+    """Events as a pack has them: nulls as zeros, told apart by a column of their own."""
     out: dict[str, Array] = {}
     for name in EVENT_COLUMNS:
         column = events[name].combine_chunks()

@@ -24,6 +24,7 @@ from simulators.replay.counts import (
     add_counts,
     bots_left_out,
     counts_of,
+    differing,
     divergence,
     left_out_of_trial,
     sends_by_half,
@@ -95,8 +96,9 @@ def _judged(
     targets = [compiled(one, heads) for one in spec.targets]
     for target, policy in zip(spec.targets, targets, strict=True):
         done = _target(partition, known, policy, behaviour, spec)
-        parts += [counts_of(target.name, asked, done, window), divergence(target.name, asked, logged, done, window)]
-        examples += [] if spec.halves else example_users(target.name, asked, logged, done, window)
+        differs = differing(asked, logged, done)
+        parts += [counts_of(target.name, asked, done, window), divergence(target.name, asked, done, differs, window)]
+        examples += [] if spec.halves else example_users(target.name, asked, logged, done, differs, window)
         if half is not None:
             parts.append(sends_by_half(target.name, asked, done, window, half))
     if half is not None:
