@@ -107,7 +107,8 @@ def _judged(
     update_suites(sums.suites, estimation_rows(partition, spec, targets, behaviour))
     ends = {"outcome_us": spec.outcome_us, "log_start": spec.log_start, "log_end": spec.log_end}
     for holdout in holdouts_of([one.document for one in spec.behaviour]):
-        left = fill_trial(sums.trials[holdout.name], partition, holdout, behaviour, window, **ends)
+        trial = sums.trials[holdout.name]
+        left, sums.samples[holdout.name] = fill_trial(trial, partition, holdout, behaviour, window, **ends, heads=spec.heads)
         parts.append(left_out_of_trial(holdout.key, left))
     return Shard(sums, counts=add_counts(parts), examples=examples)
 

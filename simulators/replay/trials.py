@@ -24,8 +24,9 @@ from simulators.estimators import Trial, TrialRows, trial_rows
 from simulators.replay.counts import Window
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.partition import Partition
+from simulators.replay.uplift import TrialSample
 
-__all__ = ["ARMS", "COVARIATES", "OUTCOMES", "Holdout", "fill_trial", "holdouts_of", "new_trial"]
+__all__ = ["ARMS", "COVARIATES", "OUTCOMES", "Holdout", "fill_trial", "holdouts_of", "known_of", "new_sample", "new_trial"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -65,6 +66,16 @@ def new_trial() -> Trial:
     return Trial(ARMS, OUTCOMES, COVARIATES)
 
 
+def known_of(heads: Sequence[str]) -> tuple[str, ...]:
+    """What is known of a user at the trigger: the covariates, the message's logged scores, the hour of the day (UTC)."""
+    return (*COVARIATES, *heads, "hour")
+
+
+def new_sample(heads: Sequence[str]) -> TrialSample:
+    """Empty; heads: those the log holds."""
+    return TrialSample.empty(len(known_of(heads)), len(OUTCOMES))
+
+
 @kernel
 def _held(users: U64, h: int, salts: U64, share: F64, out: Bools) -> None:
     for i in range(len(users)):
@@ -81,11 +92,13 @@ def _covered(holdouts: HoldoutArrays, h: int, at: I64, campaign: U64, kind: npt.
 
 @dataclass(frozen=True, slots=True)
 class Triggers:
-    """First would-sends: user u64[k], at i64[k], held bool[k]; before_log: users whose first lies before the log."""
+    """First would-sends: user u64[k] (ascending), at i64[k], held bool[k], place i64[k] among the candidates; before_log:
+    users whose first lies before the log."""
 
     user: U64
     at: I64
     held: Bools
+    place: I64
     before_log: int
 
 
@@ -116,7 +129,7 @@ def triggers(partition: Partition, holdout: Holdout, behaviour: Sequence[Compile
     users, first = np.unique(asked.owner[owner[places]], return_index=True)
     fresh = logged["ghost_first"][places[first]] & ~earlier[users]
     place = places[first[fresh]]
-    return Triggers(asked.users[users[fresh]], at[place], held[place], int((~fresh).sum()))
+    return Triggers(asked.users[users[fresh]], at[place], held[place], place, int((~fresh).sum()))
 
 
 def _held_users(asked: Opportunities, requests: I64, own: HoldoutArrays, h: int) -> Bools:
@@ -135,13 +148,28 @@ def fill_trial(
     outcome_us: int,
     log_start: int,
     log_end: int,
-) -> dict[str, int]:
-    """Add the users triggered within `window`; returns how many were left out, and whose history before is short."""
+    heads: Sequence[str] = (),
+) -> tuple[dict[str, int], TrialSample]:
+    """Add the users triggered within `window`; returns how many were left out, and whose history before is short, and the
+    same users one by one. heads: as for `new_sample`."""
     found = triggers(partition, holdout, behaviour)
     inside = window.holds(found.at)
     rows = _rows(partition, found.user[inside], found.at[inside], found.held[inside], outcome_us, log_start, log_end)
     trial.update(rows.user, rows.arm, rows.outcome, rows.covariate[:, _BEFORE])
-    return {"before_log": found.before_log, "too_young": rows.too_young, "short_history": rows.short_history}
+    mine = found.place[np.searchsorted(found.user, rows.user)]
+    hour = (rows.at // 3_600_000_000 % 24).astype(np.float64)
+    known = np.column_stack([np.log1p(rows.covariate[:, _BEFORE]), _scores(partition, mine, heads), hour])
+    left = {"before_log": found.before_log, "too_young": rows.too_young, "short_history": rows.short_history}
+    return left, TrialSample.of(rows.user, rows.arm == 1, known, rows.outcome)
+
+
+def _scores(partition: Partition, places: I64, heads: Sequence[str]) -> F64:
+    """f64[k, heads]: logged scores of these candidates; 0 where a group's have other names, or none."""
+    batch = partition.asked.batch
+    out = np.zeros((len(places), len(heads)))
+    if tuple(batch.meta["heads"]) == tuple(heads) and len(heads):
+        out[:] = batch.candidates["heads"][places]
+    return out
 
 
 def _rows(partition: Partition, user: U64, at: I64, held: Bools, outcome_us: int, log_start: int, log_end: int) -> TrialRows:

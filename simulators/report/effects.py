@@ -11,8 +11,10 @@ from simulators.estimators import Trial
 from simulators.estimators.incrementality import Effect
 from simulators.replay.spec import ReplaySpec
 from simulators.replay.sums import Sums
-from simulators.replay.trials import ARMS, COVARIATES, OUTCOMES, Holdout, holdouts_of
+from simulators.replay.trials import ARMS, COVARIATES, OUTCOMES, Holdout, holdouts_of, known_of
+from simulators.replay.uplift import TrialSample
 from simulators.report.tally import Tally
+from simulators.report.uplift import uplift_of
 
 __all__ = ["Worth", "incrementality"]
 
@@ -36,10 +38,10 @@ class Worth:
 def incrementality(sums: Sums, spec: ReplaySpec, tally: Tally, worth: Worth) -> list[dict[str, Any]]:
     """One entry a holdout of the policies that logged; those with too few users say so and have no effects."""
     found = holdouts_of([one.document for one in spec.behaviour])
-    return [_of(sums.trials[one.name], one, spec, tally, worth) for one in found]
+    return [_of(sums.trials[one.name], sums.samples[one.name], one, spec, tally, worth) for one in found]
 
 
-def _of(trial: Trial, holdout: Holdout, spec: ReplaySpec, tally: Tally, worth: Worth) -> dict[str, Any]:
+def _of(trial: Trial, sample: TrialSample, holdout: Holdout, spec: ReplaySpec, tally: Tally, worth: Worth) -> dict[str, Any]:
     users = trial.users()
     left = {why: tally.by("logged", f"trial_{why}", "holdout").get(holdout.key, 0) for why in _LEFT}
     said: dict[str, Any] = {
@@ -55,7 +57,8 @@ def _of(trial: Trial, holdout: Holdout, spec: ReplaySpec, tally: Tally, worth: W
             **said,
             "refused": f"users are not split as designed (p = {ratio.p_value:.2g}): the arms differ otherwise too",
         }
-    return {**said, "effects": list(_effects(trial, worth))}
+    uplift = uplift_of(sample, known_of(spec.heads))
+    return {**said, "effects": list(_effects(trial, worth)), "uplift": uplift}
 
 
 _LEFT = ("before_log", "too_young", "short_history")

@@ -236,6 +236,7 @@ def _placed(
     said: Mapping[str, str], of: str, ends: tuple[float, float] | None, allowed: tuple[float | None, float | None],
     number: _Number,
 ) -> Found:  # fmt: skip
+    where: dict[str, float | None]
     if ends is None:
         where = {"low": None, "high": None, "allowed_low": None, "allowed_high": None, "logged": None}
         return Found.model_validate({**said, **where, "of": of, "outcome": Outcome.refused, "why": number.why})

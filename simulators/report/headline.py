@@ -36,7 +36,7 @@ def acts_through_histories(old: PolicyDocument, new: PolicyDocument) -> bool:
 def preferred(spec: ReplaySpec) -> dict[str, tuple[str, ...]]:
     """Estimators by target, the first choice first."""
     logged = [parse_policy(orjson.loads(one.document)) for one in spec.behaviour]
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for target in spec.targets:
         own = parse_policy(orjson.loads(target.document))
         through = any(acts_through_histories(one, own) for one in logged)
