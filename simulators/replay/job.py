@@ -35,7 +35,7 @@ from simulators.replay.partition import TABLES_READ
 from simulators.replay.shard import Shard, empty_shard, read_shard, replay_group, write_shard
 from simulators.replay.spec import ReplaySpec
 
-__all__ = ["groups_of", "log_end", "log_start", "logged_heads", "logged_revisions", "run_replay", "summed"]
+__all__ = ["Task", "groups_of", "log_end", "log_start", "logged_heads", "logged_revisions", "on_ray", "run_replay", "summed"]
 
 Task = dict[str, Any]
 _DAY_US = 86_400_000_000
@@ -61,7 +61,7 @@ def run_replay(
     missing = [group for group in groups if not _file(folder, group).is_file()]
     done = len(groups) - len(missing)
     progress(done, len(groups))
-    for _ in (map if local else _on_ray)(_task(spec, folder, shelf), [_as_task(one) for one in missing]):
+    for _ in (map if local else on_ray)(_task(spec, folder, shelf), [_as_task(one) for one in missing]):
         done += 1
         progress(done, len(groups))
     return summed([_file(folder, group) for group in groups], spec)
@@ -160,7 +160,7 @@ def _task(spec: ReplaySpec, folder: Path, shelf: Path) -> Callable[[Task], Task]
     return run
 
 
-def _on_ray(run: Callable[[Task], Task], tasks: Sequence[Task]) -> Any:
+def on_ray(run: Callable[[Task], Task], tasks: Sequence[Task]) -> Any:
     """Results as they come."""
     if not tasks:
         return ()

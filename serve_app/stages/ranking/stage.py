@@ -18,7 +18,7 @@ from serve_app.stages.ranking.settings import ListSettings
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import DropReason, Surface
 
-__all__ = ["Identities", "Ranking"]
+__all__ = ["Identities", "Ranking", "values_of"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -95,8 +95,7 @@ class Ranking:
         if len(batch) and int(batch.requests["surface"][0]) == Surface.notification:
             return extended(batch, meta, heads=scores)
         settings, setting = _settings_of(batch, context)
-        value = np.empty(len(kept))
-        _weighted_sum(scores, _weights(settings, heads.names), setting, dense(batch.offsets), kept, value)
+        value = values_of(scores, heads.names, settings, setting, batch.offsets, kept)
         chosen = self.choose(batch, context, settings, setting, value, kept)
         return extended(batch, meta, heads=scores, value=value, slot=chosen.slot, p_slot=chosen.p_slot)
 
@@ -193,6 +192,16 @@ def _settings_of(batch: Batch, context: Context) -> tuple[list[ListSettings], I3
             raise InvalidInput(f"request pinned to policy {index}, the context has {len(context.policies)}", field="policy")
     settings = [context.policies[index].list_settings(Surface(asked), arm) for index, asked, arm in places]
     return settings, np.array(setting, np.int32)
+
+
+def values_of(
+    scores: F32, heads: Sequence[str], settings: Sequence[ListSettings], setting: I32, offsets: I64, kept: Bool
+) -> F64:
+    """f64[m]: the weighted sum of each candidate's heads (f32[m, H], named `heads`) under settings[setting[r]] of its
+    request r; NaN where not kept. InvalidInput names a weighed head that is not among them."""
+    value = np.empty(len(kept))
+    _weighted_sum(dense(scores), _weights(settings, heads), dense(setting), dense(offsets), dense(kept), value)
+    return value
 
 
 def _weights(settings: Sequence[ListSettings], heads: Sequence[str]) -> F64:
