@@ -196,7 +196,7 @@ def _audience(url: str, data: Path, path: Path) -> Path:
     from loadtests.scenarios.server_facts import facts_of
 
     facts = facts_of(url)
-    if not facts:
+    if facts["release"] is None:
         raise NotReady(f"{url}/readyz does not answer", field="host", hint="is the server up?")
     try:
         made = audience_of_folder(data, release=facts["release"], policy=facts["policy"])

@@ -23,11 +23,11 @@ def _get(url: str) -> Any:
 
 
 def facts_of(host: str) -> dict[str, Any]:
-    """Release, policy, topology; empty where the server does not say (any more)."""
+    """Release, policy, topology; None where the server does not say (any more)."""
     try:
         ready = _get(f"{host}/readyz")
     except LoadError:
-        return {}
+        ready = {}
     return {name: ready.get(name) for name in ("release", "policy", "topology")}
 
 
