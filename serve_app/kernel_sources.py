@@ -83,4 +83,4 @@ def _defined(node: ast.stmt) -> list[str]:
 
 
 def _is_kernel(node: ast.FunctionDef) -> bool:
-    return any(isinstance(one, ast.Name) and one.id == "kernel" for one in node.decorator_list)
+    return any(isinstance(one, ast.Name) and one.id in ("kernel", "inlined") for one in node.decorator_list)

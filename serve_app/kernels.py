@@ -26,7 +26,7 @@ import xxhash
 
 from serve_app.kernel_sources import digest_of_kernels, rests_on
 
-__all__ = ["cache_folder", "kernel"]
+__all__ = ["cache_folder", "inlined", "kernel"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,3 +92,10 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile `function` at first use; arguments are numpy arrays and scalars only."""
     numba.config.CACHE_DIR = str(cache_folder(function.__module__))  # read by numba when the function is decorated
     return cast("Callable[P, R]", numba.njit(cache=True, nogil=True, fastmath=False)(function))
+
+
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """A kernel that becomes part of each kernel that calls it: one row of a rule, shared by the loop over a batch and by
+    loops that walk users. What a caller does not use of its result costs nothing there."""
+    numba.config.CACHE_DIR = str(cache_folder(function.__module__))
+    return cast("Callable[P, R]", numba.njit(cache=True, nogil=True, fastmath=False, forceinline=True)(function))

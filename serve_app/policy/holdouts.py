@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.ids import hash_id
-from serve_app.kernels import kernel
+from serve_app.kernels import inlined, kernel
 from serve_app.noise import absorb, salt_of, unit_interval
 from serve_app.policy.assign import ALWAYS_FROM, ALWAYS_TO
 from serve_app.policy.document import PolicyDocument
 from serve_app.policy.instants import instant_us
 from serve_app.vocabulary import MessageClass, Reason
 
-__all__ = ["HoldoutArrays", "compile_holdouts", "covers", "held_out_by"]
+__all__ = ["HoldoutArrays", "compile_holdouts", "covers", "held_out_by", "is_held"]
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -69,7 +69,7 @@ def compile_holdouts(document: PolicyDocument) -> HoldoutArrays:
     )
 
 
-@kernel
+@inlined
 def covers(
     h: int, at: int, campaign: np.uint64, message_class: int, classes: I64, dates: I64, campaigns: U64, offsets: I64
 ) -> bool:
@@ -84,7 +84,7 @@ def covers(
     return found
 
 
-@kernel
+@inlined
 def is_held(h: int, user: np.uint64, salts: U64, share: F64) -> bool:
     """Scalar, inside kernels: does the salted hash put the user into the held-out share?"""
     return unit_interval(absorb(salts[h], user)) < share[h]

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch
-from serve_app.kernels import kernel
+from serve_app.kernels import inlined, kernel
 from serve_app.ledger.protocol import HistoryFlag
 from serve_app.policy.compile import CompiledPolicy
+from serve_app.policy.gates.duplicate import is_seen
 from serve_app.policy.gates.result import GateResult, HistoryView, column
 from serve_app.policy.tables import (
     BY_DAY,
@@ -34,12 +35,13 @@ from serve_app.policy.zones import DAY, day_at, row_at, utc_at, zone_table
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import GateOutcome, Reason
 
-__all__ = ["cap_membership", "caps", "first_day_of", "period_of"]
+__all__ = ["cap_membership", "caps", "first_day_of", "is_capped", "period_of"]
 
 _SUPPRESS, _REASON = int(GateOutcome.suppress), int(Reason.frequency_capped)
 _FOREVER = np.iinfo(np.int64).max
 _REFUNDED, _UNCOUNTED = int(HistoryFlag.refunded), int(HistoryFlag.uncounted)
 I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
 I16 = npt.NDArray[np.int16]
 U64 = npt.NDArray[np.uint64]
 I8 = npt.NDArray[np.int8]
@@ -48,7 +50,7 @@ F64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
 
-@kernel
+@inlined
 def period_of(day: int, kind: int) -> int:
     """Scalar, inside kernels: number of the period a day (since 1970-01-01) lies in. Weeks start on Monday."""
     if kind == BY_DAY:
@@ -66,7 +68,7 @@ def period_of(day: int, kind: int) -> int:
     return (year + era * 400 + (1 if month <= 2 else 0)) * 12 + month - 1
 
 
-@kernel
+@inlined
 def first_day_of(period: int, kind: int) -> int:
     """Scalar, inside kernels: first day of a period."""
     if kind == BY_DAY:
@@ -79,6 +81,86 @@ def first_day_of(period: int, kind: int) -> int:
     of_era = y - era * 400
     of_year = (153 * (month - 3 if month > 2 else month + 9) + 2) // 5
     return era * 146_097 + of_era * 365 + of_era // 4 - of_era // 100 + of_year - 719_468
+
+
+@inlined
+def cap_binds(k: int, kind: int, v: int, table: I64, classes: I64) -> bool:
+    """Scalar, inside kernels: does cap k of variant v bind messages of this class? An unknown class is bound by every cap:
+    fail closed."""
+    return kind < 0 or ((table[v, k, CAP_BINDS] >> kind) & 1 == 1 and classes[v, kind, BYPASS_CAPS] == 0)
+
+
+@inlined
+def is_member(k: int, p: int, key: np.uint64, only: U64, only_offsets: I64) -> bool:
+    """Scalar, inside kernels: does a candidate with this key fall under the `only` of cap k of policy p?"""
+    found = only_offsets[p, k] == only_offsets[p, k + 1]
+    for i in range(only_offsets[p, k], only_offsets[p, k + 1]):
+        found = found or only[i] == key
+    return found
+
+
+@inlined
+def scope_key(scope: int, channel: int, category: np.uint64, campaign: np.uint64) -> np.uint64:
+    """Scalar, inside kernels: what must agree for a use to fall into a cap's scope."""
+    if scope == SCOPE_CHANNEL:
+        return np.uint64(np.int64(channel))
+    if scope == SCOPE_CATEGORY:
+        return category
+    return campaign if scope == SCOPE_CAMPAIGN else np.uint64(0)
+
+
+@inlined
+def _consumes(
+    e: int, k: int, v: int, table: I64, key: np.uint64, shadow: np.uint64, keys: U64, holdouts: U64, kinds: I8, flags: U8
+) -> bool:
+    """Does entry e, whenever it was, take room in cap k for messages of `key`?"""
+    if keys[table[v, k, CAP_SCOPE], e] != key or not is_seen(holdouts[e], shadow):
+        return False
+    if flags[e] & _UNCOUNTED or kinds[e] < 0 or (table[v, k, CAP_COUNTS] >> kinds[e]) & 1 == 0:
+        return False
+    return not (table[v, k, CAP_REFUND] and flags[e] & _REFUNDED)
+
+
+@inlined
+def cap_used(
+    k: int, v: int, table: I64, key: np.uint64, at: int, today: int, shadow: np.uint64, begin: int, end: int, keys: U64,
+    times: I64, holdouts: U64, days: I64, local_days: I32, kinds: I8, flags: U8,
+) -> int:  # fmt: skip
+    """Scalar, inside kernels: how many of the entries begin..end take room in cap k for messages of `key` at `at`, whose
+    local day is `today`. days: of the entries, in the present zone (read for calendar caps alone); keys u64[4, entries]."""
+    by, used = table[v, k, CAP_PERIOD], 0
+    if by == ROLLING:
+        since = at - table[v, k, CAP_WINDOW]
+        for e in range(begin, end):
+            if times[e] > since and _consumes(e, k, v, table, key, shadow, keys, holdouts, kinds, flags):
+                used += 1
+        return used
+    period = period_of(today, by)
+    low, high = first_day_of(period, by), first_day_of(period + 1, by)
+    for e in range(begin, end):
+        inside = low <= days[e] < high or low <= local_days[e] < high
+        if inside and _consumes(e, k, v, table, key, shadow, keys, holdouts, kinds, flags):
+            used += 1
+    return used
+
+
+@inlined
+def is_capped(
+    p: int, v: int, kind: int, channel: int, category: np.uint64, campaign: np.uint64, table: I64, classes: I64, only: U64,
+    only_offsets: I64, at: int, today: int, shadow: np.uint64, begin: int, end: int, keys: U64, times: I64, holdouts: U64,
+    days: I64, local_days: I32, kinds: I8, flags: U8,
+) -> bool:  # fmt: skip
+    """Scalar, inside kernels: is any cap of policy p, variant v, full for this message?"""
+    for k in range(table.shape[1]):
+        key = scope_key(table[v, k, CAP_SCOPE], channel, category, campaign)
+        if not cap_binds(k, kind, v, table, classes) or not is_member(k, p, key, only, only_offsets):
+            continue
+        used = cap_used(
+            k, v, table, key, at, today, shadow, begin, end, keys, times, holdouts, days, local_days, kinds, flags
+        )  # fmt: skip
+        if used >= table[v, k, CAP_LIMIT]:
+            return True
+    return False
 
 
 @kernel
@@ -127,104 +209,37 @@ def _local_days(history: I64, zone: I16, times: I64, first: I64, starts: I64, of
 
 
 @kernel
-def _when_free(
-    cap: I64, period: int, zone: int, key: np.uint64, entry_keys: U64, times: I64, live: int, scratch: I64,
-    first: I64, starts: I64, offsets: I64,
-) -> int:  # fmt: skip
-    """When a full cap has room again for candidates of `key`; 0: never. Scratch rows as `_one_cap` fills them."""
-    found, by = 0, cap[CAP_PERIOD]
-    for i in range(live):
-        e = scratch[2, i]
-        if entry_keys[e] == key:
-            scratch[3, found] = times[e] if by == ROLLING else scratch[0, i]
-            scratch[4, found] = scratch[1, i]
-            found += 1
-    if by == ROLLING:
-        return _next_rolling(scratch[3], found, cap[CAP_LIMIT], cap[CAP_WINDOW])
-    return _next_calendar(scratch[3], scratch[4], found, cap[CAP_LIMIT], by, period, zone, first, starts, offsets)
-
-
-@kernel
-def _one_cap(
-    k: int, request_offsets: I64, at: I64, zone: I16, variant: I16, message_class: I8, keys: U64, member: Bool, table: I64,
-    classes: I64, history: I64, shadow: U64, times: I64, entry_keys: U64, holdouts: U64, days: I64,
-    local_days: npt.NDArray[np.int32], kinds: I8, flags: U8, first: I64, starts: I64, offsets: I64, scratch: I64,
-    outcome: I8, reason: I8, used: F64, limit: F64, next_free: I64,
-) -> None:  # fmt: skip
-    """One cap's word on every candidate, merged with the words of the caps before it."""
-    seen, own, counted = scratch[0], scratch[1], scratch[2]
-    for r in range(len(at)):
-        cap = table[variant[r], k]
-        most, window, by = cap[CAP_LIMIT], cap[CAP_WINDOW], cap[CAP_PERIOD]
-        period, live, since = 0, 0, at[r] - window
-        if by != ROLLING:
-            period = period_of(day_at(at[r], zone[r], first, starts, offsets), by)
-        for e in range(history[r], history[r + 1]):
-            if (holdouts[e] != 0 and holdouts[e] != shadow[r]) or flags[e] & _UNCOUNTED or kinds[e] < 0:
-                continue
-            if (cap[CAP_COUNTS] >> kinds[e]) & 1 == 0 or (cap[CAP_REFUND] and flags[e] & _REFUNDED):
-                continue
-            if by != ROLLING:
-                seen[live], own[live], counted[live] = period_of(days[e], by), period_of(local_days[e], by), e
-                live += 1
-            elif times[e] > since:
-                counted[live] = e
-                live += 1
-        for c in range(request_offsets[r], request_offsets[r + 1]):
-            kind = message_class[c]
-            # An unknown class is bound by every cap: fail closed.
-            bound = kind < 0 or ((cap[CAP_BINDS] >> kind) & 1 == 1 and classes[variant[r], kind, BYPASS_CAPS] == 0)
-            if not (bound and member[c]):
-                continue
-            count = 0
-            for i in range(live):
-                inside = by == ROLLING or seen[i] == period or own[i] == period
-                count += 1 if inside and entry_keys[counted[i]] == keys[c] else 0
-            if not most - count >= limit[c] - used[c]:
-                used[c], limit[c] = float(count), float(most)
-            if count < most:
-                continue
-            free = _when_free(cap, period, zone[r], keys[c], entry_keys, times, live, scratch, first, starts, offsets)
-            if outcome[c] == 0:
-                outcome[c], reason[c], next_free[c] = _SUPPRESS, _REASON, free
-            else:
-                next_free[c] = max(next_free[c], free) if next_free[c] and free else 0
-
-
-@kernel
 def _opens(
-    cap: I64, t: int, zone: int, key: np.uint64, rows: int, last: int, entry_keys: U64, times: I64, holdouts: U64,
-    shadow: np.uint64, days: I64, local_days: npt.NDArray[np.int32], kinds: I8, flags: U8, first: I64, starts: I64,
+    k: int, v: int, table: I64, t: int, zone: int, key: np.uint64, begin: int, end: int, keys: U64, times: I64,
+    holdouts: U64, shadow: np.uint64, days: I64, local_days: I32, kinds: I8, flags: U8, first: I64, starts: I64,
     offsets: I64, scratch: I64,
 ) -> int:  # fmt: skip
-    """`t` if one cap has room for candidates of `key` then, else when it next has; 0: never. Entries are rows .. last."""
-    by, found, inside = cap[CAP_PERIOD], 0, 0
+    """`t` if cap k has room for candidates of `key` then, else when it next has; 0: never. Entries are begin .. end;
+    scratch i64[2, their number]."""
+    by, found, inside = table[v, k, CAP_PERIOD], 0, 0
     period = 0 if by == ROLLING else period_of(day_at(t, zone, first, starts, offsets), by)
-    for e in range(rows, last):
-        if (holdouts[e] != 0 and holdouts[e] != shadow) or flags[e] & _UNCOUNTED or kinds[e] < 0 or entry_keys[e] != key:
-            continue
-        if (cap[CAP_COUNTS] >> kinds[e]) & 1 == 0 or (cap[CAP_REFUND] and flags[e] & _REFUNDED):
+    for e in range(begin, end):
+        if not _consumes(e, k, v, table, key, shadow, keys, holdouts, kinds, flags):
             continue
         if by != ROLLING:
-            scratch[3, found], scratch[4, found] = period_of(days[e], by), period_of(local_days[e], by)
-            inside += 1 if scratch[3, found] == period or scratch[4, found] == period else 0
+            scratch[0, found], scratch[1, found] = period_of(days[e], by), period_of(local_days[e], by)
+            inside += 1 if scratch[0, found] == period or scratch[1, found] == period else 0
             found += 1
-        elif times[e] > t - cap[CAP_WINDOW]:
-            scratch[3, found] = times[e]
+        elif times[e] > t - table[v, k, CAP_WINDOW]:
+            scratch[0, found] = times[e]
             found, inside = found + 1, inside + 1
-    if inside < cap[CAP_LIMIT]:
+    if inside < table[v, k, CAP_LIMIT]:
         return t
     if by == ROLLING:
-        return _next_rolling(scratch[3], found, cap[CAP_LIMIT], cap[CAP_WINDOW])
-    return _next_calendar(scratch[3], scratch[4], found, cap[CAP_LIMIT], by, period, zone, first, starts, offsets)
+        return _next_rolling(scratch[0], found, table[v, k, CAP_LIMIT], table[v, k, CAP_WINDOW])
+    return _next_calendar(scratch[0], scratch[1], found, table[v, k, CAP_LIMIT], by, period, zone, first, starts, offsets)
 
 
 @kernel
 def _until_all_open(
-    request_offsets: I64, at: I64, zone: I16, variant: I16, message_class: I8, keys: U64, members: Bool, table: I64,
-    classes: I64, history: I64, shadow: U64, times: I64, entry_keys: U64, holdouts: U64, days: I64,
-    local_days: npt.NDArray[np.int32], kinds: I8, flags: U8, first: I64, starts: I64, offsets: I64, scratch: I64,
-    outcome: I8, next_free: I64,
+    request_offsets: I64, at: I64, zone: I16, variant: I16, message_class: I8, wanted: U64, members: Bool, table: I64,
+    classes: I64, history: I64, shadow: U64, times: I64, keys: U64, holdouts: U64, days: I64, local_days: I32, kinds: I8,
+    flags: U8, first: I64, starts: I64, offsets: I64, scratch: I64, outcome: I8, next_free: I64,
 ) -> None:  # fmt: skip
     """A calendar cap that has room today may be full on a later day, by entries of a faster clock or of a zone ahead. Where
     there are such, move next_free on until all caps have room at once."""
@@ -235,18 +250,16 @@ def _until_all_open(
         if not ahead:
             continue
         for c in range(request_offsets[r], request_offsets[r + 1]):
-            kind, t, moves = message_class[c], next_free[c], True
+            t, moves = next_free[c], True
             while outcome[c] != 0 and t != 0 and moves:
                 moves = False
                 for k in range(table.shape[1]):
-                    cap = table[variant[r], k]
-                    bound = kind < 0 or ((cap[CAP_BINDS] >> kind) & 1 == 1 and classes[variant[r], kind, BYPASS_CAPS] == 0)
+                    bound = cap_binds(k, message_class[c], variant[r], table, classes)
                     if t == 0 or not (bound and members[k, c]):
                         continue
-                    scope = cap[CAP_SCOPE]
                     opens = _opens(
-                        cap, t, zone[r], keys[scope, c], history[r], history[r + 1], entry_keys[scope], times, holdouts,
-                        shadow[r], days, local_days, kinds, flags, first, starts, offsets, scratch,
+                        k, variant[r], table, t, zone[r], wanted[table[0, k, CAP_SCOPE], c], history[r], history[r + 1],
+                        keys, times, holdouts, shadow[r], days, local_days, kinds, flags, first, starts, offsets, scratch,
                     )  # fmt: skip
                     moves, t = moves or opens != t, opens
             next_free[c] = t
@@ -254,10 +267,9 @@ def _until_all_open(
 
 @kernel
 def _caps(
-    request_offsets: I64, at: I64, zone: I16, variant: I16, message_class: I8, keys: U64, members: Bool, table: I64,
-    classes: I64, history: I64, shadow: U64, times: I64, entry_keys: U64, holdouts: U64,
-    local_days: npt.NDArray[np.int32], kinds: I8, flags: U8, first: I64, starts: I64, offsets: I64,
-    outcome: I8, reason: I8, used: F64, limit: F64, next_free: I64,
+    request_offsets: I64, at: I64, zone: I16, variant: I16, message_class: I8, wanted: U64, members: Bool, table: I64,
+    classes: I64, history: I64, shadow: U64, times: I64, keys: U64, holdouts: U64, local_days: I32, kinds: I8, flags: U8,
+    first: I64, starts: I64, offsets: I64, outcome: I8, reason: I8, used: F64, limit: F64, next_free: I64,
 ) -> None:  # fmt: skip
     outcome[:], reason[:], used[:], limit[:], next_free[:] = 0, 0, np.nan, np.nan, 0
     longest, calendars = 0, False
@@ -269,31 +281,45 @@ def _caps(
     days = np.empty(len(times) if calendars else 0, np.int64)
     if calendars:
         _local_days(history, zone, times, first, starts, offsets, days)
-    scratch = np.empty((5, longest), np.int64)
-    for k in range(table.shape[1]):
-        scope = table[0, k, CAP_SCOPE]
-        _one_cap(
-            k, request_offsets, at, zone, variant, message_class, keys[scope], members[k], table, classes, history, shadow,
-            times, entry_keys[scope], holdouts, days, local_days, kinds, flags, first, starts, offsets, scratch,
-            outcome, reason, used, limit, next_free,
-        )  # fmt: skip
+    scratch = np.empty((2, longest), np.int64)
+    for r in range(len(at)):
+        v, begin, end, today = variant[r], history[r], history[r + 1], 0
+        if calendars:
+            today = day_at(at[r], zone[r], first, starts, offsets)
+        for k in range(table.shape[1]):
+            most, scope = table[v, k, CAP_LIMIT], table[0, k, CAP_SCOPE]
+            for c in range(request_offsets[r], request_offsets[r + 1]):
+                if not (members[k, c] and cap_binds(k, message_class[c], v, table, classes)):
+                    continue
+                count = cap_used(
+                    k, v, table, wanted[scope, c], at[r], today, shadow[r], begin, end, keys, times, holdouts, days,
+                    local_days, kinds, flags,
+                )  # fmt: skip
+                if not most - count >= limit[c] - used[c]:
+                    used[c], limit[c] = float(count), float(most)
+                if count < most:
+                    continue
+                free = _opens(
+                    k, v, table, at[r], zone[r], wanted[scope, c], begin, end, keys, times, holdouts, shadow[r], days,
+                    local_days, kinds, flags, first, starts, offsets, scratch,
+                )  # fmt: skip
+                if outcome[c] == 0:
+                    outcome[c], reason[c], next_free[c] = _SUPPRESS, _REASON, free
+                else:
+                    next_free[c] = max(next_free[c], free) if next_free[c] and free else 0
     if calendars:
         _until_all_open(
-            request_offsets, at, zone, variant, message_class, keys, members, table, classes, history, shadow, times,
-            entry_keys, holdouts, days, local_days, kinds, flags, first, starts, offsets, scratch, outcome, next_free,
+            request_offsets, at, zone, variant, message_class, wanted, members, table, classes, history, shadow, times, keys,
+            holdouts, days, local_days, kinds, flags, first, starts, offsets, scratch, outcome, next_free,
         )  # fmt: skip
 
 
 @kernel
-def _members(keys: U64, table: I64, only: U64, only_offsets: I64, out: Bool) -> None:
+def _members(wanted: U64, table: I64, only: U64, only_offsets: I64, out: Bool) -> None:
     """out[k, c]: candidate c falls under the `only` of cap k."""
     for k in range(table.shape[1]):
-        own = keys[table[0, k, CAP_SCOPE]]
         for c in range(out.shape[1]):
-            found = only_offsets[k] == only_offsets[k + 1]
-            for i in range(only_offsets[k], only_offsets[k + 1]):
-                found = found or only[i] == own[c]
-            out[k, c] = found
+            out[k, c] = is_member(k, 0, wanted[table[0, k, CAP_SCOPE], c], only, only_offsets)
 
 
 def _by_scope(rows: int, channel: I8, category: U64, campaign: U64) -> U64:
@@ -309,7 +335,7 @@ def _scoped(batch: Batch, policy: CompiledPolicy) -> tuple[U64, Bool]:
     rows, settings = batch.candidates, policy.settings
     keys = _by_scope(rows.rows, rows["channel"], rows["category"], rows["campaign"])
     members = np.empty((settings.caps.shape[1], rows.rows), np.bool_)
-    _members(keys, settings.caps, settings.cap_only, settings.cap_only_offsets, members)
+    _members(keys, settings.caps, settings.cap_only, settings.cap_only_offsets[None], members)
     return keys, members
 
 

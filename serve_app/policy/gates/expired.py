@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch
-from serve_app.kernels import kernel
+from serve_app.kernels import inlined, kernel
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.gates.result import GateResult, HistoryView, column
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import GateOutcome, Reason
 
-__all__ = ["earliest_expiry", "expired"]
+__all__ = ["earliest_expiry", "expired", "is_over"]
 
 _SUPPRESS, _REASON = int(GateOutcome.suppress), int(Reason.expired)
 I64 = npt.NDArray[np.int64]
@@ -20,12 +20,18 @@ I8 = npt.NDArray[np.int8]
 F64 = npt.NDArray[np.float64]
 
 
-@kernel
+@inlined
 def earliest_expiry(request: int, candidate: int) -> int:
     """Scalar, inside kernels: the sooner of two times of which 0 means never."""
     if request == 0 or (candidate != 0 and candidate < request):
         return candidate
     return request
+
+
+@inlined
+def is_over(at: int, end: int) -> bool:
+    """Scalar, inside kernels: is the time of an expiry (0: never) reached?"""
+    return end != 0 and at >= end
 
 
 @kernel
@@ -35,7 +41,7 @@ def _expired(
     for r in range(len(at)):
         for c in range(offsets[r], offsets[r + 1]):
             end = earliest_expiry(request[r], candidate[c])
-            over = end != 0 and at[r] >= end
+            over = is_over(at[r], end)
             outcome[c] = _SUPPRESS if over else 0
             reason[c] = _REASON if over else 0
             used[c] = at[r] / 1e6 if end else np.nan

@@ -6,30 +6,36 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch
-from serve_app.kernels import kernel
+from serve_app.kernels import inlined, kernel
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.gates.result import GateResult, HistoryView, column
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import GateOutcome, Reason
 
-__all__ = ["kill_switch"]
+__all__ = ["contains", "is_off", "kill_switch"]
 
 _SUPPRESS, _REASON = int(GateOutcome.suppress), int(Reason.kill_switch)
 U64 = npt.NDArray[np.uint64]
 I8 = npt.NDArray[np.int8]
 
 
-@kernel
-def contains(values: U64, key: np.uint64) -> bool:
-    """Scalar, inside kernels: is `key` among the sorted `values`?"""
-    low, high = 0, len(values)
+@inlined
+def contains(values: U64, begin: int, end: int, key: np.uint64) -> bool:
+    """Scalar, inside kernels: is `key` among the sorted values begin..end?"""
+    low, high = begin, end
     while low < high:
         middle = (low + high) >> 1
         if values[middle] < key:
             low = middle + 1
         else:
             high = middle
-    return low < len(values) and values[low] == key
+    return low < end and values[low] == key
+
+
+@inlined
+def is_off(channel: int, killed: bool, everything: bool, channels: int) -> bool:
+    """Scalar, inside kernels: is a candidate switched off, whatever its category and campaign?"""
+    return everything or killed or (channel >= 0 and (channels >> channel) & 1 == 1)
 
 
 @kernel
@@ -39,8 +45,9 @@ def _kill_switch(
     limit: npt.NDArray[np.float64], next_free: npt.NDArray[np.int64],
 ) -> None:  # fmt: skip
     for c in range(len(channel)):
-        off = everything or killed[c] or (channel[c] >= 0 and (channels >> channel[c]) & 1 == 1)
-        off = off or contains(categories, category[c]) or contains(campaigns, campaign[c])
+        off = is_off(channel[c], killed[c], everything, channels)
+        off = off or contains(categories, 0, len(categories), category[c])
+        off = off or contains(campaigns, 0, len(campaigns), campaign[c])
         outcome[c] = _SUPPRESS if off else 0
         reason[c] = _REASON if off else 0
         used[c], limit[c], next_free[c] = (1.0 if off else 0.0), 0.0, 0

@@ -6,18 +6,28 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch
-from serve_app.kernels import kernel
+from serve_app.kernels import inlined, kernel
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.gates.result import GateResult, HistoryView, column
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import GateOutcome, Reason
 
-__all__ = ["segment"]
+__all__ = ["not_member", "segment"]
 
 _SUPPRESS, _OUTSIDE, _STALE = int(GateOutcome.suppress), int(Reason.not_in_segment), int(Reason.segment_stale)
 I64 = npt.NDArray[np.int64]
 I8 = npt.NDArray[np.int8]
 F64 = npt.NDArray[np.float64]
+
+
+@inlined
+def not_member(at: int, computed_at: int, staleness: int, segments: np.uint64, needed: int) -> int:
+    """Scalar, inside kernels: the Reason why a message limited to segment `needed` (-1: to none) may not go; 0: it may."""
+    if needed < 0:
+        return 0
+    if computed_at == 0 or at - computed_at > staleness:
+        return _STALE
+    return _OUTSIDE if needed > 63 or (segments >> np.uint64(needed)) & np.uint64(1) == 0 else 0
 
 
 @kernel
@@ -27,17 +37,12 @@ def _segment(
 ) -> None:  # fmt: skip
     for r in range(len(at)):
         age = at[r] - computed_at[r]
-        stale = computed_at[r] == 0 or age > staleness
         for c in range(offsets[r], offsets[r + 1]):
-            outcome[c], reason[c], used[c], limit[c], next_free[c] = 0, 0, np.nan, np.nan, 0
-            if segment_of[c] < 0:
-                continue
-            used[c] = age / 1e6 if computed_at[r] else np.nan
-            limit[c] = staleness / 1e6
-            if stale:
-                outcome[c], reason[c] = _SUPPRESS, _STALE
-            elif segment_of[c] > 63 or (segments[r] >> np.uint64(segment_of[c])) & np.uint64(1) == 0:
-                outcome[c], reason[c] = _SUPPRESS, _OUTSIDE
+            why = not_member(at[r], computed_at[r], staleness, segments[r], segment_of[c])
+            outcome[c], reason[c], next_free[c] = _SUPPRESS if why else 0, why, 0
+            limited = segment_of[c] >= 0
+            used[c] = age / 1e6 if limited and computed_at[r] else np.nan
+            limit[c] = staleness / 1e6 if limited else np.nan
 
 
 def segment(

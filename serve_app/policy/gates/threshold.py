@@ -6,20 +6,31 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch
-from serve_app.kernels import kernel
+from serve_app.kernels import inlined, kernel
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.gates.result import GateResult, HistoryView, column
 from serve_app.policy.tables import BYPASS_THRESHOLD
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import GateOutcome, Reason
 
-__all__ = ["threshold"]
+__all__ = ["not_worth", "threshold"]
 
 _SUPPRESS, _NOT_SCORED, _BELOW = int(GateOutcome.suppress), int(Reason.not_scored), int(Reason.below_threshold)
 I64 = npt.NDArray[np.int64]
 I16 = npt.NDArray[np.int16]
 I8 = npt.NDArray[np.int8]
 F64 = npt.NDArray[np.float64]
+
+
+@inlined
+def not_worth(value: float, kind: int, v: int, classes: I64, thresholds: F64) -> int:
+    """Scalar, inside kernels: the Reason why a message of class `kind` is not worth sending in variant v; 0: it is."""
+    if kind >= 0 and classes[v, kind, BYPASS_THRESHOLD]:
+        return 0
+    if np.isnan(value):
+        return _NOT_SCORED
+    least = thresholds[v, kind] if kind >= 0 else np.inf
+    return _BELOW if value < least else 0
 
 
 @kernel
@@ -30,14 +41,11 @@ def _threshold(
     for r in range(len(variant)):
         for c in range(offsets[r], offsets[r + 1]):
             kind, v = message_class[c], variant[r]
-            least = thresholds[v, kind] if kind >= 0 else np.inf
-            outcome[c], reason[c], used[c], limit[c], next_free[c] = 0, 0, value[c], least, 0
+            why = not_worth(value[c], kind, v, classes, thresholds)
+            outcome[c], reason[c], used[c], next_free[c] = _SUPPRESS if why else 0, why, value[c], 0
+            limit[c] = thresholds[v, kind] if kind >= 0 else np.inf
             if kind >= 0 and classes[v, kind, BYPASS_THRESHOLD]:
                 limit[c] = np.nan
-            elif np.isnan(value[c]):
-                outcome[c], reason[c] = _SUPPRESS, _NOT_SCORED
-            elif value[c] < least:
-                outcome[c], reason[c] = _SUPPRESS, _BELOW
 
 
 def threshold(

@@ -6,14 +6,14 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch
-from serve_app.kernels import kernel
+from serve_app.kernels import inlined, kernel
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.stages.decision.rounds import Sends
 from serve_app.stages.decision.shadows import Shadows
 from serve_app.stages.decision.words import Verdicts
 from serve_app.vocabulary import Action, Reason
 
-__all__ = ["settle"]
+__all__ = ["settle", "settle_one"]
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -26,13 +26,54 @@ _SEND, _SUPPRESS, _DEFER, _NONE = int(Action.send), int(Action.suppress), int(Ac
 _CHOSEN, _PREEMPTED, _EXPLORED = int(Reason.chosen), int(Reason.preempted), int(Reason.explored_off)
 
 
-@kernel
+@inlined
 def _has_ghost(start: int, end: int, h: int, holdout: I16, ghost: Bool) -> bool:
     """Did holdout h withhold a send of this request already?"""
     found = False
     for c in range(start, end):
         found = found or (h >= 0 and ghost[c] and holdout[c] == h)
     return found
+
+
+@inlined
+def settle_one(
+    begin: int, end: int, best: int, explored: bool, blocked_by: int, slot: I32, passed: Bool, first: I8, holdout: I16,
+    ghost: Bool, base: int, holdout_reasons: I8, reason: I8, action: I8, until: I64, silenced_by: I16,
+) -> tuple[int, int, int]:  # fmt: skip
+    """Scalar, inside kernels: (action, reason, until) of a request with candidates begin..end, and theirs, in place. base:
+    where the policy's holdouts begin among `holdout_reasons`."""
+    sent, furthest, soonest, haunted = False, -1, -1, -1
+    for c in range(begin, end):
+        silenced_by[c] = -1
+        if slot[c] >= 0:
+            action[c], reason[c], until[c] = _SEND, _CHOSEN, 0
+            sent = True
+        elif ghost[c]:
+            action[c], reason[c], silenced_by[c] = _SUPPRESS, holdout_reasons[base + holdout[c]], holdout[c]
+            haunted = c if haunted < 0 else haunted
+        elif passed[c]:
+            action[c] = _SUPPRESS
+            reason[c] = _EXPLORED if explored and c == best else _PREEMPTED
+            if blocked_by >= 0 and c == best:
+                reason[c], silenced_by[c] = holdout_reasons[base + blocked_by], blocked_by
+        elif action[c] == _DEFER and (soonest < 0 or until[c] < until[soonest]):
+            # A withheld message is deferred like any other, so that it can become a ghost when its time comes.
+            soonest = soonest if _has_ghost(begin, end, holdout[c], holdout, ghost) else c
+        if not sent and (furthest < 0 or first[c] > first[furthest]):
+            furthest = c
+    if sent:
+        return _SEND, 0, 0
+    if blocked_by >= 0:
+        return _SUPPRESS, holdout_reasons[base + blocked_by], 0
+    if explored:
+        return _SUPPRESS, _EXPLORED, 0
+    if soonest >= 0:
+        return _DEFER, reason[soonest], until[soonest]
+    if haunted >= 0:
+        return _SUPPRESS, reason[haunted], 0
+    if furthest >= 0:
+        return _SUPPRESS, reason[furthest], 0
+    return _NONE, 0, 0
 
 
 @kernel
@@ -42,40 +83,10 @@ def _settle(
     r_action: I8, r_reason: I8, r_until: I64,
 ) -> None:  # fmt: skip
     for r in range(len(best)):
-        sent, furthest, soonest, haunted = False, -1, -1, -1
-        for c in range(offsets[r], offsets[r + 1]):
-            silenced_by[c] = -1
-            if slot[c] >= 0:
-                action[c], reason[c], until[c] = _SEND, _CHOSEN, 0
-                sent = True
-            elif ghost[c]:
-                action[c], reason[c], silenced_by[c] = _SUPPRESS, holdout_reasons[holdout[c]], holdout[c]
-                haunted = c if haunted < 0 else haunted
-            elif passed[c]:
-                action[c] = _SUPPRESS
-                reason[c] = _EXPLORED if explored[r] and c == best[r] else _PREEMPTED
-                if blocked_by[r] >= 0 and c == best[r]:
-                    reason[c], silenced_by[c] = holdout_reasons[blocked_by[r]], blocked_by[r]
-            elif action[c] == _DEFER and (soonest < 0 or until[c] < until[soonest]):
-                # A withheld message is deferred like any other, so that it can become a ghost when its time comes.
-                soonest = soonest if _has_ghost(offsets[r], offsets[r + 1], holdout[c], holdout, ghost) else c
-            if not sent and (furthest < 0 or first[c] > first[furthest]):
-                furthest = c
-        r_until[r] = 0
-        if sent:
-            r_action[r], r_reason[r] = _SEND, 0
-        elif blocked_by[r] >= 0:
-            r_action[r], r_reason[r] = _SUPPRESS, holdout_reasons[blocked_by[r]]
-        elif explored[r]:
-            r_action[r], r_reason[r] = _SUPPRESS, _EXPLORED
-        elif soonest >= 0:
-            r_action[r], r_reason[r], r_until[r] = _DEFER, reason[soonest], until[soonest]
-        elif haunted >= 0:
-            r_action[r], r_reason[r] = _SUPPRESS, reason[haunted]
-        elif furthest >= 0:
-            r_action[r], r_reason[r] = _SUPPRESS, reason[furthest]
-        else:
-            r_action[r], r_reason[r] = _NONE, 0
+        r_action[r], r_reason[r], r_until[r] = settle_one(
+            offsets[r], offsets[r + 1], best[r], explored[r], blocked_by[r], slot, passed, first, holdout, ghost, 0,
+            holdout_reasons, reason, action, until, silenced_by,
+        )  # fmt: skip
 
 
 @kernel

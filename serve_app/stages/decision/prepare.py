@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch, Columns
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.errors import InvalidInput
-from serve_app.kernels import kernel
+from serve_app.kernels import inlined, kernel
 from serve_app.noise import absorb
 from serve_app.policy.assign import assign
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.gates.result import column
 
-__all__ = ["identities", "prepared", "values"]
+__all__ = ["NO_ITEM", "head_columns", "identities", "identity_of", "prepared", "value_of", "values"]
 
 F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
@@ -23,7 +25,7 @@ I16 = npt.NDArray[np.int16]
 I8 = npt.NDArray[np.int8]
 U64 = npt.NDArray[np.uint64]
 
-_NO_ITEM = np.uint64(2**64 - 1)
+NO_ITEM = np.uint64(2**64 - 1)
 _NEEDED = ("request_id", "user", "decided_at")
 _CANDIDATES_NEEDED = ("campaign", "channel", "message_class")
 # What an absent column stands for. Nothing is assumed that would let a message pass: no consent, unreachable, unlabelled.
@@ -63,16 +65,29 @@ def prepared(batch: Batch, policy: CompiledPolicy) -> Batch:
     return out
 
 
+@inlined
+def value_of(c: int, kind: int, p: int, v: int, heads: F32, where: I64, weights: F64) -> float:
+    """Scalar, inside kernels: a candidate's value under policy p, variant v. where i64[P, H]: columns of its heads, -1: not
+    there."""
+    total, row = 0.0, max(kind, 0)
+    for h in range(where.shape[1]):
+        weight = weights[v, row, h]
+        if weight != 0.0:
+            total += weight * (heads[c, where[p, h]] if where[p, h] >= 0 else np.nan)
+    return total
+
+
 @kernel
 def _values(offsets: I64, variant: I16, message_class: I8, heads: F32, where: I64, weights: F64, out: F64) -> None:
     for r in range(len(variant)):
         for c in range(offsets[r], offsets[r + 1]):
-            total, kind = 0.0, max(message_class[c], 0)
-            for h in range(len(where)):
-                weight = weights[variant[r], kind, h]
-                if weight != 0.0:
-                    total += weight * (heads[c, where[h]] if where[h] >= 0 else np.nan)
-            out[c] = total
+            out[c] = value_of(c, message_class[c], 0, variant[r], heads, where, weights)
+
+
+def head_columns(policy: CompiledPolicy, names: Sequence[str]) -> I64:
+    """i64[H]: where each head that the policy may weigh stands among `names`; -1: nowhere."""
+    own = policy.heads.get("notification", ())
+    return np.array([names.index(name) if name in names else -1 for name in own], np.int64)
 
 
 def values(batch: Batch, policy: CompiledPolicy) -> F64:
@@ -84,9 +99,7 @@ def values(batch: Batch, policy: CompiledPolicy) -> F64:
     if "heads" not in batch.candidates:
         out.fill(np.nan)
         return out
-    names = list(batch.meta["heads"])
-    own = policy.heads.get("notification", ())
-    where = np.array([names.index(name) if name in names else -1 for name in own], np.int64)
+    where = head_columns(policy, tuple(batch.meta["heads"]))[None]
     heads = batch.candidates["heads"]
     heads = heads if heads.flags.c_contiguous and heads.flags.writeable else np.array(heads, order="C")
     _values(
@@ -96,11 +109,17 @@ def values(batch: Batch, policy: CompiledPolicy) -> F64:
     return out
 
 
+@inlined
+def identity_of(campaign: np.uint64, item: np.uint64, channel: int, message_class: int) -> np.uint64:
+    """Scalar, inside kernels: what a candidate is, wherever it stands. item: the item's hash, `NO_ITEM` for none."""
+    key = absorb(campaign, item)
+    return absorb(absorb(key, np.uint64(np.int64(channel))), np.uint64(np.int64(message_class)))
+
+
 @kernel
 def _identities(campaign: U64, item: U64, channel: I8, message_class: I8, out: U64) -> None:
     for c in range(len(campaign)):
-        key = absorb(campaign[c], item[c])
-        out[c] = absorb(absorb(key, np.uint64(np.int64(channel[c]))), np.uint64(np.int64(message_class[c])))
+        out[c] = identity_of(campaign[c], item[c], channel[c], message_class[c])
 
 
 def identities(batch: Batch, item_hashes: U64 | None) -> U64:
@@ -112,7 +131,7 @@ def identities(batch: Batch, item_hashes: U64 | None) -> U64:
     rows = batch.candidates
     item = rows["item"]
     known = item >= 0
-    hashes = np.full(rows.rows, _NO_ITEM)
+    hashes = np.full(rows.rows, NO_ITEM)
     if known.any():
         if item_hashes is None:
             raise InvalidInput("candidates have items whose ids are not known", field="context.parts.item_hashes")

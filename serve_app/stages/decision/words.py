@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch
-from serve_app.kernels import kernel
+from serve_app.kernels import inlined, kernel
 from serve_app.noise import absorb, unit_interval
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.gates import GATE_NAMES, GATES, HISTORY_GATES, GateResult, HistoryView
@@ -19,7 +19,7 @@ from serve_app.policy.tables import MAX_ATTEMPTS, SPREAD
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import Action, GateOutcome
 
-__all__ = ["Verdicts", "Words", "evaluate", "evaluate_history_gates", "verdicts"]
+__all__ = ["Verdicts", "Words", "evaluate", "evaluate_history_gates", "verdicts", "waits_until"]
 
 I64 = npt.NDArray[np.int64]
 I8 = npt.NDArray[np.int8]
@@ -111,6 +111,19 @@ class Verdicts:
     until: I64
 
 
+@inlined
+def waits_until(
+    free: int, at: int, attempt: int, v: int, expiry: int, root: np.uint64, user: np.uint64, salt: np.uint64, scalars: I64
+) -> int:
+    """Scalar, inside kernels: end of the deferral of a message whose gate opens at `free`; 0: it does not wait."""
+    if not (free > at and attempt < scalars[v, MAX_ATTEMPTS] and (expiry == 0 or free < expiry)):
+        return 0
+    width = scalars[v, SPREAD] if expiry == 0 else min(scalars[v, SPREAD], expiry - free)
+    # Spread by user as well as request: an audience's requests may share a root.
+    late = unit_interval(absorb(absorb(salt, root), user))
+    return free + int(late * width)
+
+
 @kernel
 def _verdicts(
     offsets: I64, root: U64, user: U64, at: I64, attempt: npt.NDArray[np.int16], expiry: I64, own_expiry: I64,
@@ -119,9 +132,6 @@ def _verdicts(
 ) -> None:  # fmt: skip
     gates = len(outcome)
     for r in range(len(root)):
-        spread, most = scalars[variant[r], SPREAD], scalars[variant[r], MAX_ATTEMPTS]
-        # Spread by user as well as request: an audience's requests may share a root.
-        late = unit_interval(absorb(absorb(salt, root[r]), user[r]))
         for c in range(offsets[r], offsets[r + 1]):
             g = 0
             while g < gates and outcome[g, c] == 0:
@@ -131,11 +141,10 @@ def _verdicts(
             if g == gates:
                 continue
             reason[c], action[c] = reasons[g, c], _SUPPRESSED
-            if outcome[g, c] == _DEFER and next_free[g, c] > at[r] and attempt[r] < most:
-                end, free = earliest_expiry(expiry[r], own_expiry[c]), next_free[g, c]
-                if end == 0 or free < end:
-                    width = spread if end == 0 else min(spread, end - free)
-                    action[c], until[c] = _DEFERRED, free + np.int64(late * width)
+            if outcome[g, c] == _DEFER:
+                end = earliest_expiry(expiry[r], own_expiry[c])
+                until[c] = waits_until(next_free[g, c], at[r], attempt[r], variant[r], end, root[r], user[r], salt, scalars)
+                action[c] = _DEFERRED if until[c] else _SUPPRESSED
 
 
 def verdicts(batch: Batch, words: Words, policy: CompiledPolicy) -> Verdicts:
