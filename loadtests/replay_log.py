@@ -21,6 +21,10 @@ from serve_app.batch import Batch, Columns
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.ids import hash_id
 from serve_app.ledger.protocol import Histories
+from serve_app.log.assigned import assigned_columns
+from serve_app.log.fingerprint import code_version, fingerprint
+from serve_app.log.journal import Journal
+from serve_app.log.rows import EntityHashes, fill, rows_from_batch
 from serve_app.log.schema import TABLES
 from serve_app.policy.compile import CompiledPolicy, compile_policy
 from serve_app.policy.document import PolicyDocument, parse_policy
@@ -35,7 +39,18 @@ from simulators.replay.pack_files import write_encoded
 from simulators.replay.partition import Partition
 from simulators.replay.rewards import EVENT_COLUMNS
 
-__all__ = ["DAYS", "HEADS", "START_US", "behaviour_policy", "copied", "made_partition", "target_policy", "users_of"]
+__all__ = [
+    "DAYS",
+    "DAY_US",
+    "HEADS",
+    "START_US",
+    "behaviour_policy",
+    "copied",
+    "made_partition",
+    "target_policy",
+    "users_of",
+    "write_journal",
+]
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -176,6 +191,7 @@ def _decide(asked: Opportunities, policy: CompiledPolicy) -> None:
     assert isinstance(of_candidates, dict)
 
     def consume(rows: I64, decided: Batch) -> None:
+        asked.batch.meta["gates"] = decided.meta["gates"]
         for name in _REQUEST_OUTCOMES:
             logged[name][rows] = decided.requests[name]
         for name in _CANDIDATE_OUTCOMES:
@@ -244,3 +260,44 @@ def copied(template: Path, folder: Path, users: U64, said: Callable[[int], dict[
         manifest["tables"][name] = write_encoded(aside, name, encode(columns, rows))
     (aside / "pack.json").write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
     aside.rename(folder)
+
+
+def write_journal(data: Path, partition: Partition, *, frame: int = 20_000) -> dict[str, Any]:
+    """The same log as a server would have journalled it: frames of decisions of all users, in order of time, and events.
+    Returns how many decisions, and the journal's bytes."""
+    asked, policy = partition.asked, compile_policy(behaviour_policy(), heads={"notification": HEADS})
+    order = np.argsort(asked.batch.requests["decided_at"], kind="stable")
+    whole, granted, commit = _as_decided(asked), asked.logged["granted"], asked.logged["commit_version"]
+    none = np.empty(0, np.uint64)
+    with Journal(data, "bench") as journal:
+        for begin in range(0, len(order), frame):
+            some = order[begin : begin + frame]
+            batch = whole.take(some)
+            journal.append(
+                rows_from_batch(
+                    batch, hashes=EntityHashes(none, none, none), policy_revision=policy.revision, release="bench",
+                    fingerprint=fingerprint(), salt=int(policy.rules.flip_salt), code_version=code_version(),
+                    commit_version=commit[some], granted=granted[some], **assigned_columns(batch.requests, (policy,)),
+                )
+            )  # fmt: skip
+        journal.append({"events": _event_rows(partition.events)})
+    size = sum(file.stat().st_size for file in (data / "journal").rglob("*") if file.is_file())
+    return {"decisions": len(order), "journal_bytes": size}
+
+
+def _as_decided(asked: Opportunities) -> Batch:
+    """The batch as the Decision stage left it."""
+    names = (*_REQUEST_OUTCOMES, "read_version")
+    requests = dict(asked.batch.requests) | {name: asked.logged[name] for name in names}
+    candidates = dict(asked.batch.candidates) | dict(asked.logged_candidates)
+    return Batch(
+        Columns(len(asked), REQUEST_COLUMNS, requests),
+        Columns(asked.batch.candidates.rows, CANDIDATE_COLUMNS, candidates),
+        asked.batch.offsets,
+        asked.batch.meta,
+    )
+
+
+def _event_rows(events: pa.Table) -> pa.RecordBatch:
+    columns = {name: events[name].combine_chunks() for name in EVENT_COLUMNS}
+    return fill("events", len(events), columns | {"event_id": np.arange(1, len(events) + 1), "ingested_at": columns["ts"]})
