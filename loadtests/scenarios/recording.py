@@ -21,6 +21,7 @@ __all__ = ["Cell", "Health", "Outcome", "Recording", "Second", "histogram", "per
 _MOST_US = 600_000_000
 _FINE, _COARSE = 3, 2
 _KEPT_VIOLATIONS = 200
+_SUMS = ("degraded", "verified", "violations", "bytes")
 Outcome = str
 """`ok`, `refused` (429 or 503, said properly), `failed` (anything else, violations included)."""
 
@@ -78,11 +79,16 @@ class Cell:
         _decoded_into(self.service, wire["service"])
         self.outcomes.update(wire["outcomes"])
         self.statuses.update(wire["statuses"])
-        for name in ("degraded", "verified", "violations", "bytes"):
+        for name in _SUMS:
             setattr(self, name, getattr(self, name) + wire[name])
 
     def __iadd__(self, other: Cell) -> Cell:
-        self.add_wire(other.to_wire())
+        self.response.add(other.response)
+        self.service.add(other.service)
+        self.outcomes.update(other.outcomes)
+        self.statuses.update(other.statuses)
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         return self
 
 
@@ -121,11 +127,17 @@ class Recording:
 
     def cell(self, phase: str, route: str) -> Cell:
         """The cell, made when it is missing."""
-        return self.cells.setdefault((phase, route), Cell())
+        cell = self.cells.get((phase, route))
+        if cell is None:
+            cell = self.cells[phase, route] = Cell()
+        return cell
 
     def second(self, at_s: float) -> Second:
         """The second of a time since the start."""
-        return self.seconds.setdefault(int(at_s), Second())
+        second = self.seconds.get(int(at_s))
+        if second is None:
+            second = self.seconds[int(at_s)] = Second()
+        return second
 
     def answered(
         self, phase: str, route: str, at_s: float, *, outcome: Outcome, status: str, response_s: float, service_s: float,
