@@ -50,15 +50,27 @@ def replay(
         Path | None, typer.Option(help="FILE of `hindcast simulate --out`, to show beside the volume", dir_okay=False)
     ] = None,
     allow_mismatch: Annotated[bool, typer.Option(help="go on though the log's own policy does not reproduce it")] = False,
+    surface: Annotated[
+        list[str] | None,
+        typer.Option(help="notification (default), related, gateway, widgets, reviews or all; may be given several times"),
+    ] = None,
+    release: Annotated[str, typer.Option(help="score candidates anew by the models of this release")] = "",
+    retrieval: Annotated[bool, typer.Option("--retrieval", help="lists: find candidates anew, too, by --release")] = False,
+    segment: Annotated[
+        list[str] | None, typer.Option(help="only users in it at decision time count; several: in any of them")
+    ] = None,
+    drawings: Annotated[int, typer.Option(min=0, help="lists: drawings a list for IIPS's marginals; 0: without it")] = 0,
     address: Annotated[str, typer.Option(help="of a Ray cluster; default: this machine")] = "",
     in_process: Annotated[bool, typer.Option(help="without Ray, one group after the other")] = False,
 ) -> None:
-    """Replay the log's notification decisions under other policies, with the very gates that serve.
+    """Replay logged decisions, or lists (--surface), under other policies: the very gates, rankers and selector that serve.
 
     Exit codes: 0 kept, 10 a guardrail broken, 11 inconclusive, 12 refused, 13 the log's own policy does not reproduce it.
     """
+    from hindcast.replaying_lists import finish_lists, lists_replayed
     from serve_app.policy.document import load_policy
     from simulators.replay.asking import EVER, named_policies, spec_for
+    from simulators.replay.items.spec import surfaces_named
     from simulators.replay.sweep import grid, load_sweep
     from simulators.report.effects import Worth
     from simulators.report.guardrails import load_guardrails
@@ -68,6 +80,20 @@ def replay(
     if start_mode not in ("switch", "steady"):
         raise typer.BadParameter("one of switch, steady", param_hint="--start")
     documents = named_policies(data, policy)
+    notifications, surfaces = surfaces_named(surface or ())
+    lists = None
+    if surfaces:
+        if sweep is not None or (not notifications and (guardrails is not None or simulated is not None)):
+            raise typer.BadParameter("is about notifications", param_hint="--sweep, --guardrails or --simulated")
+        lists = lists_replayed(
+            data, documents, surfaces, out, address=address, in_process=in_process,
+            baseline=load_policy(baseline) if baseline else None, start=_moment(start, -EVER), end=_moment(end, EVER),
+            attribution_us=round(attribution_hours * 3.6e9), segments=segment or (), release=release, retrieval=retrieval,
+            drawings=drawings,
+        )  # fmt: skip
+        if not notifications:
+            finish_lists(*lists, out, allow_mismatch=allow_mismatch, command=_command(ctx))
+            return
     plan = load_sweep(sweep) if sweep is not None else None
     if plan is not None:
         if len(documents) != 1 or guardrails is not None or simulated is not None:
