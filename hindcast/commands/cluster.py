@@ -57,10 +57,11 @@ def node_env(
     """Print this node's Ray switches as shell exports: `eval "$(hindcast node-env --folder DIR)" && ray start ...`."""
     import shlex
 
-    from serve_app.running.switches import node_switches
+    from serve_app.running.switches import check_folder, node_switches
     from serve_app.settings import load_settings
 
     folder = folder.resolve()
+    check_folder(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     for name, value in node_switches(load_settings(), folder).items():

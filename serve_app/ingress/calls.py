@@ -116,7 +116,8 @@ def _endpoint(call: Call, keys: KeyRing, body_s: float, tell: CallLog) -> Callab
             with timed("hindcast_request_ms", path=template):
                 answer = await attempt(request, scope)
             count("hindcast_requests", path=template, status=str(answer.status_code))
-            answer.headers["x-request-id"] = scope.call
+            if "x-request-id" not in request.headers:  # otherwise Serve has put it into the answer
+                answer.headers["x-request-id"] = scope.call
             tell(call.method, template, answer.status_code, monotonic_s() - began, scope)
         return answer
 

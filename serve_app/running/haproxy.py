@@ -2,7 +2,8 @@
 
 Ray renders its configuration and knows no way to change what matters here: the statistics and metrics ports bind all
 interfaces, the admin socket is writable by everyone, a client may take an hour to send its headers, and its own errors are
-plain text. So Ray is given a script for a binary. It mends the rendered file, then becomes the shipped HAProxy.
+plain text (what is no HTTP at all it answers 400 or 408 in words of its own all the same, before any rule is asked). So Ray
+is given a script for a binary. It mends the rendered file, then becomes the shipped HAProxy.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from serve_app.ingress.problems import ProblemError, respond
 
 __all__ = ["haproxy_script", "proxy_documents"]
 
-_REASONS = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
-
 
 def proxy_documents() -> Mapping[int, bytes]:
     """What HAProxy answers by itself, by its own status.
@@ -29,35 +28,23 @@ def proxy_documents() -> Mapping[int, bytes]:
     unknown = "outcome-unknown", "the request's process ended before it answered", "retry with the same idempotency key"
     nobody = "not-ready", "no process can take the request at this moment", "retry"
     late = "outcome-unknown", "the request was not answered in time", "retry with the same idempotency key"
-    broken = "malformed-request", "the request line or a header is malformed, or they are too long", "send valid HTTP"
-    slow = "request-timeout", "the request did not arrive in time", "send it faster"
-    return {
-        400: _raw(400, *broken),
-        408: _raw(408, *slow),
-        502: _raw(503, *unknown),
-        503: _raw(503, *nobody),
-        504: _raw(503, *late),
-    }
+    return {502: _raw(*unknown), 503: _raw(*nobody), 504: _raw(*late)}
 
 
-def _raw(status: int, kind: str, detail: str, hint: str) -> bytes:
-    answer = respond(ProblemError(status, kind, detail, hint=hint, retry_after_s=1 if status == 503 else None))
-    lines = [f"HTTP/1.1 {status} {_REASONS[status]}".encode()]
-    lines += [name + b": " + value for name, value in answer.raw_headers]
-    if status != 503:
-        lines.append(b"connection: close")
+def _raw(kind: str, detail: str, hint: str) -> bytes:
+    answer = respond(ProblemError(503, kind, detail, hint=hint, retry_after_s=1))
+    lines = [b"HTTP/1.1 503 Service Unavailable"] + [name + b": " + value for name, value in answer.raw_headers]
     return b"\r\n".join([*lines, b"", bytes(answer.body)])
 
 
 def _edits(folder: Path, stats: int, metrics: int, request_timeout_s: int) -> str:
     """What sed does to each line of a configuration. Doing it twice changes nothing: a client's time-out is then no longer
     written as Ray writes it."""
-    own = "".join(f"\\n    errorfile {status} {folder}/problem-{status}.http" for status in (400, 408))
     return ";".join(
         (
             *(f"s|^( *bind )[*]?:{port}|\\1127.0.0.1:{port}|" for port in (stats, metrics)),
             "s|^( *stats socket .*) mode 666 |\\1 mode 600 |",
-            f"s|^( *)timeout client (.*)|\\1timeout  client \\2\\n    timeout http-request {request_timeout_s}s{own}|",
+            f"s|^( *)timeout client (.*)|\\1timeout  client \\2\\n    timeout http-request {request_timeout_s}s|",
             *(f"s|^( *errorfile {status} ).*|\\1{folder}/problem-{status}.http|" for status in (502, 503, 504)),
         )
     )

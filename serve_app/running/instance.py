@@ -24,7 +24,7 @@ from serve_app.policy.document import DEFAULT_POLICY, load_policy
 from serve_app.release.manifest import write_text_atomically
 from serve_app.running.checks import check_machine, folder_lock
 from serve_app.running.limits import request_limit_s
-from serve_app.running.switches import free_port, set_switches
+from serve_app.running.switches import check_folder, free_port, set_switches
 from serve_app.running.tracing import check_tracing
 from serve_app.settings import Settings
 
@@ -66,6 +66,7 @@ def running(settings: Settings, progress: Progress = lambda _: None) -> Iterator
         _ensure_policy(settings.data)
         folder = Path(tempfile.mkdtemp(prefix="hindcast-"))  # short: socket paths end at 107 characters
         try:
+            check_folder(folder)
             yield from _serve(settings, folder, progress)
         except Exception:
             _keep_logs(folder, settings.data)

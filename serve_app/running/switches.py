@@ -11,11 +11,12 @@ import resource
 import socket
 from pathlib import Path
 
+from serve_app.errors import InvalidInput
 from serve_app.running.haproxy import haproxy_script
 from serve_app.running.tracing import tracing_switches
 from serve_app.settings import Settings
 
-__all__ = ["free_port", "node_switches", "set_switches"]
+__all__ = ["check_folder", "free_port", "node_switches", "set_switches"]
 
 
 def free_port() -> int:
@@ -24,6 +25,19 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+_LONGEST_FOLDER = 29  # HAProxy's sockets lie below it in a folder of 56 letters, and their paths end at 97
+
+
+def check_folder(folder: Path) -> None:
+    """InvalidInput where the paths of HAProxy's sockets would be too long."""
+    if len(str(folder)) > _LONGEST_FOLDER:
+        raise InvalidInput(
+            f"a path of more than {_LONGEST_FOLDER} letters leaves no room for the names of sockets",
+            field=str(folder),
+            hint="choose a shorter one: TMPDIR for hindcast up, --folder for hindcast node-env",
+        )
 
 
 def node_switches(settings: Settings, folder: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ The OpenTelemetry SDK comes with Ray; sending over the network needs its OTLP ex
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,8 +51,8 @@ def check_tracing(settings: Settings) -> None:
         ) from None
 
 
-def span_processors(file_name: str) -> list[Any]:
-    """Called by Serve in each of its processes. file_name: one for this process."""
+def span_processors() -> list[Any]:
+    """Called by Serve in each of its processes."""
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     to = os.environ.get(_TO, "")
@@ -59,7 +60,7 @@ def span_processors(file_name: str) -> list[Any]:
     if target.scheme == "file":
         folder = Path(unquote(target.path))
         folder.mkdir(parents=True, exist_ok=True)
-        return [BatchSpanProcessor(_file_exporter(folder / file_name))]
+        return [BatchSpanProcessor(_file_exporter(folder / f"{socket.gethostname()}-{os.getpid()}.jsonl"))]
     if target.scheme in ("http", "https"):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 

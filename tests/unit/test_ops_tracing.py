@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_a_place_that_is_none_is_refused(to: str, monkeypatch: pytest.MonkeyPatc
         load_settings(tracing={"to": to})
     monkeypatch.setenv("HINDCAST_TRACING__TO", to)
     with pytest.raises(InvalidInput, match="no place for spans"):
-        span_processors("one.json")
+        span_processors()
 
 
 async def test_timed_blocks_are_spans_and_a_batch_links_to_all_its_calls(made: InMemorySpanExporter) -> None:
@@ -84,7 +85,7 @@ def export(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One span through what Serve calls in each process."""
     monkeypatch.setenv("HINDCAST_TRACING__TO", to)
     provider = TracerProvider()
-    for processor in span_processors("ingress.json"):
+    for processor in span_processors():
         provider.add_span_processor(processor)
     with provider.get_tracer("t").start_as_current_span("ranking"):
         pass
@@ -93,7 +94,8 @@ def export(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_spans_go_to_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(f"file://{tmp_path}/spans", monkeypatch)
-    (line,) = (tmp_path / "spans" / "ingress.json").read_text().splitlines()
+    (file,) = (tmp_path / "spans").glob(f"*-{os.getpid()}.jsonl")
+    (line,) = file.read_text().splitlines()
     assert json.loads(line)["name"] == "ranking"
 
 
@@ -123,3 +125,9 @@ def test_spans_go_to_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     assert path == "/v1/traces"
     request = ExportTraceServiceRequest.FromString(body)
     assert request.resource_spans[0].scope_spans[0].spans[0].name == "ranking"
+
+
+def test_serve_takes_the_exporter() -> None:
+    from ray.serve._private.tracing_utils import _validate_tracing_exporter
+
+    _validate_tracing_exporter(span_processors)
