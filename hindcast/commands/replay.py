@@ -50,6 +50,13 @@ def replay(
         Path | None, typer.Option(help="FILE of `hindcast simulate --out`, to show beside the volume", dir_okay=False)
     ] = None,
     allow_mismatch: Annotated[bool, typer.Option(help="go on though the log's own policy does not reproduce it")] = False,
+    estimators: Annotated[
+        str, typer.Option(help="quick (ips, snips, cells), full (also an outcome model, bootstrap, roll-out), or names")
+    ] = "full",
+    reward: Annotated[
+        str,
+        typer.Option(help="metric `reward`, as click=1,conversion=20,opt_out=-50; default: the logging policy's weights"),
+    ] = "",
     surface: Annotated[
         list[str] | None,
         typer.Option(help="notification (default), related, gateway, widgets, reviews or all; may be given several times"),
@@ -69,8 +76,10 @@ def replay(
     """
     from hindcast.replaying_lists import finish_lists, lists_replayed
     from serve_app.policy.document import load_policy
-    from simulators.replay.asking import EVER, named_policies, spec_for
+    from simulators.replay.asking import EVER, estimators_named, named_policies, spec_for
     from simulators.replay.items.spec import surfaces_named
+    from simulators.replay.outcomes import with_outcome_model
+    from simulators.replay.rewards import reward_weights
     from simulators.replay.sweep import grid, load_sweep
     from simulators.report.effects import Worth
     from simulators.report.guardrails import load_guardrails
@@ -103,7 +112,10 @@ def replay(
         data, documents, baseline=load_policy(baseline) if baseline else None, start=_moment(start, -EVER),
         end=_moment(end, EVER), steady=start_mode == "steady", attribution_us=round(attribution_hours * 3.6e9),
         outcome_us=round(outcome_days * 86.4e9), halves=plan is not None,
+        estimators=estimators_named("quick" if plan is not None else estimators),
+        reward=reward_weights(reward) if reward else None,
     )  # fmt: skip
+    spec = with_outcome_model(spec, out)
     if plan is not None:
         _finish_sweep(_run(spec, out, address, in_process), plan, out, allow_mismatch)
         return

@@ -112,6 +112,10 @@ class Rows:
             yield _part(self, slice(start, end), none if start else self.excluded)
             start = end
 
+    def where(self, keep: Bool) -> Rows:
+        """Some of the rows, with whole users, by a mask; `excluded` stays."""
+        return _part(self, keep, self.excluded)
+
     def need_model(self) -> tuple[F64, F64]:
         """(q_logged, q_target), or InvalidInput."""
         if self.q_logged is None or self.q_target is None:

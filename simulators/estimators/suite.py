@@ -118,13 +118,21 @@ class Suite:
         """How far to trust one estimator on one policy and metric. control: the target that is the logging policy."""
         one = self._by_label[label]
         clean = None if control is None else self.control_is_clean(label, control, metric, settings)
-        flags, earners = list(one.flags(policy, metric)), one.earners(policy, metric, group)
+        flags, earners = list(one.flags(policy, metric)), self._earners(one, policy, metric, group)
         if earners is not None and earners < settings.verdict.usable_earners_from:
             flags.append(f"only about {earners:.0f} users earned it")
         return judge(
             self.weights_of(label, policy, group), settings.verdict, trust=one.trust, clean=clean,
             mean_weight_is_one=one.grouping is None or one.grouping.of != "choice", flags=flags,
         )  # fmt: skip
+
+    def _earners(self, one: Estimator, policy: str, metric: str, group: int) -> float | None:
+        """Those of the estimator; where its values rest on a model, those that another of the suite counts."""
+        found = one.earners(policy, metric, group)
+        if found is None and one.grouping is None:
+            others = (other.earners(policy, metric) for other in self._by_label.values() if other.grouping is None)
+            found = next((count for count in others if count is not None), None)
+        return found
 
     def _of_change(self, label: str, policy: str, settings: EstimateSettings, group: int) -> Verdict:
         """Of what sets the policy apart from the log, in which a difference lies."""

@@ -157,9 +157,9 @@ def _fold(
                 return -1 - row
             users += 1
             touched = 0
-    for g in range(groups):
-        settle(heads[g], sums[g])
-        settle(squares[g], products[g])
+    for one in range(groups):
+        settle(heads[one], sums[one])
+        settle(squares[one], products[one])
     for b in range(count):
         for i in range(columns + 1):
             add_exactly(replicates[b, i], boot[2][i, 0, b])

@@ -7,6 +7,7 @@ their intervals, the carry-over is longer than H and neither is to be believed; 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from serve_app.errors import InvalidInput
 from serve_app.kernels import kernel
-from simulators.estimators.estimator import Grouping
+from simulators.estimators.estimator import Grouping, Units
 from simulators.estimators.rows import Rows
 from simulators.estimators.verdicts import Trust
 from simulators.estimators.weighted import OwnWeights
@@ -82,6 +83,13 @@ class WindowedIPS(OwnWeights):
         _windowed(rows.user, at, ratio, round(self.hours * _HOUR_US), product)
         weight[:, 1:] = product * rows.scale[:, None]
         return weight, np.ones(len(rows))
+
+    def _units(self, rows: Rows) -> Units:
+        units = super()._units(rows)
+        kept = np.empty_like(rows.unsupported)
+        at = np.ascontiguousarray(rows.need("at"), np.int64)
+        _windowed(rows.user, at, 1.0 - rows.unsupported, round(self.hours * _HOUR_US), kept)
+        return replace(units, unsupported=1.0 - kept)
 
     def notes(self, policy: str, metric: str) -> tuple[str, ...]:
         del policy, metric

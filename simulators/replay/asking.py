@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from serve_app.errors import InvalidInput
 from serve_app.policies import read_policy
 from serve_app.policy.document import PolicyDocument, canonical_json, load_policy
 from simulators.replay.breakdowns import breakdowns_of
 from simulators.replay.job import log_end, log_start, logged_heads, logged_revisions
-from simulators.replay.spec import ReplaySpec, Target, logged_document
+from simulators.replay.rewards import Weights, reward_of
+from simulators.replay.spec import FULL, QUICK, ReplaySpec, Target, logged_document
 
-__all__ = ["EVER", "is_file", "named_policies", "spec_for"]
+__all__ = ["EVER", "estimators_named", "is_file", "named_policies", "spec_for"]
 
 EVER = 2**62
 _DAY_US = 86_400_000_000
@@ -30,6 +32,22 @@ def named_policies(data: Path, names: Sequence[str]) -> dict[str, PolicyDocument
     }
 
 
+def estimators_named(text: str) -> tuple[str, ...]:
+    """`quick`, `full`, or names separated by commas; `snips`, on which verdicts and guardrails rest, is always among them.
+    Raises InvalidInput naming those there are."""
+    if text in ("quick", "full"):
+        return QUICK if text == "quick" else FULL
+    names = tuple(dict.fromkeys(one.strip() for one in text.split(",")))
+    for one in names:
+        if one not in FULL:
+            raise InvalidInput(f"no estimator {one!r}", field="estimators", hint=f"quick, full, or of {', '.join(FULL)}")
+    if not {"ips", "snips"} & set(names):
+        raise InvalidInput(
+            "neither ips nor snips is among them", field="estimators", hint="the control rests on one of them"
+        )
+    return names
+
+
 def spec_for(
     data: Path,
     targets: Mapping[str, PolicyDocument],
@@ -41,9 +59,12 @@ def spec_for(
     attribution_us: int = _DAY_US,
     outcome_us: int = 7 * _DAY_US,
     halves: bool = False,
+    estimators: Sequence[str] = QUICK,
+    reward: Weights | None = None,
 ) -> ReplaySpec:
-    """A replay of all `targets` over the log in `data`. Raises UnknownIdentifier where the document of a policy that wrote
-    the log is neither stored nor given."""
+    """A replay of all `targets` over the log in `data`. estimators: of `spec.FULL`. reward: weights of metrics in the metric
+    `reward`; None: those of the policy that logged. Raises UnknownIdentifier where the document of a policy that wrote the
+    log is neither stored nor given."""
     behaviour = {one: logged_document(data, one, baseline) for one in logged_revisions(data)}
     return ReplaySpec(
         str(data.resolve()),
@@ -59,4 +80,6 @@ def spec_for(
         () if halves else breakdowns_of(data, start, end),
         halves,
         logged_heads(data),
+        tuple(estimators),
+        next((reward_of(one) for one in behaviour.values()), ()) if reward is None else reward,
     )

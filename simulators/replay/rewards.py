@@ -13,11 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serve_app.errors import InvalidInput
 from serve_app.kernels import kernel
+from serve_app.policy.document import PolicyDocument
 from serve_app.vocabulary import Action, EventType
 from simulators.replay.opportunities import Opportunities
 
-__all__ = ["EVENT_COLUMNS", "METRICS", "attributed", "attributed_within"]
+__all__ = ["EVENT_COLUMNS", "METRICS", "Weights", "attributed", "attributed_within", "reward_of", "reward_weights"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -28,6 +30,34 @@ METRICS = ("sends", "clicks", "conversions", "revenue", "opt_outs")
 EVENT_COLUMNS = ("user", "ts", "type", "decision_request_id", "slot", "amount")
 _CLICK, _CONVERSION, _OPT_OUT = int(EventType.click), int(EventType.conversion), int(EventType.opt_out)
 _SLOTS = 64  # far above what a policy may send at once
+
+
+_OF_HEADS = {"p_click": "clicks", "p_convert": "conversions", "p_optout": "opt_outs"}
+Weights = tuple[tuple[str, float], ...]
+
+
+def reward_weights(text: str) -> Weights:
+    """From "click=1,conversion=20,opt_out=-50": weights of METRICS in the metric `reward`; their singular will do."""
+    known = {**{one: one for one in METRICS}, **{one.removesuffix("s"): one for one in METRICS}}
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.strip().partition("=")
+        if name not in known or known[name] in found:
+            hint = f"as click=1,conversion=20,opt_out=-50; metrics: {', '.join(METRICS)}, each once"
+            raise InvalidInput(f"no metric {name!r} to weigh, or twice", field="reward", hint=hint)
+        try:
+            found[known[name]] = float(number)
+        except ValueError:
+            raise InvalidInput(f"{part.strip()!r} gives no number", field="reward", hint="as click=1,opt_out=-50") from None
+        if not np.isfinite(found[known[name]]):
+            raise InvalidInput(f"{part.strip()!r} is not finite", field="reward")
+    return tuple(found.items())
+
+
+def reward_of(document: PolicyDocument) -> Weights:
+    """What a policy says that clicks, conversions and opt-outs are worth: its weights of the heads that predict them."""
+    weights = document.surfaces.by_name("notification").head_weights
+    return tuple((metric, float(weights[head])) for head, metric in _OF_HEADS.items() if weights.get(head))
 
 
 def attributed(asked: Opportunities, events: pa.Table, window_us: int) -> F64:

@@ -14,7 +14,7 @@ from serve_app.policies import read_policy
 from serve_app.policy.compile import CompiledPolicy, compile_policy
 from serve_app.policy.document import PolicyDocument, parse_policy
 
-__all__ = ["CONTROL", "Breakdown", "ReplaySpec", "Target", "compiled", "logged_document"]
+__all__ = ["CONTROL", "FULL", "QUICK", "Breakdown", "OutcomeFit", "ReplaySpec", "Target", "compiled", "logged_document"]
 
 
 CONTROL = "logged again"
@@ -39,6 +39,19 @@ class Breakdown:
     labels: tuple[str, ...]
 
 
+QUICK = ("ips", "snips", "cells", "breakdowns", "windows")
+"""Estimators that cost little; `FULL` has those that need an outcome model or many weights besides."""
+FULL = (*QUICK, "dr", "sndr", "windowed-ips", "bootstrap", "roll-out")
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeFit:
+    """A fitted outcome model: the folder it is in, and the checksum that stands for it."""
+
+    folder: str
+    checksum: str
+
+
 @dataclass(frozen=True, slots=True)
 class ReplaySpec:
     """data: the data folder. targets: the policies to judge. behaviour: canonical documents of the revisions found in the
@@ -47,7 +60,8 @@ class ReplaySpec:
     event counts for it; decisions younger than that at log_end are left out of estimates. outcome_us: how long after a
     user's first would-send anything the user does counts for incrementality. breakdowns: of the estimates. halves: estimates
     are made twice, on each half of the users, so that a choice made on one can be judged on the other.
-    heads: logged anywhere; a group may hold unscored decisions alone."""
+    heads: logged anywhere; a group may hold unscored decisions alone. estimators: of FULL. reward: weights of metrics in the
+    metric `reward`; none: there is no such metric. outcome: the model that some estimators need."""
 
     data: str
     targets: tuple[Target, ...]
@@ -62,10 +76,15 @@ class ReplaySpec:
     breakdowns: tuple[Breakdown, ...] = ()
     halves: bool = False
     heads: tuple[str, ...] = ()
+    estimators: tuple[str, ...] = QUICK
+    reward: tuple[tuple[str, float], ...] = ()
+    outcome: OutcomeFit | None = None
 
     def digest(self, files: list[str]) -> str:
         """Names a result: equal inputs, equal code, equal digest. `files`: the log's files that are read."""
-        said = {**asdict(self), "data": "", "files": sorted(files), "code": code_version(), "fingerprint": fingerprint()}
+        model = self.outcome.checksum if self.outcome else ""
+        said = {**asdict(self), "data": "", "outcome": model, "files": sorted(files), "code": code_version()}
+        said["fingerprint"] = fingerprint()
         return hashlib.sha256(orjson.dumps(said, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]
 
 
