@@ -46,7 +46,11 @@ def sort_rows(table: str, rows: pa.Table, first: I64 | None = None) -> pa.Table:
         keys.insert(0, first)
     if _is_sorted(keys):
         return rows
-    return rows.take(pa.array(np.lexsort(keys[::-1])))
+    # Files of several days one after the other: by the first keys alone they are merged, and mostly that is all.
+    order = np.argsort(keys[0], kind="stable") if first is None else np.lexsort(keys[1::-1])
+    if not _is_sorted([key[order] for key in keys]):
+        order = np.lexsort(keys[::-1])
+    return rows.combine_chunks().take(pa.array(order))  # many chunks make a take slow
 
 
 def _is_sorted(keys: list[npt.NDArray[Any]]) -> bool:

@@ -256,7 +256,8 @@ def _values(rows: pa.Table, name: str, chosen: I64) -> Array:
     if not pa.types.is_list(column.type):
         return _flat(rows, name)[chosen]
     lists = _as_list(column)
-    picked = lists.take(pa.array(chosen))
+    every = len(chosen) == len(lists) and np.array_equal(chosen, np.arange(len(lists)))
+    picked = lists if every else lists.take(pa.array(chosen))
     if not len(chosen):
         return np.empty((0, 0), picked.type.value_type.to_pandas_dtype())
     counts = np.diff(picked.offsets.to_numpy())
