@@ -6,7 +6,7 @@ says `local`, UTC elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,13 @@ __all__ = [
     "Window",
     "add_counts",
     "bots_left_out",
+    "counted",
     "counts_of",
     "differing",
     "divergence",
     "left_out_of_trial",
     "sends_by_half",
+    "sends_by_segment",
     "set_aside",
 ]
 
@@ -108,8 +110,31 @@ def _of_users(name: str, asked: Opportunities, done: Realised, present: Bools, s
 
 def bots_left_out(users: int, requests: int) -> pa.Table:
     """How many users known as bots, and how many of their decisions, no other measure holds."""
-    measures = {"bots": users, "decisions_of_bots": requests}
-    return pa.concat_tables([_whole("logged", name, "", np.array([value])) for name, value in measures.items()])
+    return counted("logged", {"bots": users, "decisions_of_bots": requests})
+
+
+def counted(name: str, measures: Mapping[str, int]) -> pa.Table:
+    """Single numbers of a policy, or "logged", over the whole window."""
+    return pa.concat_tables([_whole(name, measure, "", np.array([value])) for measure, value in measures.items()])
+
+
+def sends_by_segment(
+    name: str, asked: Opportunities, done: Realised, window: Window, segments: Sequence[tuple[int, int, int]]
+) -> pa.Table:
+    """Sends to members of each segment; who is in several counts in each. segments: (place of the policy that logged, its
+    number of the segment, hash of the segment's id)."""
+    if not segments:
+        return COUNTS.empty_table()
+    inside = done.send_decision[window.holds(done.at[done.send_decision])]
+    rows = done.rows[inside]
+    policy, bits = asked.logged["policy"][rows], asked.batch.requests["segments"][rows]
+    sums: dict[int, int] = {}
+    for place, number, key in segments:
+        member = (policy == place) & ((bits >> np.uint64(number)) & np.uint64(1) == 1)
+        sums[key] = sums.get(key, 0) + int(member.sum())
+    keys = np.array([key for key in sorted(sums) if sums[key]], np.uint64)
+    values = np.array([sums[int(key)] for key in keys], np.int64)
+    return _table(name, "sends", "segment", keys, np.full(len(keys), -1), values)
 
 
 def set_aside(requests: I64) -> pa.Table:
@@ -138,14 +163,18 @@ def sends_by_half(name: str, asked: Opportunities, done: Realised, window: Windo
 
 def divergence(name: str, asked: Opportunities, done: Realised, differs: I64, window: Window) -> pa.Table:
     """How far the log's environment can be trusted for a policy: decisions after the user's first that came out another
-    way (action or message), and how many of all decisions those are. differs: see `differing`."""
+    way (action or message), and how many of those an event of the user's caused. differs: see `differing`."""
     first = np.full(len(asked.users), np.iinfo(np.int64).max)
     beyond = first_differences(
         differs, asked.owner, asked.batch.requests["decided_at"], done.rows, done.at, window.start, window.end, first
     )
     changed = (first < np.iinfo(np.int64).max).sum()
     values = {"decisions_beyond_divergence": beyond, "users_diverged": changed}
-    return add_counts([_whole(name, measure, "", np.array([value])) for measure, value in values.items()])
+    triggered = asked.batch.requests["trigger_event_id"] != 0
+    if triggered.any():
+        mine = np.flatnonzero(triggered[done.rows] & window.holds(done.at))
+        values["triggered_beyond_divergence"] = (done.at[mine] > first[asked.owner[done.rows[mine]]]).sum()
+    return counted(name, values)
 
 
 def differing(asked: Opportunities, logged: Realised, done: Realised) -> I64:

@@ -9,12 +9,22 @@ import numpy.typing as npt
 
 from serve_app.batch import Batch
 from serve_app.errors import InvalidInput
+from serve_app.ids import hash_id
 from serve_app.policy.compile import CompiledPolicy
 
-__all__ = ["segments_under"]
+__all__ = ["segments_logged", "segments_under"]
 
 U64 = npt.NDArray[np.uint64]
 I16 = npt.NDArray[np.int16]
+
+
+def segments_logged(behaviour: Sequence[CompiledPolicy]) -> list[tuple[int, int, int]]:
+    """(place of the policy, its number of the segment, hash of the segment's id) of every segment that was logged."""
+    return [
+        (place, number, hash_id(one.id))
+        for place, policy in enumerate(behaviour)
+        for number, one in enumerate(policy.document.segments)
+    ]
 
 
 def segments_under(policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy], batch: Batch) -> tuple[U64, I16]:

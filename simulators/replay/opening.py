@@ -14,6 +14,7 @@ from serve_app.errors import DamagedArtifact
 from serve_app.log.erasure import load_erased
 from serve_app.log.reader import BucketGroup
 from serve_app.policy.compile import CompiledPolicy
+from simulators.replay.beginnings import uncertain
 from simulators.replay.course import Course, follow_log
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.pack import pack_of, read_pack
@@ -72,16 +73,23 @@ def opened(group: BucketGroup, spec: ReplaySpec, shelf: Path | None = None) -> O
 def _compared(group: BucketGroup, spec: ReplaySpec) -> Opened:
     """Read from the log, every column of every decision compared with what the serving core decides."""
     whole = read_partition(group, start_at=spec.start)
-    check = ParityCheck(whole.asked)
+    check, unsure = ParityCheck(whole.asked), None
     known = np.empty(0, np.int64)
     if len(whole.asked):
-        course = Course(whole.asked, behaviour_of(whole.asked, spec), whole.start, whole.failures())
-        known = follow_log(whole.asked, course, check)
+        behaviour = behaviour_of(whole.asked, spec)
+        known = follow_log(whole.asked, Course(whole.asked, behaviour, whole.start, whole.failures()), check)
+        unsure = uncertain(whole.asked, whole.known_since, [one.longest_window_us for one in behaviour])
     bots = whole.bots()
     people, known = whole.without(bots), known[~np.isin(whole.asked.batch.requests["user"], bots)]
     left_out = len(bots), len(whole.asked) - len(people.asked)
     return Opened(
-        people, known, len(whole.asked), left_out, whole.asked.set_aside, _heads(whole.asked, spec), check.result()
+        people,
+        known,
+        len(whole.asked),
+        left_out,
+        whole.asked.set_aside,
+        _heads(whole.asked, spec),
+        check.result(unsure),
     )
 
 

@@ -34,18 +34,21 @@ class Mismatch:
 
 @dataclass(slots=True)
 class Parity:
-    """Counts of one or more partitions; adds up. columns: mismatching requests by column. examples: the first few."""
+    """Counts of one or more partitions; adds up. columns: mismatching requests by column. examples: the first few. unsure:
+    mismatches of decisions whose rules look back to before the log, of which it cannot be said; not among the requests."""
 
     requests: int = 0
     same: int = 0
     columns: dict[str, int] = field(default_factory=dict)
     examples: list[Mismatch] = field(default_factory=list)
+    unsure: int = 0
 
     def __add__(self, other: Parity) -> Parity:
         names = sorted({*self.columns, *other.columns})
         columns = {name: self.columns.get(name, 0) + other.columns.get(name, 0) for name in names}
         examples = [*self.examples, *other.examples][:_EXAMPLES]
-        return Parity(self.requests + other.requests, self.same + other.same, columns, examples)
+        unsure = self.unsure + other.unsure
+        return Parity(self.requests + other.requests, self.same + other.same, columns, examples, unsure)
 
     @property
     def share(self) -> float:
@@ -94,11 +97,15 @@ class ParityCheck:
             self._examples.append(Mismatch(user, request, name, str(logged[place]), str(replayed[place])))
         self._same[rows[differs]] = False
 
-    def result(self) -> Parity:
-        """The counts. Requests that were never decided count as mismatches."""
+    def result(self, unsure: Bools | None = None) -> Parity:
+        """The counts. Requests that were never decided count as mismatches. unsure bool[n]: mismatches among these are left
+        out, and counted."""
         missing = int((~self._seen).sum())
         columns = dict(sorted(self._columns.items())) | ({"not replayed": missing} if missing else {})
-        return Parity(len(self._same), int((self._same & self._seen).sum()), columns, self._examples)
+        same = self._same & self._seen
+        judged = same if unsure is None else same | ~unsure
+        asked = len(same) if unsure is None else int(judged.sum())
+        return Parity(asked, int(same.sum()), columns, self._examples, len(same) - asked)
 
 
 def _equal(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Bools:

@@ -85,16 +85,26 @@ def read_partition(group: BucketGroup, *, start_at: int | None = None) -> Partit
 
 
 def _start(snapshots: pa.Table, asked: Opportunities, start_at: int | None) -> tuple[Histories, I64, I64]:
-    """(histories, known_since, as_of) of each user of `asked`."""
+    """(histories, known_since, as_of) of each user of `asked`. A snapshot from before the user's first request serves a
+    start before the log, too. Who has none, but was written to before the first request, has a history that is known from
+    there on only."""
     users, as_of = snapshots["user"].to_numpy(), snapshots["as_of"].to_numpy()
-    wanted = as_of <= start_at if start_at is not None else as_of == (as_of.min() if len(as_of) else 0)
-    rows = np.flatnonzero(wanted & np.isin(users, asked.users))
+    first_row = np.searchsorted(asked.owner, np.arange(len(asked.users)))
+    first = np.full(len(asked.users), np.iinfo(np.int64).max)
+    np.minimum.at(first, asked.owner, asked.batch.requests["decided_at"])
+    rows = np.flatnonzero(np.isin(users, asked.users))
+    if start_at is None:
+        rows = rows[as_of[rows] == (as_of.min() if len(as_of) else 0)]
+    else:
+        rows = rows[as_of[rows] <= np.maximum(first[np.searchsorted(asked.users, users[rows])] - 1, start_at)]
     rows = rows[np.lexsort((as_of[rows], users[rows]))]
     newest = np.concatenate([users[rows][1:] != users[rows][:-1], [True]]) if len(rows) else np.empty(0, np.bool_)
     rows = rows[newest]
     place = np.searchsorted(asked.users, users[rows])
     lowest = np.iinfo(np.int64).min
     known_since, since = np.full(len(asked.users), lowest), np.full(len(asked.users), lowest)
+    written = asked.logged["read_version"][first_row] > 0
+    known_since[written] = first[written] - 1
     known_since[place], since[place] = snapshots["known_since"].to_numpy()[rows], as_of[rows]
     picked = snapshots.take(pa.array(rows))
     return _histories([picked["sends"], picked["shadow_sends"]], place, len(asked.users)), known_since, since

@@ -15,25 +15,31 @@ import orjson
 import pyarrow as pa
 
 from serve_app.errors import DamagedArtifact
+from serve_app.ledger.protocol import NEVER_KNOWN
 from serve_app.log.reader import BucketGroup
 from serve_app.policy.compile import CompiledPolicy
 from simulators.estimators import Suite
+from simulators.replay.beginnings import only, uncertain, with_full_histories
 from simulators.replay.counts import (
     COUNTS,
     Window,
     add_counts,
     bots_left_out,
+    counted,
     counts_of,
     differing,
     divergence,
     left_out_of_trial,
     sends_by_half,
+    sends_by_segment,
     set_aside,
 )
 from simulators.replay.course import Course, follow_policy
 from simulators.replay.estimation import MAIN, estimation_rows, half_of, update_suites
 from simulators.replay.examples import Example, add_examples, example_users, examples_from
+from simulators.replay.memberships import segments_logged
 from simulators.replay.opening import behaviour_of, opened
+from simulators.replay.opportunities import Opportunities
 from simulators.replay.parity import Mismatch, Parity
 from simulators.replay.partition import Partition
 from simulators.replay.realised import Realised, RealisedTrack, as_logged
@@ -91,7 +97,9 @@ def _judged(
     """Counts, examples, estimates and trials of all targets. known: as `follow_log` returns."""
     asked, window = partition.asked, Window(spec.start, spec.end)
     logged = as_logged(asked)
+    segments = segments_logged(behaviour)
     parts, examples = [counts_of("logged", asked, logged, window)], []
+    parts += [sends_by_segment("logged", asked, logged, window, segments), _unfinished(asked, window, spec)]
     half = half_of(asked.users) if spec.halves else None
     targets = [compiled(one, heads) for one in spec.targets]
     for target, policy in zip(spec.targets, targets, strict=True):
@@ -99,6 +107,8 @@ def _judged(
         differs = differing(asked, logged, done)
         parts += [counts_of(target.name, asked, done, window), divergence(target.name, asked, done, differs, window)]
         examples += [] if spec.halves else example_users(target.name, asked, logged, done, differs, window)
+        parts.append(sends_by_segment(target.name, asked, done, window, segments))
+        parts.append(_begun(target.name, partition, known, policy, behaviour, spec))
         if half is not None:
             parts.append(sends_by_half(target.name, asked, done, window, half))
     if half is not None:
@@ -123,6 +133,37 @@ def _target(
     track = RealisedTrack(asked)
     carried = follow_policy(asked.under(policy, behaviour), course, track, since=since, known=known)
     return track.result(carried)
+
+
+def _unfinished(asked: Opportunities, window: Window, spec: ReplaySpec) -> pa.Table:
+    """How many decisions are too young at the log's end for their rewards to be in."""
+    at = asked.batch.requests["decided_at"]
+    return counted("logged", {"unfinished": int((window.holds(at) & (at + spec.attribution_us > spec.log_end)).sum())})
+
+
+def _begun(
+    name: str,
+    partition: Partition,
+    known: I64,
+    policy: CompiledPolicy,
+    behaviour: Sequence[CompiledPolicy],
+    spec: ReplaySpec,
+) -> pa.Table:
+    """Of users whose rules look back to before the log: what they are sent, had they had no history then, or a full one."""
+    asked, window = partition.asked, Window(spec.start, spec.end)
+    if (partition.known_since == NEVER_KNOWN).all():
+        return COUNTS.empty_table()
+    inside = window.holds(asked.batch.requests["decided_at"])
+    unsure = inside & uncertain(asked, partition.known_since, [policy.longest_window_us])
+    users = np.bincount(asked.owner[unsure], minlength=len(asked.users)) > 0
+    if not users.any():
+        return COUNTS.empty_table()
+    some, mine = only(partition, users), known[users[asked.owner]]
+    sends = {}
+    for text, one in (("empty", some), ("full", with_full_histories(some, policy))):
+        done = _target(one, mine, policy, behaviour, spec)
+        sends[f"sends_if_{text}"] = int(window.holds(done.at[done.send_decision]).sum())
+    return counted(name, {"users_uncertain": int(users.sum()), "decisions_uncertain": int(unsure.sum()), **sends})
 
 
 def write_shard(path: Path, shard: Shard) -> None:

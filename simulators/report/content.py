@@ -24,6 +24,7 @@ from simulators.report.tally import Tally
 __all__ = ["content_of"]
 
 _TOP = 100
+_NAMED = ("campaign", "category", "segment")
 _MOST_SENDS = 15
 
 
@@ -80,9 +81,7 @@ def _counts(tally: Tally, policies: Sequence[str], names: Mapping[str, Mapping[i
         "by": {
             "channel": _by_names(tally, policies, "sends", "channel", {int(one): one.name for one in Channel}),
             "message class": _by_names(tally, policies, "sends", "message_class", {int(k): k.name for k in MessageClass}),
-            **{
-                one: _moved(_by_names(tally, policies, "sends", one, names.get(one, {}))) for one in ("campaign", "category")
-            },
+            **{one: _moved(_by_names(tally, policies, "sends", one, names.get(one, {}))) for one in _NAMED},
         },
         "days": {name: {_date(day): n for day, n in tally.days(name, "sends").items() if day >= 0} for name in policies},
         "hours": {name: {str(hour): n for hour, n in tally.by(name, "sends", "hour_local").items()} for name in policies},
@@ -97,6 +96,7 @@ def _left_out(result: Shard, tally: Tally) -> dict[str, Any]:
         "decisions_of_bots": tally.total("logged", "decisions_of_bots"),
         "set_aside": {Reason(key).name: n for key, n in tally.by("logged", "set_aside", "reason").items()},
         "unfinished": tally.total("logged", "unfinished"),
+        "parity_unsure": result.parity.unsure,
         "excluded": {name: int(n) for name, n in excluded.items() if n},
     }
 
@@ -116,7 +116,14 @@ def _volume(tally: Tally, name: str) -> dict[str, Any]:
         "users_reached": tally.total(name, "users_reached"),
         "users_diverged": tally.total(name, "users_diverged"),
         "share_beyond_divergence": beyond / decisions if decisions else 0.0,
+        "share_triggered": tally.total(name, "triggered_beyond_divergence") / decisions if decisions else 0.0,
         "carried": tally.total(name, "carried"),
+        "start": {
+            "users": tally.total(name, "users_uncertain"),
+            "decisions": tally.total(name, "decisions_uncertain"),
+            "sends_if_empty": tally.total(name, "sends_if_empty"),
+            "sends_if_full": tally.total(name, "sends_if_full"),
+        },
     }
 
 

@@ -46,6 +46,8 @@ def page_of(content: Mapping[str, Any]) -> str:
         guardrails=guardrail_rows(content["verdict"]["guardrails"]), glance=glance(content), colours=POLICY_COLOURS,
         sends_check=sends_check(content), left_out_lines=left_out_lines(content), control_faults=faults,
         comparisons=_comparisons(content), carried=any(one["carried"] for one in content["volume"]),
+        triggered=any(one["share_triggered"] for one in content["volume"]),
+        started=any(one["start"]["users"] for one in content["volume"]),
         charts=_charts(content, policies), by_policy=[_by_policy(content, name) for name in policies[1:]],
         outcomes_by_policy=outcome_tables(content), measures=_measures(content), attribution_tables=windows,
         attribution_hours=hours, simulated_tables=modelled, simulated_fatigue=factors,

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from serve_app.ids import hash_id
 from serve_app.log.fingerprint import code_version, fingerprint, fingerprint_parts
 from serve_app.policy.diff import policy_diff
 from serve_app.policy.document import parse_policy, revision_of
@@ -17,7 +18,7 @@ from simulators.replay.shard import Shard
 from simulators.replay.spec import ReplaySpec
 from simulators.report.tally import Tally
 
-__all__ = ["SCHEMA", "documents", "made", "policies_said"]
+__all__ = ["SCHEMA", "documents", "made", "policies_said", "segment_names"]
 
 SCHEMA = {"name": "hindcast-replay-report", "version": 1}
 """Of the JSON: keys are added without a new version; a renamed or dropped one, or another meaning, raises it."""
@@ -41,6 +42,12 @@ def documents(spec: ReplaySpec) -> dict[str, dict[str, Any]]:
         "logged": {one.name: orjson.loads(one.document) for one in spec.behaviour},
         "targets": {one.name: orjson.loads(one.document) for one in spec.targets},
     }
+
+
+def segment_names(spec: ReplaySpec) -> dict[int, str]:
+    """Ids of the segments of the policies that logged, by their hashes."""
+    documents = [parse_policy(orjson.loads(one.document)) for one in spec.behaviour]
+    return {hash_id(one.id): one.id for document in documents for one in document.segments}
 
 
 def made(result: Shard, spec: ReplaySpec, tally: Tally, command: str) -> dict[str, Any]:

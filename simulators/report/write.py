@@ -20,6 +20,7 @@ from simulators.report.effects import Worth
 from simulators.report.guardrails import Guardrail, judge_guardrails
 from simulators.report.headline import preferred
 from simulators.report.page import page_of
+from simulators.report.provenance import segment_names
 from simulators.report.tally import Tally
 
 __all__ = ["write_report"]
@@ -41,8 +42,9 @@ def write_report(
     found = judge_guardrails(rails, result.suite, _volumes(tally, spec), order=preferred(spec))
     data = Path(spec.data)
     texts = _user_texts(data, {one.user for one in result.examples})
+    names = {**campaign_names(data), "segment": segment_names(spec)}
     content = content_of(
-        result, spec, names=campaign_names(data), guardrails=found, parity_waived=allow_mismatch, worth=worth,
+        result, spec, names=names, guardrails=found, parity_waived=allow_mismatch, worth=worth,
         user_name=lambda user: texts.get(user, f"{user:016x}"), command=command, simulated=simulated,
     )  # fmt: skip
     plain = orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY)
