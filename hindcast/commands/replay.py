@@ -135,7 +135,7 @@ def _conclude(content: Mapping[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from simulators.report.views import glance
+    from simulators.report.views import glance, missing_line
 
     said, verdict = glance(content), content["verdict"]
     table = Table("change from the log", *(one["text"] for one in said["columns"]))
@@ -145,6 +145,8 @@ def _conclude(content: Mapping[str, Any], out: Path) -> None:
     Console().print(table)
     for one in verdict["guardrails"]:
         typer.echo(f"guardrail {one['metric']} of {one['policy']}: {one['outcome']} {one['why']}".rstrip())
+    for one in content["left_out"]["missing"]:
+        typer.echo(f"warning: {missing_line(one)}", err=True)
     typer.echo(f"report: {out / 'report.html'}")
     if verdict["exit_code"]:
         typer.echo(f"verdict: {verdict['outcome']}", err=True)

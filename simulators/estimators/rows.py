@@ -37,6 +37,7 @@ FAULTS = (
     "reward_missing",
     "outcome_model_missing",
     "duplicated",
+    "not_reproduced",
 )
 _ROUNDING = 1e-9  # a sum of probabilities may exceed 1 by rounding
 
@@ -157,12 +158,14 @@ def checked_rows(
     groups: Mapping[str, npt.ArrayLike] | None = None,
     extra: Mapping[str, npt.ArrayLike] | None = None,
     row_id: npt.ArrayLike | None = None,
+    not_reproduced: npt.ArrayLike | None = None,
     on_bad: Literal["exclude", "error"] = "exclude",
 ) -> Rows:
     """Rows from columns; shapes as in `Rows`, a last axis of length 1 may be left out.
 
-    row_id u64[n]: identity of a row within its user; later rows of the same identity are `duplicated`. Without `send`, any
-    row may earn the reward. InvalidInput: lengths differ, a user's rows are not adjacent, `target_send` without `send` or
+    row_id u64[n]: identity of a row within its user; later rows of the same identity are `duplicated`. not_reproduced
+    bool[n]: the logging policy does not give what was logged its propensity. Without `send`, any row may earn the reward.
+    InvalidInput: lengths differ, a user's rows are not adjacent, `target_send` without `send` or
     the reverse, or (with on_bad="error") any fault.
     """
     users = _dense(user, np.uint64)
@@ -185,6 +188,8 @@ def checked_rows(
     if row_id is not None:
         again = _repeated(users, _dense(row_id, np.uint64))
         fault[(fault < 0) & again] = FAULTS.index("duplicated")
+    if not_reproduced is not None:
+        fault[(fault < 0) & np.asarray(not_reproduced, np.bool_)] = FAULTS.index("not_reproduced")
     counts = np.bincount(fault[fault >= 0], minlength=len(FAULTS)).astype(np.int64)
     if counts.any() and on_bad == "error":
         row = int(np.flatnonzero(fault >= 0)[0])

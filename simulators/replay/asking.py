@@ -8,10 +8,15 @@ from pathlib import Path
 from serve_app.errors import InvalidInput
 from serve_app.policies import read_policy
 from serve_app.policy.document import PolicyDocument, canonical_json, load_policy
+from simulators.estimators import LOGGED
 from simulators.replay.breakdowns import breakdowns_of
 from simulators.replay.job import log_end, log_start, logged_heads, logged_revisions
+<<<<<<< Updated upstream
 from simulators.replay.rewards import Weights, reward_of
 from simulators.replay.spec import FULL, QUICK, ReplaySpec, Target, logged_document
+=======
+from simulators.replay.spec import CONTROL, ReplaySpec, Target, logged_document
+>>>>>>> Stashed changes
 
 __all__ = ["EVER", "estimators_named", "is_file", "named_policies", "spec_for"]
 
@@ -25,11 +30,17 @@ def is_file(name: str) -> bool:
 
 
 def named_policies(data: Path, names: Sequence[str]) -> dict[str, PolicyDocument]:
-    """Documents of files and revisions, by the name a report gives them."""
-    return {
-        Path(name).stem if is_file(name) else name: load_policy(name) if is_file(name) else read_policy(data, name)
-        for name in names
-    }
+    """Documents of files and revisions, by the name a report gives them. Raises InvalidInput where two would have the same
+    name, or one the log's own."""
+    out: dict[str, PolicyDocument] = {}
+    for name in names:
+        said = Path(name).stem if is_file(name) else name
+        if said in out or said in (LOGGED, CONTROL):
+            whose = "another policy's" if said in out else "the log's own"
+            raise InvalidInput(f"{name}: the report would call it {said!r}, which is {whose} name", field="policy",
+                               hint="rename the file")  # fmt: skip
+        out[said] = load_policy(name) if is_file(name) else read_policy(data, name)
+    return out
 
 
 def estimators_named(text: str) -> tuple[str, ...]:

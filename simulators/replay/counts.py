@@ -26,7 +26,11 @@ __all__ = [
     "Window",
     "add_counts",
     "bots_left_out",
+<<<<<<< Updated upstream
     "counted",
+=======
+    "copies_left_out",
+>>>>>>> Stashed changes
     "counts_of",
     "differing",
     "divergence",
@@ -135,6 +139,11 @@ def sends_by_segment(
     keys = np.array([key for key in sorted(sums) if sums[key]], np.uint64)
     values = np.array([sums[int(key)] for key in keys], np.int64)
     return _table(name, "sends", "segment", keys, np.full(len(keys), -1), values)
+
+
+def copies_left_out(events: int) -> pa.Table:
+    """How many rows of events were copies of others."""
+    return _whole("logged", "copies_of_events", "", np.array([events]))
 
 
 def set_aside(requests: I64) -> pa.Table:

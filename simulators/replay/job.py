@@ -64,7 +64,23 @@ def run_replay(
     for _ in (map if local else on_ray)(_task(spec, folder, shelf), [_as_task(one) for one in missing]):
         done += 1
         progress(done, len(groups))
-    return summed([_file(folder, group) for group in groups], spec)
+    total = summed([_file(folder, group) for group in groups], spec)
+    _refuse_nothing(total)
+    return total
+
+
+def _refuse_nothing(total: Shard) -> None:
+    """InvalidInput where no decision counts: a report on nothing would look like one on no change."""
+    counts = total.counts
+    decided = pc.and_(pc.equal(counts["policy"], "logged"), pc.equal(counts["measure"], "decisions"))
+    if counts.filter(decided).num_rows:
+        return
+    if total.requests:
+        message = f"none of the {total.requests:,} notification decisions of the log lies in the window"
+        raise InvalidInput(message, field="--from, --to", hint="name days that the log holds, in UTC")
+    raise InvalidInput(
+        "the log holds no notification that a policy decided", field="log", hint="replay a log that has some"
+    )
 
 
 def groups_of(data: Path, shelf: Path) -> list[BucketGroup]:

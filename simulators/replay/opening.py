@@ -106,6 +106,7 @@ def _keep(read: Opened, path: Path, shelf: Path, group: BucketGroup, source: str
         "erasures": load_erased(spec.data).lines,
         "requests": read.requests,
         "bots": list(read.bots),
+        "copies": read.people.copies,
         "parity": asdict(read.parity),
     }
     shelf.mkdir(parents=True, exist_ok=True)

@@ -180,19 +180,23 @@ def opportunities_of(requests: pa.Table, candidates: pa.Table, decisions: pa.Tab
     """From the three tables of one bucket group, each in the log's order. Raises DamagedArtifact where a candidate or
     decision belongs to no request, or a request has lost candidates."""
     users, ids = _flat(requests, "user"), _flat(requests, "request_id")
+    _refuse_copies(users, ids)
     candidate_first, candidate_count = _runs(users, ids, candidates, "candidates")
     decision_first, decision_count = _runs(users, ids, decisions, "decisions")
-    mine = np.flatnonzero((_flat(requests, "surface") == Surface.notification) & (decision_count > 0))
+    mine = np.flatnonzero(_flat(requests, "surface") == Surface.notification)
+    _refuse(decision_count[mine] == 0, ids[mine], "decisions", "has no decision")
     mine, set_aside = _decided_by_a_policy(requests, decisions, mine, decision_first)
     written = _flat(decisions, "commit_version")[decision_first[mine]] >= 0
     keys = (ids[mine], _flat(requests, "decided_at")[mine], written, _flat(requests, "order")[mine], users[mine])
     mine = mine[np.lexsort(keys)]
-    lost = candidate_count[mine] != _flat(requests, "candidate_count")[mine]
-    if lost.any():
-        bad = int(ids[mine[np.flatnonzero(lost)[0]]])
-        raise DamagedArtifact(f"request {bad:016x} has lost candidates", field="log.candidates", hint="rebuild the log")
+    said = _flat(requests, "candidate_count")[mine]
+    _refuse(candidate_count[mine] < said, ids[mine], "candidates", "has lost candidates")
+    _refuse(candidate_count[mine] > said, ids[mine], "candidates", "has more candidates than it was decided over")
     offsets = lengths_to_offsets(candidate_count[mine])
     rows = np.arange(offsets[-1]) + np.repeat(candidate_first[mine] - offsets[:-1], candidate_count[mine])
+    chosen = np.repeat(np.arange(len(mine)), candidate_count[mine])[_flat(candidates, "slot")[rows] >= 0]
+    wanted = np.maximum(np.bincount(chosen, minlength=len(mine)), 1)
+    _refuse(decision_count[mine] != wanted, ids[mine], "decisions", "has not one decision for each of its sends")
     batch, revisions, items = _batch(requests, candidates, mine, rows, offsets)
     chosen = decision_first[mine]
     return Opportunities(
@@ -203,6 +207,23 @@ def opportunities_of(requests: pa.Table, candidates: pa.Table, decisions: pa.Tab
         {name: _values(candidates, name, rows) for name in _OUTCOMES},
         set_aside,
     )
+
+
+def _refuse(wrong: npt.NDArray[np.bool_], ids: U64, table: str, words: str) -> None:
+    """DamagedArtifact for the first request that is wrong."""
+    if wrong.any():
+        bad, more = int(ids[np.flatnonzero(wrong)[0]]), int(wrong.sum()) - 1
+        also = f", and {more:,} more like it" if more else ""
+        message = f"request {bad:016x} {words}{also}"
+        raise DamagedArtifact(message, field=f"log.{table}", hint="restore the log's files from where it was written")
+
+
+def _refuse_copies(users: U64, ids: U64) -> None:
+    """Copies stand beside each other: the same request has the same place in the order."""
+    again = np.flatnonzero((ids[1:] == ids[:-1]) & (users[1:] == users[:-1]))
+    if len(again):
+        message = f"{len(again):,} requests stand twice, {int(ids[again[0]]):016x} the first of them"
+        raise DamagedArtifact(message, field="log.requests", hint="a file was copied, or compacted twice: restore it")
 
 
 def _decided_by_a_policy(requests: pa.Table, decisions: pa.Table, mine: I64, decision_first: I64) -> tuple[I64, I64]:

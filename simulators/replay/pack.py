@@ -66,6 +66,7 @@ class PackedPartition(Partition):
         self, asked: Opportunities, start: Histories, known_since: I64, tables: Mapping[str, Decoder], said: dict[str, Any]
     ) -> None:
         vars(self).update(asked=asked, start=start, known_since=known_since, _tables=tables, said=said)
+        vars(self)["copies"] = said.get("copies", 0)
 
     @cached_property
     def events(self) -> pa.Table:  # a field there, made at its first use here

@@ -29,12 +29,14 @@ TABLES_READ = ("requests", "candidates", "decisions", "events", "ledger_snapshot
 @dataclass(frozen=True)
 class Partition:
     """asked: every notification request from the snapshot on. start: histories of `asked.users` at the snapshot;
-    known_since i64[u]: each is complete for later times. events: of the same users, `EVENT_COLUMNS`."""
+    known_since i64[u]: each is complete for later times. events: of the same users, `EVENT_COLUMNS`, each once; copies: how
+    many rows of them stood there again."""
 
     asked: Opportunities
     start: Histories
     known_since: I64
     events: pa.Table
+    copies: int = 0
 
     def bots(self) -> U64:
         """u64[k]: users of `asked` that any event of the log calls a bot, ascending."""
@@ -52,7 +54,7 @@ class Partition:
         entries = np.repeat(self.start.offsets[rows] - lengths_to_offsets(counts)[:-1], counts) + np.arange(counts.sum())
         start = Histories(self.start.entries[entries], lengths_to_offsets(counts))
         gone = np.isin(self.events["user"].to_numpy(), users)
-        return Partition(asked, start, self.known_since[rows], self.events.filter(pa.array(~gone)))
+        return Partition(asked, start, self.known_since[rows], self.events.filter(pa.array(~gone)), self.copies)
 
     def failed(self) -> tuple[U64, I64, U64, npt.NDArray[np.int16]]:
         """(user, at, request, slot) of each delivery that failed, in the order of the events."""
@@ -81,7 +83,18 @@ def read_partition(group: BucketGroup, *, start_at: int | None = None) -> Partit
     if not later.all():
         asked = asked.take(np.flatnonzero(later))
         start, known_since, _ = _start(snapshots, asked, start_at)
-    return Partition(asked, start, known_since, read("events", EVENT_COLUMNS))
+    events, copies = _once(read("events", (*EVENT_COLUMNS, "event_id")))
+    return Partition(asked, start, known_since, events, copies)
+
+
+def _once(events: pa.Table) -> tuple[pa.Table, int]:
+    """Each event once, and how many rows were copies: a client's second sending that came too late for compaction to notice,
+    or a file that was copied. They stand beside each other in the log's order."""
+    keys = [events[name].to_numpy() for name in ("user", "ts", "event_id")]
+    again = np.zeros(len(events), np.bool_)
+    again[1:] = np.logical_and.reduce([key[1:] == key[:-1] for key in keys])
+    copies = int(again.sum())
+    return (events.filter(pa.array(~again)) if copies else events).drop_columns(["event_id"]), copies
 
 
 def _start(snapshots: pa.Table, asked: Opportunities, start_at: int | None) -> tuple[Histories, I64, I64]:

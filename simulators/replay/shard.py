@@ -25,7 +25,11 @@ from simulators.replay.counts import (
     Window,
     add_counts,
     bots_left_out,
+<<<<<<< Updated upstream
     counted,
+=======
+    copies_left_out,
+>>>>>>> Stashed changes
     counts_of,
     differing,
     divergence,
@@ -83,8 +87,9 @@ def replay_group(group: BucketGroup, spec: ReplaySpec, shelf: Path | None = None
     comparing it once more. Raises InvalidInput where a target cannot be replayed on this log."""
     read = opened(group, spec, shelf)
     out = Shard(
-        Sums.empty(spec), read.requests, read.parity, add_counts([set_aside(read.set_aside), bots_left_out(*read.bots)])
-    )
+        Sums.empty(spec), read.requests, read.parity,
+        add_counts([set_aside(read.set_aside), bots_left_out(*read.bots), copies_left_out(read.people.copies)]),
+    )  # fmt: skip
     if not len(read.people.asked):
         return out
     behaviour = behaviour_of(read.people.asked, spec)

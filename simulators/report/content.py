@@ -10,6 +10,7 @@ from typing import Any
 from serve_app.vocabulary import Channel, MessageClass, Reason
 from simulators.estimators import Per, Suite
 from simulators.estimators.settings import EstimateSettings
+from simulators.replay.completeness import MissingRows
 from simulators.replay.estimation import WINDOWS
 from simulators.replay.shard import Shard
 from simulators.replay.spec import CONTROL, ReplaySpec
@@ -40,9 +41,10 @@ def content_of(
     user_name: Callable[[int], str] = "{:016x}".format,
     command: str = "",
     simulated: Mapping[str, Any] | None = None,
+    missing: Sequence[MissingRows] = (),
 ) -> dict[str, Any]:
     """names: texts of campaign and category hashes, by dimension. user_name: text of a user's hash. command: that asked for
-    it. simulated: what `hindcast simulate --out` wrote, to stand beside the volume."""
+    it. simulated: what `hindcast simulate --out` wrote, to stand beside the volume. missing: rows the log has lost."""
     settings = settings or EstimateSettings()
     tally, policies = Tally(result.counts), ["logged", *(one.name for one in spec.targets)]
     outcome = worst(guardrails, parity=result.parity.same == result.parity.requests or parity_waived)
@@ -56,7 +58,7 @@ def content_of(
         "headline": headlines(outcomes, volume, preferred(spec)),
         "parity": {**asdict(result.parity), "share": result.parity.share, "waived": parity_waived},
         "control": _control(result.suite, settings),
-        "left_out": _left_out(result, tally),
+        "left_out": _left_out(result, tally, missing),
         "volume": volume,
         **_counts(tally, policies, names),
         "outcomes": outcomes,
@@ -88,7 +90,7 @@ def _counts(tally: Tally, policies: Sequence[str], names: Mapping[str, Mapping[i
     }
 
 
-def _left_out(result: Shard, tally: Tally) -> dict[str, Any]:
+def _left_out(result: Shard, tally: Tally, missing: Sequence[MissingRows]) -> dict[str, Any]:
     """Whom and what no number holds, counted. excluded: rows of the estimates by fault."""
     excluded = result.suite.diagnostics.of(0).excluded
     return {
@@ -96,7 +98,12 @@ def _left_out(result: Shard, tally: Tally) -> dict[str, Any]:
         "decisions_of_bots": tally.total("logged", "decisions_of_bots"),
         "set_aside": {Reason(key).name: n for key, n in tally.by("logged", "set_aside", "reason").items()},
         "unfinished": tally.total("logged", "unfinished"),
+<<<<<<< Updated upstream
         "parity_unsure": result.parity.unsure,
+=======
+        "copies_of_events": tally.total("logged", "copies_of_events"),
+        "missing": [asdict(one) for one in missing],
+>>>>>>> Stashed changes
         "excluded": {name: int(n) for name, n in excluded.items() if n},
     }
 

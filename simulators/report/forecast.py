@@ -31,8 +31,8 @@ def forecasts(result: Shard, spec: ReplaySpec, tally: Tally, settings: EstimateS
     complete = complete_days(days, spec.attribution_us, spec.log_end)
     out = []
     for target in spec.targets:
-        sends = _volume(tally.by(target.name, "users", "sends_in_window"), len(days))
-        rates = [sends, *_outcomes(result, target.name, complete, settings)] if days else []
+        sends = tally.by(target.name, "users", "sends_in_window")
+        rates = [_volume(sends, len(days)), *_outcomes(result, target.name, complete, settings)] if days else []
         revision = revision_of(target.document.encode())
         hours = spec.attribution_us / 3.6e9
         out.append({"policy": target.name, "revision": revision, "attribution_hours": hours, "rates": rates})

@@ -9,7 +9,7 @@ from simulators.report.charts import bullet, forest
 from simulators.report.guardrails import METRICS, VOLUMES
 from simulators.report.words import Measure, change, figure, measure, reason_text, spaced, span
 
-__all__ = ["glance", "glance_chart", "guardrail_rows", "left_out_lines", "sends_check"]
+__all__ = ["glance", "glance_chart", "guardrail_rows", "left_out_lines", "missing_line", "sends_check"]
 
 Content = Mapping[str, Any]
 Row = dict[str, Any]
@@ -145,6 +145,12 @@ def _near(value: float, one: Mapping[str, Any], slack: float) -> bool:
     return bool(one["low"] - slack <= value <= one["high"] + slack)
 
 
+def missing_line(one: Mapping[str, Any]) -> str:
+    """Rows the log has lost, of one table and day."""
+    gone = spaced(one["written"] - one["found"])
+    return f"{gone} of {spaced(one['written'])} {one['table']} of {one['day']} are not in the log any more"
+
+
 def left_out_lines(content: Content) -> list[str]:
     """Whom and what no number holds, in words."""
     left, hours = content["left_out"], content["made"]["attribution_hours"]
@@ -161,4 +167,7 @@ def left_out_lines(content: Content) -> list[str]:
     if left["excluded"]:
         faults = ", ".join(f"{spaced(count)} {name.replace('_', ' ')}" for name, count in left["excluded"].items())
         lines.append(f"rows of the estimates with faults: {faults}")
+    if left["copies_of_events"]:
+        lines.append(f"{spaced(left['copies_of_events'])} events that stood twice, counted once")
+    lines += [missing_line(one) for one in left["missing"]]
     return lines

@@ -13,6 +13,7 @@ from serve_app.ids import bucket_of
 from serve_app.log.reader import read_log
 from serve_app.release.manifest import write_text_atomically
 from simulators.replay.breakdowns import campaign_names
+from simulators.replay.completeness import missing_rows
 from simulators.replay.shard import Shard
 from simulators.replay.spec import ReplaySpec
 from simulators.report.content import content_of
@@ -46,6 +47,7 @@ def write_report(
     content = content_of(
         result, spec, names=names, guardrails=found, parity_waived=allow_mismatch, worth=worth,
         user_name=lambda user: texts.get(user, f"{user:016x}"), command=command, simulated=simulated,
+        missing=missing_rows(data),
     )  # fmt: skip
     plain = orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY)
     write_text_atomically(out / "report.json", plain.decode())
