@@ -66,6 +66,12 @@ def replay(
     segment: Annotated[
         list[str] | None, typer.Option(help="only users in it at decision time count; several: in any of them")
     ] = None,
+    volume_only: Annotated[
+        bool, typer.Option("--volume-only", help="what would have been sent, and why not; no outcomes, estimates or report")
+    ] = False,
+    packs: Annotated[
+        Path | None, typer.Option(help="folder of what replays keep of the log for each other", file_okay=False)
+    ] = None,
     drawings: Annotated[int, typer.Option(min=0, help="lists: drawings a list for IIPS's marginals; 0: without it")] = 0,
     address: Annotated[str, typer.Option(help="of a Ray cluster; default: this machine")] = "",
     in_process: Annotated[bool, typer.Option(help="without Ray, one group after the other")] = False,
@@ -108,20 +114,25 @@ def replay(
         if len(documents) != 1 or guardrails is not None or simulated is not None:
             raise typer.BadParameter("takes one --policy, no --guardrails and no --simulated", param_hint="--sweep")
         documents = grid(next(iter(documents.values())), plan)
+    if volume_only and (plan is not None or guardrails is not None or simulated is not None):
+        raise typer.BadParameter("gives nothing for --sweep, --guardrails or --simulated", param_hint="--volume-only")
+    named = () if volume_only else estimators_named("quick" if plan is not None else estimators)
     spec = spec_for(
         data, documents, baseline=load_policy(baseline) if baseline else None, start=_moment(start, -EVER),
         end=_moment(end, EVER), steady=start_mode == "steady", attribution_us=round(attribution_hours * 3.6e9),
         outcome_us=round(outcome_days * 86.4e9), halves=plan is not None,
-        estimators=estimators_named("quick" if plan is not None else estimators),
-        reward=reward_weights(reward) if reward else None,
+        estimators=named, reward=reward_weights(reward) if reward else None,
     )  # fmt: skip
     spec = with_outcome_model(spec, out)
     if plan is not None:
-        _finish_sweep(_run(spec, out, address, in_process), plan, out, allow_mismatch)
+        _finish_sweep(_run(spec, out, address, in_process, packs), plan, out, allow_mismatch)
+        return
+    if volume_only:
+        _finish_volume(_run(spec, out, address, in_process, packs), spec, out, allow_mismatch)
         return
     rails = load_guardrails(guardrails) if guardrails is not None else {}
     model = load_simulated(simulated, list(documents)) if simulated is not None else None
-    result = _run(spec, out, address, in_process)
+    result = _run(spec, out, address, in_process, packs)
     _show(result, spec)
     content = write_report(
         result, spec, out, rails, allow_mismatch=allow_mismatch, worth=Worth(margin, opt_out_cost), command=_command(ctx),
@@ -158,7 +169,7 @@ def _command(ctx: typer.Context) -> str:
     words = ["hindcast", "replay"]
     for one in ctx.command.params:
         value, typed = ctx.params.get(str(one.name)), ctx.get_parameter_source(str(one.name))
-        if typed is None or typed.name != "COMMANDLINE" or one.name in ("out", "address", "in_process"):
+        if typed is None or typed.name != "COMMANDLINE" or one.name in ("out", "address", "in_process", "packs"):
             continue
         option = one.opts[0]
         if isinstance(value, bool):
@@ -201,7 +212,18 @@ def _moment(text: str, otherwise: int) -> int:
     return round(at.timestamp()) * 1_000_000
 
 
-def _run(spec: ReplaySpec, out: Path, address: str, in_process: bool) -> Shard:
+def _finish_volume(result: Shard, spec: ReplaySpec, out: Path, allow_mismatch: bool) -> None:
+    """Show and write the counts; exit code 13 without parity."""
+    from simulators.replay.summary import write_counts
+
+    _show(result, spec)
+    typer.echo(f"counts: {write_counts(result.counts, out)}")
+    if result.parity.same != result.parity.requests and not allow_mismatch:
+        typer.echo("verdict: the log's own policy does not reproduce it", err=True)
+        raise typer.Exit(13)
+
+
+def _run(spec: ReplaySpec, out: Path, address: str, in_process: bool, packs: Path | None) -> Shard:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -225,7 +247,7 @@ def _run(spec: ReplaySpec, out: Path, address: str, in_process: bool) -> Shard:
         def progress(done: int, total: int) -> None:
             shown.update(task, completed=done, total=total)
 
-        return run_replay(spec, out, progress=progress, local=in_process)
+        return run_replay(spec, out, progress=progress, local=in_process, packs=packs)
 
 
 def _show(result: Shard, spec: ReplaySpec) -> None:

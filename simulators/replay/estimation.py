@@ -61,8 +61,11 @@ def segments_of(spec: ReplaySpec) -> tuple[str, ...]:
 
 
 def new_suites(spec: ReplaySpec) -> dict[str, Suite]:
-    """Empty. The first target is the control: the policies that logged, estimated as if they were one."""
+    """Empty; none where no estimator is asked for. The first target is the control: the policies that logged, estimated as if
+    they were one."""
     names = (CONTROL, *(one.name for one in spec.targets))
+    if not spec.estimators:
+        return {}
     if spec.halves:
         return {name: Suite(_for_sweeps(spec, names)) for name in (MAIN, *HALVES)}
     suites = {MAIN: Suite([*_plain(spec, names), *_broken_down(spec, names)])}

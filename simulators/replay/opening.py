@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,23 @@ def _keep(read: Opened, path: Path, shelf: Path, group: BucketGroup, source: str
 def _from_pack(path: Path, spec: ReplaySpec) -> Opened:
     people = read_pack(path)
     said = people.said
-    parity = dict(said["parity"])
-    examples = [Mismatch(**one) for one in parity.pop("examples")]
-    asked = people.asked
     return Opened(
-        people, people.known, said["requests"], (said["bots"][0], said["bots"][1]), asked.set_aside, _heads(asked, spec),
-        Parity(**parity, examples=examples),
+        people, people.known, said["requests"], (said["bots"][0], said["bots"][1]), people.asked.set_aside,
+        _heads(people.asked, spec), _parity_of(said["parity"]) if said["parity"] else _compared_again(people, spec),
     )  # fmt: skip
+
+
+def _parity_of(said: Mapping[str, Any]) -> Parity:
+    plain = dict(said)
+    examples = [Mismatch(**one) for one in plain.pop("examples")]
+    return Parity(**plain, examples=examples)
+
+
+def _compared_again(people: Partition, spec: ReplaySpec) -> Parity:
+    """Of a pack that nobody compared yet, as far as it says what was decided."""
+    check = ParityCheck(people.asked)
+    if len(people.asked):
+        follow_log(
+            people.asked, Course(people.asked, behaviour_of(people.asked, spec), people.start, people.failures()), check
+        )
+    return check.result()

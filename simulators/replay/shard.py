@@ -119,13 +119,27 @@ def _judged(
     if half is not None:
         parts.append(sends_by_half("logged", asked, logged, window, half))
     sums = Sums.empty(spec)
+    if spec.estimators:
+        parts += _outcomes(sums, partition, spec, targets, behaviour)
+    return Shard(sums, counts=add_counts(parts), examples=examples)
+
+
+def _outcomes(
+    sums: Sums,
+    partition: Partition,
+    spec: ReplaySpec,
+    targets: Sequence[CompiledPolicy],
+    behaviour: Sequence[CompiledPolicy],
+) -> list[pa.Table]:
+    """Fill estimates and trials; returns counts of who could not be taken."""
+    window, parts = Window(spec.start, spec.end), list[pa.Table]()
     update_suites(sums.suites, estimation_rows(partition, spec, targets, behaviour))
     ends = {"outcome_us": spec.outcome_us, "log_start": spec.log_start, "log_end": spec.log_end}
     for holdout in holdouts_of([one.document for one in spec.behaviour]):
         trial = sums.trials[holdout.name]
         left, sums.samples[holdout.name] = fill_trial(trial, partition, holdout, behaviour, window, **ends, heads=spec.heads)
         parts.append(left_out_of_trial(holdout.key, left))
-    return Shard(sums, counts=add_counts(parts), examples=examples)
+    return parts
 
 
 def _target(

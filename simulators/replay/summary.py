@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from serve_app.vocabulary import Reason
 
-__all__ = ["summary"]
+__all__ = ["summary", "write_counts"]
+
+
+def write_counts(counts: pa.Table, out: Path) -> Path:
+    """All counts (`simulators.replay.counts.COUNTS`) as ``OUT/counts.parquet``."""
+    path, aside = out / "counts.parquet", out / ".counts.parquet.new"
+    pq.write_table(counts, aside)
+    aside.replace(path)
+    return path
 
 
 def summary(counts: pa.Table, targets: Sequence[str]) -> list[tuple[str, ...]]:
