@@ -149,10 +149,11 @@ def _conclude(content: Mapping[str, Any], out: Path) -> None:
     from simulators.report.views import glance, missing_line
 
     said, verdict = glance(content), content["verdict"]
-    table = Table("change from the log", *(one["text"] for one in said["columns"]))
-    table.add_row("the log has", *(one["logged"] for one in said["columns"]))
-    for row in said["rows"]:
-        table.add_row(row["policy"], *(f"{one['value']} {one['span']}\n{one['standing']}".strip() for one in row["cells"]))
+    table = Table("", "the log has", *(row["policy"] for row in said["rows"]), caption="change from the log, 95 %")
+    for place, measure in enumerate(said["columns"]):
+        cells = [row["cells"][place] for row in said["rows"]]
+        words = (f"{one['value']} {one['estimator']}, {one['standing']}\n{one['span']}".strip(" ,\n") for one in cells)
+        table.add_row(measure["text"], measure["logged"], *words)
     Console().print(table)
     for one in verdict["guardrails"]:
         typer.echo(f"guardrail {one['metric']} of {one['policy']}: {one['outcome']} {one['why']}".rstrip())

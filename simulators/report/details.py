@@ -28,6 +28,10 @@ def numbers(one: Estimate, suite: Suite) -> Row:
     row["logged"] = suite[said.estimator].point(str(said.versus), said.metric, said.per, group).value
     row["difference"], row["notes"] = one.value, list(one.notes)
     row["low"], row["high"] = (one.interval.low, one.interval.high) if one.interval else (None, None)
+    estimator = suite[said.estimator]
+    if estimator.replicates and said.group is None:
+        other = estimator.bootstrap(said.policy, said.metric, said.per, versus=said.versus)
+        row["bootstrap_low"], row["bootstrap_high"] = other.low, other.high
     if one.interval is not None:
         row["detectable"] = minimum_detectable(one.interval.standard_error, level=one.interval.level)
     return row

@@ -35,6 +35,7 @@ METRICS: Mapping[str, tuple[str, Per]] = {
     "conversions": ("conversions", Per.user),
     "revenue": ("revenue", Per.user),
     "opt_outs": ("opt_outs", Per.user),
+    "reward": ("reward", Per.user),
     "click_rate": ("clicks", Per.send),
     "conversion_rate": ("conversions", Per.send),
     "opt_out_rate": ("opt_outs", Per.send),
@@ -200,6 +201,9 @@ def _estimated(
 ) -> _Number:
     """Raises InvalidInput for an estimator that did not run, or gives no such value."""
     metric, per = METRICS[name]
+    if metric not in suite.metrics:
+        known = ", ".join(one for one, (of, _) in METRICS.items() if of in suite.metrics)
+        raise InvalidInput(f"{metric} was not computed", field=f"guardrails.{name}", hint=f"one of {known}")
     label = rail.estimator or next((one for one in order if one in suite.labels), "")
     if label not in suite.labels:
         known = ", ".join(one for one in suite.labels if suite[one].grouping is None)

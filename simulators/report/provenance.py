@@ -67,10 +67,18 @@ def made(result: Shard, spec: ReplaySpec, tally: Tally, command: str) -> dict[st
         "attribution_hours": spec.attribution_us / 3.6e9,
         "outcome_days": spec.outcome_us / 86.4e9,
         "heads": {"names": list(spec.heads), "how": "logged"},
+        "estimators": list(spec.estimators),
+        "reward": dict(spec.reward),
+        "outcome_model": _model(spec),
         "seeds": "none drawn: flips, cells and holdouts are hashes of logged ids with the policies' salts; halves, folds, "
         "bootstrap weights and example users are hashes of user ids",
         "command": command,
     }
+
+
+def _model(spec: ReplaySpec) -> str:
+    """What the estimators that need an outcome model rest on; empty without one."""
+    return "logistic and linear models by fold, fitted before the pass on a seeded sample of users" if spec.outcome else ""
 
 
 def _digest(spec: ReplaySpec) -> str:

@@ -18,6 +18,7 @@ _ABOUT = {
     "conversions": "orders within the attribution window of a message, or of the last click on one: after it, not always "
     "because of it (see what messages cause, below)",
     "revenue": "money of those orders, in the log's currency",
+    "reward": "a weighted sum of the other measures; its weights stand under How it was computed",
     "opt_outs": "sends after which the user opted out of a channel",
 }
 _ESTIMATORS = {
