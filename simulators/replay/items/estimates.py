@@ -44,8 +44,9 @@ def new_suites(targets: Sequence[str], drawings: int) -> dict[str, Suite]:
 
 @dataclass(frozen=True)
 class Looked:
-    """Of s shown slots, by list and slot: what each of P targets makes of them. target, unsupported f64[s, P]: probability, mass
-    that the log could not show; q_target f64[s, P, M]: the model's mean over the target's choices; q_logged f64[s, M]."""
+    """Of s shown slots, by list and slot, under P targets. target, unsupported f64[s, P]: the chance of what was shown, and
+    the mass on what the log could not show; q_target f64[s, P, M]: the model's mean over the target's choices; q_logged
+    f64[s, M]."""
 
     target: F64
     unsupported: F64

@@ -116,7 +116,8 @@ def _task(spec: ListsSpec, folder: Path) -> Callable[[Task], Task]:
     def run(task: Task) -> Task:
         files = {name: tuple(paths) for name, paths in orjson.loads(task["files"]).items()}
         group = BucketGroup(int(task["low"]), int(task["high"]), files)
-        models = {name: _model(str(folder / f"outcome-{name}")) for name in spec.surfaces}
+        folders = {name: folder / f"outcome-{name}" for name in spec.surfaces}
+        models = {name: _model(str(one)) for name, one in folders.items() if one.is_dir()}
         write_shard(_file(folder, group), replay_lists(group, spec, models, _scorer(spec)))
         return {"low": group.low}
 
@@ -135,10 +136,13 @@ def _fit(spec: ListsSpec, groups: Sequence[BucketGroup], folder: Path) -> None:
     """Outcome models of the surfaces that have none in `folder` yet, on the users of the first groups."""
     for name in spec.surfaces:
         if not (folder / f"outcome-{name}" / "outcome.json").is_file():
-            _fitted(spec, groups, Surface[name]).save(folder / f"outcome-{name}")
+            model = _fitted(spec, groups, Surface[name])
+            if model is not None:
+                model.save(folder / f"outcome-{name}")
 
 
-def _fitted(spec: ListsSpec, groups: Sequence[BucketGroup], surface: Surface) -> OutcomeModel:
+def _fitted(spec: ListsSpec, groups: Sequence[BucketGroup], surface: Surface) -> OutcomeModel | None:
+    """None where no list is old enough for its rewards: nothing will be estimated."""
     read, slots, heads = [], 0, dict[str, None]()
     for group in groups:
         parts, _ = read_lists(group, [surface])
@@ -153,10 +157,7 @@ def _fitted(spec: ListsSpec, groups: Sequence[BucketGroup], surface: Surface) ->
         if slots >= ENOUGH:
             break
     if not slots:
-        raise InvalidInput(
-            f"no list of {surface.name} is logged with all its candidates, and old enough for its rewards", field="surface",
-            hint="raise the log's sampling rate (settings: log.rate), shorten --attribution-hours, or wait",
-        )  # fmt: skip
+        return None
     users, features, rewards = [], [], []
     for lists, reward in read:
         shown = lists.shown()

@@ -32,9 +32,10 @@ _KIND = {Surface.related: "item", Surface.gateway: "item", Surface.widgets: "wid
 _REQUESTS = (
     "user", "request_id", "root_id", "parent_request_id", "surface", "decided_at", "policy_revision", "release", "variant",
     "slots", "log_rate", "full", "candidate_count", "degraded", "segments", "segments_at", "head_names", "feature_names",
+    "recents", "bought",
 )  # fmt: skip
 ASKED = (
-    "anchor", "recents", "recents_age_s", "bought", "excluded", "categories", "context_hour", "context_device", "cold",
+    "anchor", "recents_age_s", "excluded", "categories", "context_hour", "context_device", "cold",
     "width", "availability_seq", "zone", "region",
 )  # fmt: skip
 """What retrieval and features read of a request; see `read_lists`."""
@@ -59,7 +60,8 @@ class Lists:
     user u64[n]: who is one unit of chance; an anonymous list is its own. logged_user u64[n]: as the log has it, 0 for those.
     policy i16[n] indexes `revisions`. requests: flat columns by name. thing u64[m]: identity of what was shown; item u64[m];
     heads f32[m, H] named `head_names`, features f32[m, F] named `feature_names` (no columns unless asked for); value, p_slot
-    f64[m], slot i32[m]. asked: the columns ASKED, where they were asked for.
+    f64[m], slot i32[m]. candidates `seen` and `bought`
+    bool[m]: in those lists of the request. asked: the columns ASKED, recents and bought, where they were asked for.
     """
 
     surface: Surface
@@ -194,16 +196,18 @@ def _part(
     names, widths = tuple(heads.split(",")) if heads else (), tuple(feature_names.split(",")) if feature_names else ()
     flat = ("item", "category", "value", "slot", "p_slot")
     own = {name: gathered(picked, name) for name in flat} | {"thing": gathered(picked, _KIND[surface])}
+    taken = requests.take(pa.array(mine))
+    shelf = np.repeat(np.arange(len(mine)), np.diff(offsets))
+    own |= {name: _among(taken[column], shelf, own["item"]) for name, column in (("seen", "recents"), ("bought", "bought"))}
     own |= {"widget": gathered(picked, "widget"), "heads": _matrix(picked, "heads", len(names), np.float32)}
     if features:
         own["features"] = _matrix(picked, "features", len(widths), np.float32)
     revisions, codes = _texts(requests, "policy_revision")
     used, policy = np.unique(codes[mine], return_inverse=True)
-    taken = requests.take(pa.array(mine))
     return Lists(
         surface, release, tuple(revisions[code] for code in used.tolist()), names, widths, user, logged,
         policy.astype(np.int16), {name: gathered(taken, name) for name in _FLAT}, offsets.astype(np.int64), own,
-        taken.select(ASKED) if asked else None,
+        taken.select([*ASKED, "recents", "bought"]) if asked else None,
     )  # fmt: skip
 
 
@@ -220,6 +224,14 @@ def _candidates_of(requests: pa.Table, candidates: pa.Table, row: I64, mine: I64
         bad = int(gathered(requests, "request_id")[mine[np.flatnonzero(lost)[0]]])
         raise DamagedArtifact(f"list {bad:016x} has lost candidates", field="log.candidates", hint="rebuild the log")
     return rows, lengths_to_offsets(counts)
+
+
+def _among(lists: pa.ChunkedArray, owner: I64, items: U64) -> npt.NDArray[np.bool_]:
+    """bool[m]: whether each item is in its request's list."""
+    joined = lists.combine_chunks()
+    counts = np.diff(joined.offsets.to_numpy())
+    held = hash_key(0, np.repeat(np.arange(len(joined)), counts), joined.flatten().to_numpy())
+    return np.isin(hash_key(0, owner, items), held) & (items != 0)
 
 
 def _matrix(rows: pa.Table, name: str, width: int, dtype: type[np.generic]) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -111,10 +111,3 @@ def _settings(lists: Lists, policies: Sequence[CompiledPolicy], policy: I16, var
     distinct, inverse = np.unique(pairs, axis=0, return_inverse=True)
     settings = [policies[index].list_settings(lists.surface, arm) for index, arm in distinct.tolist()]
     return settings, inverse.reshape(-1).astype(np.int32)
-
-
-def release_vectors(known: F32, by_category: F32, rows: Mapping[str, I32]) -> tuple[F32, I32]:
-    """Vectors of a release with those of its categories behind them; rows: item i32[m] (-1: not in it), category i32[m]."""
-    joined = np.concatenate([known, by_category])
-    category = np.where(rows["category"] < 0, len(by_category) - 1, rows["category"])
-    return joined, np.where(rows["item"] >= 0, rows["item"], len(known) + category).astype(np.int32)

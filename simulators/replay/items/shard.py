@@ -68,7 +68,8 @@ def empty_shard(spec: ListsSpec) -> ListsShard:
 
 
 def replay_lists(group: BucketGroup, spec: ListsSpec, models: Mapping[str, OutcomeModel], scorer: Scorer) -> ListsShard:
-    """Parity of all lists, then all targets without the bots. models: of outcomes, by surface. Raises InvalidInput where a
+    """Parity of all lists, then all targets without the bots. models: of outcomes, by surface; none
+    where nothing can be estimated. Raises InvalidInput where a
     target cannot be replayed on this log."""
     surfaces = [Surface[name] for name in spec.surfaces]
     parts, unsampled = read_lists(group, surfaces, features=scorer.reads_features, asked=scorer.reads_requests)
@@ -92,9 +93,10 @@ def _surface(
         counts.append(counted("fell_back", {0: len(part) - len(ranked)}))
         if len(ranked):
             one = _Ranked.of(ranked, spec, scorer)
-            parity = parity + parity_of(ranked, one.behaviour)
+            parity = parity + parity_of(one.lists, one.behaviour)
             counts += one.counts(events, spec)
-            columns += one.columns(events, spec, models[part.surface.name])
+            model = models.get(part.surface.name)
+            columns += one.columns(events, spec, model) if model is not None else []
     update_suites(suites, columns)
     return SurfaceSums(suites, parity, add_counts(counts))
 
@@ -107,7 +109,7 @@ class _Ranked:
     behaviour: Made
     targets: dict[str, Made]
     policies: Sequence[CompiledPolicy]
-    notes: dict[str, int]
+    notes: Mapping[str, int]
 
     @classmethod
     def of(cls, lists: Lists, spec: ListsSpec, scorer: Scorer) -> _Ranked:
@@ -115,12 +117,12 @@ class _Ranked:
         surface = lists.surface.name
         documents = {one.name: one for one in spec.behaviour}
         policies = [compiled_for(documents[name], surface, lists.head_names) for name in lists.revisions]
-        scored = scorer.score(lists, policies)
-        targets = {}
-        for target in spec.targets:
-            policy = compiled_for(target, surface, scored.head_names_of(target.name))
-            lists_of, allowed = scored.candidates_for(target.name, policy)
-            targets[target.name] = under(lists_of, policy, scorer.vectors, allowed)
+
+        def compiled(heads: Sequence[str]) -> dict[str, CompiledPolicy]:
+            return {one.name: compiled_for(one, surface, heads) for one in spec.targets}
+
+        scored = scorer.score(lists, policies, compiled)
+        targets = {name: under(one.lists, one.policy, scorer.vectors, one.allowed) for name, one in scored.targets.items()}
         return cls(scored.lists, as_logged(scored.lists, policies, scorer.vectors), targets, policies, scored.notes)
 
     def counts(self, events: pa.Table, spec: ListsSpec) -> list[pa.Table]:
