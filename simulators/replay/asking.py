@@ -11,12 +11,8 @@ from serve_app.policy.document import PolicyDocument, canonical_json, load_polic
 from simulators.estimators import LOGGED
 from simulators.replay.breakdowns import breakdowns_of
 from simulators.replay.job import log_end, log_start, logged_heads, logged_revisions
-<<<<<<< Updated upstream
 from simulators.replay.rewards import Weights, reward_of
-from simulators.replay.spec import FULL, QUICK, ReplaySpec, Target, logged_document
-=======
-from simulators.replay.spec import CONTROL, ReplaySpec, Target, logged_document
->>>>>>> Stashed changes
+from simulators.replay.spec import CONTROL, FULL, QUICK, ReplaySpec, Target, logged_document
 
 __all__ = ["EVER", "estimators_named", "is_file", "named_policies", "spec_for"]
 

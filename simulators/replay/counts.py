@@ -26,11 +26,8 @@ __all__ = [
     "Window",
     "add_counts",
     "bots_left_out",
-<<<<<<< Updated upstream
-    "counted",
-=======
     "copies_left_out",
->>>>>>> Stashed changes
+    "counted",
     "counts_of",
     "differing",
     "divergence",

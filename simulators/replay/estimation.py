@@ -161,7 +161,7 @@ def estimation_rows(
         q_logged=q_logged,
         q_target=q_target,
         row_id=asked.batch.requests["request_id"][chosen],
-<<<<<<< Updated upstream
+        not_reproduced=~_explained(looked[0].by_cell, logged)[chosen] if by_cells else None,
         groups={name: codes[chosen] for name, codes in _all_codes(asked, spec).items()},
         extra={name: values[chosen] for name, values in extra.items()},
     )
@@ -197,20 +197,12 @@ def _not_decreasing(owner: I64, at: I64) -> I64:
     out = np.empty(len(at), np.int64)
     _rise(owner, at, out)
     return out
-=======
-        not_reproduced=~_explained(looked[0].by_cell, logged)[chosen] if by_cells else None,
-        groups={one.name: _codes(asked, one)[chosen] for one in spec.breakdowns},
-        extra={name: values[chosen] for name, values in _cell_columns(asked, spec, targets, behaviour[0], looked).items()}
-        if by_cells
-        else {},
-    )
 
 
 def _explained(by_cell: F64, logged: F64) -> npt.NDArray[np.bool_]:
     """bool[n]: some cell gives what was logged its probability. Where none does, the log's own policy did not reproduce it
     (parity says so), and the weight of its epoch would mean nothing."""
     return np.asarray(by_cell.max(axis=1) >= logged * (1 - 1e-9))
->>>>>>> Stashed changes
 
 
 def _cell_columns(

@@ -78,9 +78,7 @@ def _refuse_nothing(total: Shard) -> None:
     if total.requests:
         message = f"none of the {total.requests:,} notification decisions of the log lies in the window"
         raise InvalidInput(message, field="--from, --to", hint="name days that the log holds, in UTC")
-    raise InvalidInput(
-        "the log holds no notification that a policy decided", field="log", hint="replay a log that has some"
-    )
+    raise InvalidInput("the log holds no notification that a policy decided", field="log", hint="replay a log that has some")
 
 
 def groups_of(data: Path, shelf: Path) -> list[BucketGroup]:

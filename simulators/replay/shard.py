@@ -25,11 +25,8 @@ from simulators.replay.counts import (
     Window,
     add_counts,
     bots_left_out,
-<<<<<<< Updated upstream
-    counted,
-=======
     copies_left_out,
->>>>>>> Stashed changes
+    counted,
     counts_of,
     differing,
     divergence,

@@ -98,12 +98,9 @@ def _left_out(result: Shard, tally: Tally, missing: Sequence[MissingRows]) -> di
         "decisions_of_bots": tally.total("logged", "decisions_of_bots"),
         "set_aside": {Reason(key).name: n for key, n in tally.by("logged", "set_aside", "reason").items()},
         "unfinished": tally.total("logged", "unfinished"),
-<<<<<<< Updated upstream
         "parity_unsure": result.parity.unsure,
-=======
         "copies_of_events": tally.total("logged", "copies_of_events"),
         "missing": [asdict(one) for one in missing],
->>>>>>> Stashed changes
         "excluded": {name: int(n) for name, n in excluded.items() if n},
     }
 
