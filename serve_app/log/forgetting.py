@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +32,7 @@ def forget(data: str | os.PathLike[str], *, groups: int) -> int:
     if erased.lines <= load_snapshot(data).erased:
         return 0
     _blank_catalogue(Path(data), erased)
+    _remove_packs(Path(data), erased)
     gone = 0
     with LogWriter(data, groups=groups) as writer:
         for one in writer.live():
@@ -45,6 +48,14 @@ def forget(data: str | os.PathLike[str], *, groups: int) -> int:
                 gone += count
         writer.snapshot.erased = erased.lines
     return gone
+
+
+def _remove_packs(data: Path, erased: Erased) -> None:
+    """What replays kept of these users (`simulators.replay.pack`): it is made again, without them, when it is needed."""
+    for manifest in sorted((data / "replay-packs").glob("*/pack.json")):
+        said = json.loads(manifest.read_bytes())
+        if said["source"] != "itself" and said["erasures"] < erased.lines and _may_hold(erased, said["low"], said["high"]):
+            shutil.rmtree(manifest.parent)
 
 
 def _may_hold(erased: Erased, low: int, high: int) -> bool:

@@ -66,8 +66,9 @@ def opened(group: BucketGroup, spec: ReplaySpec, shelf: Path | None = None) -> O
             return _from_pack(path, spec)
         except DamagedArtifact as error:
             _LOG.warning("a pack is made anew: %s", error)
+    erasures = load_erased(spec.data).lines
     read = _compared(group, spec)
-    _keep(read, path, shelf, group, source, spec)
+    _keep(read, path, shelf, group, source, erasures)
     return read
 
 
@@ -98,13 +99,13 @@ def _heads(asked: Opportunities, spec: ReplaySpec) -> tuple[str, ...]:
     return tuple(asked.batch.meta["heads"]) or spec.heads
 
 
-def _keep(read: Opened, path: Path, shelf: Path, group: BucketGroup, source: str, spec: ReplaySpec) -> None:
+def _keep(read: Opened, path: Path, shelf: Path, group: BucketGroup, source: str, erasures: int) -> None:
     """Pack what was read from the log, and remove what it takes the place of."""
     said: dict[str, Any] = {
         "low": group.low,
         "high": group.high,
         "source": source,
-        "erasures": load_erased(spec.data).lines,
+        "erasures": erasures,
         "requests": read.requests,
         "bots": list(read.bots),
         "copies": read.people.copies,
