@@ -8,6 +8,8 @@
                     -> Decision -> Ranking
             every replica -> Ledger (state, live changes, promotions)
     Worker -> Decision (chain), or all stages in itself (fused): deferrals and the outbox
+
+On a cluster Ledger is an application of its own (`build_state`), which updates of the rest leave running.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments import (
     DecisionReplica,
@@ -26,21 +29,20 @@ from serve_app.deployments import (
     RetrievalReplica,
     WorkerReplica,
 )
-from serve_app.elasticity import deployment_options
+from serve_app.elasticity import APPLICATION, STATE_APPLICATION, deployment_options
 from serve_app.settings import Settings
 
-__all__ = ["APPLICATION", "build_application"]
-
-APPLICATION = "hindcast"
+__all__ = ["APPLICATION", "STATE_APPLICATION", "build_application", "build_state"]
 
 
-def build_application(settings: Settings, *, admin_token: str = "") -> Application:
-    """The deployments of `settings.topology`, bound to each other."""
+def build_application(settings: Settings, *, admin_token: str = "", state: DeploymentHandle | None = None) -> Application:
+    """The deployments of `settings.topology`, bound to each other. state: the Ledger of another application, if it has one
+    of its own."""
 
     def deployment(replica: type, name: str) -> Any:
         return serve.deployment(replica, name=name, **deployment_options(settings, name))
 
-    ledger = deployment(LedgerReplica, "Ledger").bind(settings)
+    ledger = state if state is not None else build_state(settings)
     ingress, worker = deployment(IngressReplica, "Ingress"), deployment(WorkerReplica, "Worker")
     if settings.topology == "fused":
         return ingress.bind(settings, admin_token, ledger, None, worker.bind(settings, ledger))
@@ -51,3 +53,8 @@ def build_application(settings: Settings, *, admin_token: str = "") -> Applicati
     return ingress.bind(
         settings, admin_token, ledger, (retrieval, ranking, decision), worker.bind(settings, ledger, decision)
     )
+
+
+def build_state(settings: Settings) -> Application:
+    """The owner of ledger, live changes and promotions."""
+    return serve.deployment(LedgerReplica, name="Ledger", **deployment_options(settings, "Ledger")).bind(settings)

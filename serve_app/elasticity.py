@@ -11,7 +11,11 @@ from typing import Any
 
 from serve_app.settings import DeploymentSettings, Settings
 
-__all__ = ["DEPLOYMENTS", "deployment_names", "deployment_options"]
+__all__ = ["APPLICATION", "DEPLOYMENTS", "STATE_APPLICATION", "deployment_names", "deployment_options"]
+
+APPLICATION = "hindcast"
+STATE_APPLICATION = "hindcast-state"
+"""The owner of the state by itself, on a cluster."""
 
 DEPLOYMENTS: Mapping[str, str] = {
     "Ledger": "ledger",

@@ -1,4 +1,5 @@
-"""What `serve deploy` builds: `import_path: serve_app.served:application`, with our settings tree as its `args`."""
+"""What `serve deploy` builds, with our settings tree as `args`: `serve_app.served:application`, and beside it the owner of
+the state, `serve_app.served:state`, which stays as it is while the other is updated."""
 
 from __future__ import annotations
 
@@ -10,14 +11,30 @@ from ray.serve import Application
 from serve_app.errors import InvalidInput
 from serve_app.settings import Settings, load_settings
 
-__all__ = ["application", "cluster_settings"]
+__all__ = ["STATE_ARGUMENTS", "application", "cluster_settings", "state"]
+
+STATE_ARGUMENTS = frozenset({"data", "ledger", "deployments", "logs", "tracing"})
 
 
 def application(arguments: dict[str, Any]) -> Application:
     """The graph of a cluster. InvalidInput names the wrong setting; Serve shows it as the reason of a failed deploy."""
-    from serve_app.application import build_application
+    from ray import serve
 
-    return build_application(cluster_settings(arguments))
+    from serve_app.application import STATE_APPLICATION, build_application
+
+    settings = cluster_settings(arguments)
+    # The two are built side by side; a handle waits for replicas that are not there yet.
+    state = serve.get_deployment_handle("Ledger", STATE_APPLICATION, _check_exists=False)
+    return build_application(settings, state=state)
+
+
+def state(arguments: dict[str, Any]) -> Application:
+    """The owner of the state: `data`, `ledger` and `deployments.ledger` of the settings. It takes no HTTP."""
+    from serve_app.application import build_state
+
+    if other := sorted(arguments.keys() - STATE_ARGUMENTS):
+        raise InvalidInput("is not the state owner's", field=other[0], hint="give it to the application hindcast")
+    return build_state(cluster_settings({**arguments, "http": {"host": "127.0.0.1"}}))
 
 
 def cluster_settings(arguments: Mapping[str, Any]) -> Settings:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serve_app.errors import InvalidInput
@@ -183,6 +183,18 @@ class DeploymentsSettings(_Group):
     """Owner of the ledger file, the live changes and promotions; always one replica."""
     worker: DeploymentSettings = DeploymentSettings()
     """Deferrals decided anew, queued messages handed over. One replica is enough; several do no harm."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_own_defaults(cls, given: Any) -> Any:
+        """A deployment of which some numbers are given keeps the others as they stand above, not those of any deployment."""
+        if not isinstance(given, dict):
+            return given
+        out = dict(given)
+        for name, value in given.items():
+            if isinstance(value, dict) and name in cls.model_fields:
+                out[name] = {**cls.model_fields[name].default.model_dump(exclude_unset=True), **value}
+        return out
 
 
 class JournalSettings(_Group):

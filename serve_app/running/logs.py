@@ -25,7 +25,8 @@ _SHORTEST = 6  # blacking out shorter ones would tell them by what is missing el
 
 def configure_logs(settings: Settings, process: str, admin_token: str = "") -> None:
     """Make this process's `hindcast` loggers write lines. process: its name in them."""
-    handler = logging.StreamHandler(sys.stderr)
+    # Serve puts a logger of its own in the place of sys.stderr, whose lines are no JSON and come late.
+    handler = logging.StreamHandler(sys.__stderr__)
     secrets = secrets_of(settings, admin_token)
     handler.setFormatter(JsonLines(process, secrets) if settings.logs.format == "json" else PlainLines(secrets))
     logger = logging.getLogger("hindcast")

@@ -15,15 +15,16 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from serve_app.elasticity import DEPLOYMENTS, deployment_names, deployment_options
+from serve_app.elasticity import APPLICATION, DEPLOYMENTS, STATE_APPLICATION, deployment_names, deployment_options
 from serve_app.errors import InvalidInput, plain_words
 from serve_app.running.limits import request_limit_s
-from serve_app.served import cluster_settings
-from serve_app.settings import Settings
+from serve_app.served import STATE_ARGUMENTS, cluster_settings
+from serve_app.settings import DeploymentsSettings, Settings
 
-__all__ = ["IMPORT_PATH", "ServeFile", "check_serve_file", "check_serve_text", "serve_document"]
+__all__ = ["IMPORT_PATH", "STATE_PATH", "ServeFile", "check_serve_file", "check_serve_text", "serve_document"]
 
 IMPORT_PATH = "serve_app.served:application"
+STATE_PATH = "serve_app.served:state"
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,42 @@ def check_serve_text(text: str) -> ServeFile:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
         raise InvalidInput(plain_words(str(first["msg"])), field=where, hint="see Ray's ServeDeploySchema") from error
-    ours = [(n, one) for n, one in enumerate(document["applications"]) if one["import_path"] == IMPORT_PATH]
-    if len(ours) != 1:
-        raise InvalidInput("one application is Hindcast's", field="applications", hint=f"import_path: {IMPORT_PATH}")
-    number, own = ours[0]
+    number, own = _only(document, IMPORT_PATH, APPLICATION)
     settings = _settings(own, f"applications.{number}.args")
     _check_address(document, settings, number)
-    return ServeFile(settings, _options(own.get("deployments", []), settings, f"applications.{number}.deployments"))
+    out = {name: deployment_options(settings, name) for name in deployment_names(settings)}
+    _override(out, own, f"applications.{number}", without="Ledger")
+    number, state = _only(document, STATE_PATH, STATE_APPLICATION)
+    _check_state(state, own, f"applications.{number}")
+    ledger = {"Ledger": out["Ledger"]}
+    _override(ledger, state, f"applications.{number}")
+    return ServeFile(settings, {**out, **ledger})
+
+
+def _only(document: Mapping[str, Any], import_path: str, name: str) -> tuple[int, Mapping[str, Any]]:
+    found = [(n, one) for n, one in enumerate(document["applications"]) if one["import_path"] == import_path]
+    if len(found) != 1:
+        raise InvalidInput(f"one application must be {import_path}", field="applications", hint=f"name: {name}")
+    number, own = found[0]
+    if own.get("name") != name:
+        raise InvalidInput(f"is {own.get('name')}", field=f"applications.{number}.name", hint=f"name it {name}")
+    return number, own
+
+
+def _check_state(state: Mapping[str, Any], own: Mapping[str, Any], path: str) -> None:
+    """The owner of the state must own what the others use, and takes no HTTP."""
+    given, served = state.get("args") or {}, own.get("args") or {}
+    if other := sorted(given.keys() - STATE_ARGUMENTS):
+        raise InvalidInput("is not the state owner's", field=f"{path}.args.{other[0]}", hint="remove it")
+    for name in ("data", "ledger"):
+        if given.get(name) != served.get(name):
+            raise InvalidInput(
+                f"is {given.get(name)}, and the other application's is {served.get(name)}",
+                field=f"{path}.args.{name}",
+                hint="say the same in both, with a YAML anchor",
+            )
+    if state.get("route_prefix", "/") is not None:
+        raise InvalidInput("the owner of the state takes no HTTP", field=f"{path}.route_prefix", hint="route_prefix: null")
 
 
 def _check_keys(value: Any, kind: Any, path: str) -> None:
@@ -140,41 +170,38 @@ _SAME_AS = {
 }
 
 
-def _options(overrides: list[Mapping[str, Any]], settings: Settings, path: str) -> dict[str, Mapping[str, Any]]:
-    out: dict[str, Mapping[str, Any]] = {name: deployment_options(settings, name) for name in deployment_names(settings)}
-    for number, override in enumerate(overrides):
-        name = override["name"]
-        if name not in out:
-            near = difflib.get_close_matches(name, out, 1)
+def _override(out: dict[str, dict[str, Any]], own: Mapping[str, Any], path: str, without: str = "") -> None:
+    """Put the file's own words over our settings. without: a deployment that another application has."""
+    names = [name for name in out if name != without]
+    for number, override in enumerate(own.get("deployments", [])):
+        name, where = override["name"], f"{path}.deployments.{number}"
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
             raise InvalidInput(
-                f"topology {settings.topology} has no deployment {name}",
-                field=f"{path}.{number}.name",
-                hint=f"did you mean {near[0]}?" if near else ", ".join(out),
+                f"this application has no deployment {name}",
+                field=f"{where}.name",
+                hint=f"did you mean {near[0]}?" if near else ", ".join(names),
             )
-        _check_once(override, settings, f"{path}.{number}")
-        scaled = {"num_replicas", "autoscaling_config"} & override.keys()
-        kept = {
-            key: value for key, value in out[name].items() if not (scaled and key in ("num_replicas", "autoscaling_config"))
-        }
+        _check_once(override, own.get("args") or {}, where)
+        scaled = {"num_replicas", "autoscaling_config"}
+        kept = {key: value for key, value in out[name].items() if key not in scaled or not scaled & override.keys()}
         out[name] = {**kept, **{key: value for key, value in override.items() if key != "name"}}
-    ledger = out["Ledger"]
-    if ledger.get("num_replicas") != 1 or ledger.get("max_surge_percent"):
-        raise InvalidInput(
-            "one process owns the state: one replica, and its successor starts when it has gone",
-            field=f"{path}.Ledger",
-            hint="num_replicas: 1 and max_surge_percent: 0, or leave both out",
-        )
-    return out
-
-
-def _check_once(override: Mapping[str, Any], settings: Settings, path: str) -> None:
-    """A number may stand in `args.deployments` or in `deployments`; in both places it must be the same."""
-    group = DEPLOYMENTS[override["name"]]
-    own = getattr(settings.deployments, group)
-    for key, field in _SAME_AS.items():
-        if key in override and field in own.model_fields_set and getattr(own, field) != override[key]:
+        if name == "Ledger" and (out[name].get("num_replicas") != 1 or out[name].get("max_surge_percent")):
             raise InvalidInput(
-                f"is {override[key]}, and args.deployments.{group}.{field} says {getattr(own, field)}",
+                "one process owns the state: one replica, and its successor starts when it has gone",
+                field=where,
+                hint="num_replicas: 1 and max_surge_percent: 0, or leave both out",
+            )
+
+
+def _check_once(override: Mapping[str, Any], given: Mapping[str, Any], path: str) -> None:
+    """A number may stand in `args.deployments` (given) or in `deployments`; in both places it must be the same."""
+    group = DEPLOYMENTS[override["name"]]
+    own = (given.get("deployments") or {}).get(group) or {}
+    for key, field in _SAME_AS.items():
+        if key in override and own.get(field, override[key]) != override[key]:
+            raise InvalidInput(
+                f"is {override[key]}, and args.deployments.{group}.{field} says {own[field]}",
                 field=f"{path}.{key}",
                 hint="say it in one place",
             )
@@ -184,6 +211,15 @@ def serve_document(settings: Settings) -> dict[str, Any]:
     """The Serve config of a cluster under `settings`, every deployment's numbers spelt out: those may be changed and
     deployed again without a replica being replaced. Secrets stay in the environment."""
     arguments = settings.model_dump(mode="json", exclude_unset=True, exclude={"deployments", "testing"})
+    # What Serve has no word for stays with our settings.
+    defaults = DeploymentsSettings()
+    threads = {
+        group: {"threads": getattr(settings.deployments, group).threads}
+        for group in DEPLOYMENTS.values()
+        if getattr(settings.deployments, group).threads != getattr(defaults, group).threads
+    }
+    if threads:
+        arguments["deployments"] = threads
     if "@" in (settings.ledger.redis_url or ""):
         del arguments["ledger"]["redis_url"]
     arguments.get("outbox", {}).pop("secret", None)
@@ -197,11 +233,22 @@ def serve_document(settings: Settings) -> dict[str, Any]:
         },
         "applications": [
             {
-                "name": "hindcast",
+                "name": STATE_APPLICATION,
+                "route_prefix": None,
+                "import_path": STATE_PATH,
+                "args": {name: arguments[name] for name in ("data", "ledger") if name in arguments},
+                "deployments": [{"name": "Ledger", **deployment_options(settings, "Ledger")}],
+            },
+            {
+                "name": APPLICATION,
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
                 "args": arguments,
-                "deployments": [{"name": name, **deployment_options(settings, name)} for name in deployment_names(settings)],
-            }
+                "deployments": [
+                    {"name": name, **deployment_options(settings, name)}
+                    for name in deployment_names(settings)
+                    if name != "Ledger"
+                ],
+            },
         ],
     }

@@ -79,3 +79,11 @@ def test_a_data_folder_has_one_server(tmp_path: Path) -> None:
         raise AssertionError("two servers on one folder")
     with folder_lock(tmp_path):
         pass
+
+
+def test_a_deployment_keeps_its_own_defaults_for_what_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HINDCAST_DEPLOYMENTS__INGRESS__MAX_REPLICAS", "4")
+    settings = load_settings(deployments={"ledger": {"threads": 2}})
+    assert settings.deployments.ingress.max_ongoing == 2_000
+    assert settings.deployments.ingress.max_replicas == 4
+    assert (settings.deployments.ledger.max_queued, settings.deployments.ledger.threads) == (10_000, 2)

@@ -55,8 +55,8 @@ def test_the_shipped_file_holds_and_every_deployment_is_bounded() -> None:
     assert found.options["Ranking"]["max_surge_percent"] == 100
 
 
-ARGS = "applications.0.args"
-FIRST = "applications.0.deployments.0"
+ARGS = "applications.1.args"
+FIRST = "applications.1.deployments.0"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ FIRST = "applications.0.deployments.0"
     [
         ("proxy_locations", "HeadOnly", "proxy_locations", "did you mean proxy_location?"),
         ("http_options.prot", 1, "http_options.prot", "did you mean port?"),
-        ("applications.0.import_paht", "x", "applications.0.import_paht", "import_path"),
+        ("applications.1.import_paht", "x", "applications.1.import_paht", "import_path"),
         (f"{FIRST}.max_ongoing_request", 5, f"{FIRST}.max_ongoing_request", "max_ongoing_requests"),
         (f"{FIRST}.autoscaling_config.max_replica", 5, f"{FIRST}.autoscaling_config.max_replica", "max_replicas"),
         (f"{FIRST}.ray_actor_options.num_cpu", 5, f"{FIRST}.ray_actor_options.num_cpu", "num_cpus"),
@@ -86,10 +86,17 @@ FIRST = "applications.0.deployments.0"
         ("http_options.port", None, "http_options.port", "both places"),
         ("http_options.request_timeout_s", 10, "http_options.request_timeout_s", "125"),
         ("http_options.request_timeout_s", None, "http_options.request_timeout_s", "125"),
-        ("applications.0.import_path", "other:app", "applications", "serve_app.served:application"),
-        ("applications.0.deployments", [{"name": "Ledger", "num_replicas": 2}], "applications.0.deployments.Ledger", "one"),
-        ("applications.0.deployments", [{"name": "Ledger", "max_surge_percent": 100}], "applications.0.deployments.Ledger",
-         "one"),
+        ("applications.1.import_path", "other:app", "applications", "serve_app.served:application"),
+        ("applications.0.deployments", [{"name": "Ledger", "num_replicas": 2}], "applications.0.deployments.0",
+         "one process"),
+        ("applications.0.deployments", [{"name": "Ledger", "max_surge_percent": 100}], "applications.0.deployments.0",
+         "one process"),
+        ("applications.0.args.data", "/elsewhere", "applications.0.args.data", "other application's"),
+        ("applications.0.args.topology", "fused", "applications.0.args.topology", "remove it"),
+        ("applications.0.route_prefix", "/state", "applications.0.route_prefix", "null"),
+        ("applications.0.import_path", "other:app", "applications", "serve_app.served:state"),
+        ("applications.0.name", "state", "applications.0.name", "hindcast-state"),
+        (f"{FIRST}.name", "Ledger", f"{FIRST}.name", "no deployment Ledger"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(path: str, value: Any, field: str, said: str) -> None:
@@ -102,11 +109,11 @@ def test_what_is_wrong_is_named(path: str, value: Any, field: str, said: str) ->
 
 def test_a_number_said_twice_and_differently_is_named() -> None:
     document = shipped()
-    document["applications"][0]["args"]["deployments"]["ingress"] = {"max_ongoing": 100}
-    document["applications"][0]["deployments"][0]["max_ongoing_requests"] = 200
+    document["applications"][1]["args"]["deployments"]["ingress"] = {"max_ongoing": 100}
+    document["applications"][1]["deployments"][0]["max_ongoing_requests"] = 200
     with pytest.raises(InvalidInput, match="say it in one place"):
         check_serve_text(yaml.safe_dump(document))
-    document["applications"][0]["deployments"][0]["max_ongoing_requests"] = 100
+    document["applications"][1]["deployments"][0]["max_ongoing_requests"] = 100
     assert check_serve_text(yaml.safe_dump(document)).options["Ingress"]["max_ongoing_requests"] == 100
 
 
@@ -118,13 +125,14 @@ def test_what_is_no_serve_config_is_one_clear_error(text: str) -> None:
 
 @pytest.mark.parametrize("topology", ["chain", "fused"])
 def test_a_written_file_passes_and_says_what_the_graph_runs_under(topology: str) -> None:
-    growing = {"ranking": {"min_replicas": 2, "max_replicas": 6, "target_ongoing": 3, "drain_s": 20}}
+    growing = {"ranking": {"min_replicas": 2, "max_replicas": 6, "target_ongoing": 3, "drain_s": 20, "threads": 7}}
     settings = load_settings(
         data=Path("/mnt/x"), topology=topology, http={"host": "0.0.0.0"}, security={"keys_file": Path("/mnt/keys.json")},
         deployments=growing,
     )  # fmt: skip
     found = check_serve_text(yaml.safe_dump(serve_document(settings)))
     assert found.settings.topology == topology
+    assert found.settings.deployments.ranking.threads == 7
     for name, options in found.options.items():
         assert options == deployment_options(settings, name)
 
@@ -143,4 +151,4 @@ def test_the_command_checks_and_writes(tmp_path: Path) -> None:
     arguments = ["serve-config", "write", "--data", "/mnt/hindcast", "--keys", "/mnt/hindcast/keys.json"]
     written = runner.invoke(cli.app, arguments, env={"HINDCAST_LEDGER__REDIS_URL": ""})
     assert written.exit_code == 0, written.output
-    assert yaml.safe_load(written.stdout)["applications"][0]["args"]["data"] == "/mnt/hindcast"
+    assert yaml.safe_load(written.stdout)["applications"][1]["args"]["data"] == "/mnt/hindcast"

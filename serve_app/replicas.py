@@ -1,0 +1,124 @@
+"""What every replica of a deployment does and has: a beginning, a library for its role, a journal of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.settings import Settings
+from serve_app.state_owner import OwnerHandle
+
+if TYPE_CHECKING:
+    from serve_app.serving.journalling import JournalHost
+    from serve_app.serving.ledger_client import LedgerClient
+    from serve_app.serving.library import Pins
+
+__all__ = ["StageProcess", "begin", "ledger_of"]
+
+T = TypeVar("T")
+
+
+def begin(settings: Settings, process: str, admin_token: str = "") -> None:
+    """What every replica does first. process: its name in log lines."""
+    # Where scikit-learn is installed (it is for development), XGBoost would import it, SciPy's statistics and more: two
+    # seconds a replica for wrappers that nothing here uses.
+    if "sklearn" not in sys.modules:
+        sys.modules["sklearn"] = None  # type: ignore[assignment]
+    from serve_app.running.logs import configure_logs
+    from serve_app.running.loopback import keep_replica_ports_on_loopback
+    from serve_app.running.ray_meters import RayMeters
+    from serve_app.serving.meters import install
+
+    keep_replica_ports_on_loopback()
+    install(RayMeters())
+    configure_logs(settings, process, admin_token)
+    if settings.tracing.to is not None:
+        from opentelemetry import trace
+
+        from serve_app.serving.spans import install_tracer
+
+        install_tracer(trace.get_tracer("hindcast"))
+    if settings.testing.clock_skew_ms:
+        _skew_clock(settings.testing.clock_skew_ms)
+
+
+def _skew_clock(skews_ms: Sequence[int]) -> None:
+    """A test asked for clocks that disagree: each replica of a deployment takes the entry of its rank."""
+    import logging
+
+    from serve_app.clock import set_clock_skew
+
+    rank = serve.get_replica_context().rank.rank
+    skew_ms = skews_ms[rank % len(skews_ms)]
+    set_clock_skew(skew_ms * 1000)
+    logging.getLogger("hindcast.serving").warning("TEST: this replica's clock is %+d ms off", skew_ms)
+
+
+class StageProcess:
+    """What every stage's replica has: a library for its role, kept as the board orders."""
+
+    def __init__(self, settings: Settings, part: str, owner: DeploymentHandle, *, whole: bool = False) -> None:
+        """whole: every stage runs here (`topology: fused`)."""
+        name = f"{part}-{secrets.token_hex(4)}"
+        begin(settings, name)
+        from serve_app.policies import read_policy
+        from serve_app.serving.follower import Follower
+        from serve_app.serving.library import ALL_ROLES, Library, Role
+
+        role = Role(part)
+        self.settings = settings
+        self.owner = OwnerHandle(owner)
+        self.name = name
+        threads = getattr(settings.deployments, role.value).threads
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix=role.value)
+        roles = ALL_ROLES if whole else {role}
+        self.library = Library(settings.data, roles, lambda revision: read_policy(settings.data, revision))
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
+        admits = role is Role.worker  # it pins what it decides, as an ingress does
+        self._follower = Follower(self.name, role.value, self.library.stores, self.owner.poll, self._loading, admits=admits)
+
+    async def start(self) -> None:
+        """Hold what the board wants, and every catalogue change so far."""
+        await self._follower.start()
+        await self._learn()
+
+    async def catch_up(self, pins: Pins) -> None:
+        """Learn the catalogue changes up to `pins.seq`."""
+        if self.library.seq < pins.seq:
+            await self._learn()
+
+    async def _learn(self) -> None:
+        live = await self.owner.live(np.empty(0, np.uint64), self.library.seq)
+        self.library.learn(live.changes)
+
+    async def work(self, function: Callable[[], T]) -> T:
+        """Run blocking work off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, function)
+
+    def journal(self) -> JournalHost:
+        """This process's own journal."""
+        from serve_app.log.journal import Journal
+        from serve_app.serving.journalling import JournalHost
+
+        journal = Journal(
+            self.settings.data,
+            self.name,
+            durability=self.settings.journal.durability,
+            file_bytes=self.settings.journal.segment_bytes,
+        )
+        return JournalHost(journal, self.settings.budgets.journal_ms)
+
+
+def ledger_of(owner: OwnerHandle, settings: Settings) -> LedgerClient:
+    from serve_app.serving.assemble import bridged
+
+    budgets = settings.budgets
+    return bridged(owner.call, asyncio.get_running_loop(), budgets.commit_ms / 1000, budgets.ledger_ms / 1000)
