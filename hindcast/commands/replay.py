@@ -152,7 +152,7 @@ def _conclude(content: Mapping[str, Any], out: Path) -> None:
     table = Table("", "the log has", *(row["policy"] for row in said["rows"]), caption="change from the log, 95 %")
     for place, measure in enumerate(said["columns"]):
         cells = [row["cells"][place] for row in said["rows"]]
-        words = (f"{one['value']} {one['estimator']}, {one['standing']}\n{one['span']}".strip(" ,\n") for one in cells)
+        words = (_cell(one) for one in cells)
         table.add_row(measure["text"], measure["logged"], *words)
     Console().print(table)
     for one in verdict["guardrails"]:
@@ -163,6 +163,12 @@ def _conclude(content: Mapping[str, Any], out: Path) -> None:
     if verdict["exit_code"]:
         typer.echo(f"verdict: {verdict['outcome']}", err=True)
         raise typer.Exit(verdict["exit_code"])
+
+
+def _cell(one: Mapping[str, str]) -> str:
+    """`-1.2 % [...] usable, cells` on two lines."""
+    trust = ", ".join(word for word in (one["standing"], one["estimator"]) if word)
+    return "\n".join(line for line in (f"{one['value']} {trust}".strip(), one["span"]) if line)
 
 
 def _command(ctx: typer.Context) -> str:
