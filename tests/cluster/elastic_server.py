@@ -1,7 +1,9 @@
-"""A cluster of one node that takes Serve configs: `python -m tests.cluster.elastic_server PORT`.
+"""A cluster on this machine that takes Serve configs: `python -m tests.cluster.elastic_server PORT [WORKERS]`.
 
-Each line on standard input is a file's name; its config is deployed as `serve deploy` does, and a line of JSON answers when
-it has been accepted. `status` answers each deployment's replicas and application's status. The end of input ends it.
+Without workers it is the private Ray of `hindcast up`; with them, a head (which alone has the resource `state`) and so many
+further nodes. Each line on standard input is a file's name, and its config is deployed as `serve deploy` does; or `status`:
+replicas of each deployment, state of each application; `kill`: a worker node dies at once; `grow`: a new one comes. A line of
+JSON answers each. The end of input ends it.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +25,64 @@ def main() -> None:
     from serve_app.settings import load_settings
 
     settings = load_settings(http={"port": int(sys.argv[1])})
+    workers = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     folder = Path(tempfile.mkdtemp(prefix="hindcast-"))
     set_switches(settings, folder)
     try:
-        with private_ray(folder, free_port()):
+        with several_nodes(folder, workers) if workers else private_ray(folder, free_port()) as nodes:
             start_serve(settings)
             _tell({"started": True})
             for line in sys.stdin:
-                _tell(_status() if line.strip() == "status" else _deploy(Path(line.strip())))
+                _tell(_obey(line.strip(), nodes))
     finally:
         end_leftovers(folder)
+
+
+class Nodes:
+    """A head and workers of one Ray, all on this host."""
+
+    def __init__(self, folder: Path) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 16, "resources": {"state": 1}, "include_dashboard": False, "temp_dir": str(folder / "ray")}
+        self._cluster = Cluster(initialize_head=True, head_node_args={**head, "node_ip_address": "127.0.0.1"})
+        self._workers: list[Any] = []
+        self.address = self._cluster.address
+
+    def grow(self) -> dict[str, Any]:
+        self._workers.append(self._cluster.add_node(num_cpus=16, node_ip_address="127.0.0.1"))
+        return {"workers": len(self._workers)}
+
+    def kill(self) -> dict[str, Any]:
+        self._cluster.remove_node(self._workers.pop(), allow_graceful=False)
+        return {"workers": len(self._workers)}
+
+    def end(self) -> None:
+        self._cluster.shutdown()
+
+
+@contextmanager
+def several_nodes(folder: Path, workers: int) -> Iterator[Nodes]:
+    """The head and its workers, with this process connected."""
+    import ray
+    from ray._private import services
+
+    services.resolve_ip_for_localhost = lambda host: host
+    nodes = Nodes(folder)
+    try:
+        for _ in range(workers):
+            nodes.grow()
+        ray.init(address=nodes.address, log_to_driver=False, _node_ip_address="127.0.0.1")
+        yield nodes
+    finally:
+        ray.shutdown()
+        nodes.end()
+
+
+def _obey(word: str, nodes: Any) -> dict[str, Any]:
+    if word in ("kill", "grow"):
+        return dict(getattr(nodes, word)())
+    return _status() if word == "status" else _deploy(Path(word))
 
 
 def _deploy(path: Path) -> dict[str, Any]:
