@@ -86,7 +86,7 @@ def _opened(url: str) -> tuple[FileSystem, str]:
     try:
         store, root = FileSystem.from_uri(url)
     except (ArrowException, ValueError, OSError):
-        import fsspec
+        import fsspec  # type: ignore[import-untyped]
 
         try:
             own, root = fsspec.core.url_to_fs(url)

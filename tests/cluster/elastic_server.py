@@ -2,8 +2,8 @@
 
 Without workers it is the private Ray of `hindcast up`; with them, a head (which alone has the resource `state`) and so many
 further nodes. Each line on standard input is a file's name, and its config is deployed as `serve deploy` does; or `status`:
-replicas of each deployment, state of each application; `kill`: a worker node dies at once; `grow`: a new one comes. A line of
-JSON answers each. The end of input ends it.
+replicas of each deployment, state of each application; `kill`: a worker node dies at once; `grow`: a new one comes. A line
+of JSON answers each. The end of input ends it.
 """
 
 from __future__ import annotations
