@@ -125,7 +125,7 @@ def replay(
     )  # fmt: skip
     spec = with_outcome_model(spec, out)
     if plan is not None:
-        _finish_sweep(_run(spec, out, address, in_process, packs), plan, out, allow_mismatch)
+        _finish_sweep(_run(spec, out, address, in_process, packs), plan, out, allow_mismatch, _command(ctx))
         return
     if volume_only:
         _finish_volume(_run(spec, out, address, in_process, packs), spec, out, allow_mismatch)
@@ -186,21 +186,25 @@ def _command(ctx: typer.Context) -> str:
     return f"{shlex.join(words)} --out DIR"
 
 
-def _finish_sweep(result: Shard, plan: SweepPlan, out: Path, allow_mismatch: bool) -> None:
+def _finish_sweep(result: Shard, plan: SweepPlan, out: Path, allow_mismatch: bool, command: str) -> None:
     """Choose, write, say; exit code 12 where everything is refused, 13 without parity."""
     from simulators.replay.sweep import chosen, frontier
     from simulators.report.sweep import write_sweep
+    from simulators.report.words import figure, measure, span
 
-    parity = result.parity
+    parity, unit = result.parity, measure(plan.metric, "user")
     typer.echo(f"parity: {parity.same:,} of {parity.requests:,} logged decisions reproduced ({parity.share:.3%})")
     points = frontier(result, plan)
     best = chosen(points, plan)
-    write_sweep(points, best, plan, out)
+    write_sweep(points, best, plan, out, command)
     for one in points:
         judged = one.judge
-        said = f"{judged.difference:+.4g} [{judged.low:+.4g}, {judged.high:+.4g}]" if judged.difference is not None else "–"
+        said = "–"
+        if judged.difference is not None:
+            ends = span(judged.low, judged.high, scale=unit.scale)
+            said = f"{figure(judged.difference * unit.scale, signed=True)} [{ends}]"
         mark = "*" if one is best else " "
-        typer.echo(f"{mark} {one.name}: {judged.sends:.3g} sends a user, {plan.metric} {said} {judged.standing}")
+        typer.echo(f"{mark} {one.name}: {figure(judged.sends)} sends per user, {unit.text} {said} {judged.standing}")
     typer.echo(f"frontier: {out / 'sweep.html'}")
     if parity.same != parity.requests and not allow_mismatch:
         raise typer.Exit(13)

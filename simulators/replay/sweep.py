@@ -8,7 +8,8 @@
     sends_at_most: 1.0        # times the log's: what may be chosen
 
 The best of many looks better than it is. So the choice is made on one half of the users, by a hash, and what it is worth is
-said from the other half.
+said from the other half. It goes by the lower end of each interval, so that a setting of which little is known does not win
+by luck.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Half:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One setting. best_for_its_sends: no other sends as little and brings as much, on the half that chooses."""
+    """One setting. best_for_its_sends: no other sends as little and brings as much for sure (lower ends of intervals), on
+    the half that chooses."""
 
     name: str
     choose: Half
@@ -115,26 +117,26 @@ def frontier(result: Shard, plan: SweepPlan, settings: EstimateSettings | None =
     choose, judge = (_halves(result.sums.suites[half], k, plan, settings, volume) for k, half in enumerate(HALVES))
     points = []
     for name, one in choose.items():
-        beaten = one.difference is None or any(_beats(other, one) for other in choose.values())
+        beaten = one.low is None or any(_beats(other, one) for other in choose.values())
         points.append(Point(name, one, judge[name], not beaten))
     return sorted(points, key=lambda point: (point.choose.sends, point.name))
 
 
 def _beats(other: Half, one: Half) -> bool:
-    if other.difference is None or one.difference is None:
+    if other.low is None or one.low is None:
         return False
-    as_good = other.sends <= one.sends and other.difference >= one.difference
-    return as_good and (other.sends < one.sends or other.difference > one.difference)
+    as_good = other.sends <= one.sends and other.low >= one.low
+    return as_good and (other.sends < one.sends or other.low > one.low)
 
 
 def chosen(points: Sequence[Point], plan: SweepPlan) -> Point | None:
-    """What brings most on the half that chooses, among what may be sent; None where all of that is refused."""
+    """What brings most for sure on the half that chooses, among what may be sent; None where all of that is refused."""
     allowed = [
         one
         for one in points
-        if one.choose.difference is not None and one.choose.sends <= plan.sends_at_most * one.choose.logged_sends
+        if one.choose.low is not None and one.choose.sends <= plan.sends_at_most * one.choose.logged_sends
     ]
-    return max(allowed, key=lambda one: (one.choose.difference or 0.0, -one.choose.sends), default=None)
+    return max(allowed, key=lambda one: (one.choose.low or 0.0, -one.choose.sends), default=None)
 
 
 def _sends(result: Shard) -> dict[tuple[str, int], float]:

@@ -79,7 +79,20 @@ def test_the_command_says_what_matched(folder: Path, tmp_path: Path) -> None:
     _register()
     out = tmp_path / "checked.json"
     command = ["verify", str(folder / "out" / "report.json"), "--policy", "strict", "--log", str(folder / "later")]
-    done = CliRunner().invoke(app, [*command, "--out", str(out)])
+    done = CliRunner().invoke(app, [*command, "--all", "--out", str(out)])
     assert done.exit_code in (0, 10), done.output
     checks = json.loads(out.read_text())["checks"]
     assert f"{sum(one['matched'] for one in checks)} of {len(checks)} forecasts matched" in done.output
+
+
+def test_only_the_number_at_the_top_of_the_report_is_shown_and_judged(folder: Path, tmp_path: Path) -> None:
+    _register()
+    out = tmp_path / "checked.json"
+    command = ["verify", str(folder / "out" / "report.json"), "--policy", "same", "--log", str(folder / "before")]
+    done = CliRunner().invoke(app, [*command, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    checks = json.loads(out.read_text())["checks"]
+    shown = [one for one in checks if one["speaks"]]
+    assert [one["metric"] for one in shown] == list(dict.fromkeys(one["metric"] for one in shown))
+    assert {"sends"} <= {one["metric"] for one in shown} < {*{one["metric"] for one in checks}, "none"}
+    assert f"{len(shown)} of {len(shown)} forecasts matched" in done.output
