@@ -84,7 +84,7 @@ class Parts:
     context: Context
 
 
-def build_parts(items: int, folder: Path, seed: int = 0) -> Parts:
+def build_parts(items: int, folder: Path, seed: int = 0, *, candidates: int = CANDIDATES, trees: int = TREES) -> Parts:
     """A catalogue of `items` with random embeddings, tables and a booster trained on noise."""
     rng = np.random.default_rng(seed)
     sessions = 20_000
@@ -112,7 +112,7 @@ def build_parts(items: int, folder: Path, seed: int = 0) -> Parts:
     tables = _with_vectors(folder / "retrieval", vectors)
     names = (*(s.name for s in ITEM), *(s.name for s in USER), *OTHERS)
     assert len(names) == FEATURES
-    booster = _booster(rng)
+    booster = _booster(rng, trees)
     head = Head("p_click", 0, 0, identity_calibration())
     models = Models({Surface.related: HeadSet(names, (head,), (booster,))})
     keys = np.arange(items, dtype=np.uint64)
@@ -125,7 +125,7 @@ def build_parts(items: int, folder: Path, seed: int = 0) -> Parts:
     plans = models.plans((*ITEM, *USER, *COMPUTED, *source_specs(EVIDENCE)))
     policy = BenchPolicy(
         ListSettings((("p_click", 1.0),), temperature=0.02, salt=1, window=5, per_window=2, mmr_lambda=0.8),
-        SurfaceRetrieval({Source.similar: CANDIDATES + 1}),  # one more: the anchor itself is dropped
+        SurfaceRetrieval({Source.similar: candidates + 1}),  # one more: the anchor itself is dropped
     )
     return Parts(
         tables,
@@ -146,16 +146,16 @@ def _with_vectors(folder: Path, vectors: F32) -> RetrievalTables:
     return RetrievalTables.load(folder)
 
 
-def _booster(rng: np.random.Generator) -> xgboost.Booster:
+def _booster(rng: np.random.Generator, trees: int) -> xgboost.Booster:
     x = rng.normal(size=(20_000, FEATURES)).astype(np.float32)
     y = rng.random(20_000) < 1 / (1 + np.exp(2 - np.sum(x[:, :4], axis=1)))
     parameters = {"objective": "binary:logistic", "max_depth": DEPTH, "nthread": 1, "tree_method": "hist"}
-    booster = xgboost.train(parameters, xgboost.DMatrix(x, y), TREES)
+    booster = xgboost.train(parameters, xgboost.DMatrix(x, y), trees)
     booster.set_param({"nthread": 1})
     return booster
 
 
-def request_batch(parts: Parts, size: int, seed: int) -> Batch:
+def request_batch(parts: Parts, size: int, seed: int, candidates: int = CANDIDATES) -> Batch:
     """`size` requests for related items, with five recents each."""
     rng = np.random.default_rng(seed)
     items = len(parts.tables.vectors)
@@ -172,7 +172,7 @@ def request_batch(parts: Parts, size: int, seed: int) -> Batch:
         excluded=empty,
         categories=empty,
         region=np.full(size, -1, np.int16),
-        width=np.full(size, CANDIDATES, np.int32),
+        width=np.full(size, candidates, np.int32),
         slots=np.full(size, SLOTS, np.int32),
         context_hour=rng.integers(0, 24, size).astype(np.int8),
     )

@@ -1,8 +1,9 @@
 """What the server costs beside what else one would run: the same machine, release and requests, one server after the other.
 
 In turns: every round starts each contestant anew and drives it at 1, 8, 32 and 128 connections for related products,
-pages and send decisions; histograms of the rounds add up. Bare in-process compute stands first: nothing can be faster than that on one
-core. ``make bench-peers`` sets up the peers' environment (`scripts/peers.sh`); without it those that need it are left out.
+pages and send decisions; histograms of the rounds add up. Bare in-process compute stands first: nothing can be faster than
+that on one core. ``make bench-peers`` sets up the peers' environment (`scripts/peers.sh`); without it those that need it are
+left out.
 Run: ``python -m loadtests.bench_peers --out bench-results``.
 """
 
