@@ -121,7 +121,7 @@ def replay(
         data, documents, baseline=load_policy(baseline) if baseline else None, start=_moment(start, -EVER),
         end=_moment(end, EVER), steady=start_mode == "steady", attribution_us=round(attribution_hours * 3.6e9),
         outcome_us=round(outcome_days * 86.4e9), halves=plan is not None,
-        estimators=named, reward=reward_weights(reward) if reward else None,
+        estimators=named, reward=reward_weights(reward) if reward else None, release=release, segments=segment or (),
     )  # fmt: skip
     spec = with_outcome_model(spec, out)
     if plan is not None:

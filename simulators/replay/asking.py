@@ -68,6 +68,8 @@ def spec_for(
     halves: bool = False,
     estimators: Sequence[str] = QUICK,
     reward: Weights | None = None,
+    release: str = "",
+    segments: Sequence[str] = (),
 ) -> ReplaySpec:
     """A replay of all `targets` over the log in `data`. estimators: of `spec.FULL`. reward: weights of metrics in the metric
     `reward`; None: those of the policy that logged. Raises UnknownIdentifier where the document of a policy that wrote the
@@ -89,4 +91,6 @@ def spec_for(
         logged_heads(data),
         tuple(estimators),
         next((reward_of(one) for one in behaviour.values()), ()) if reward is None else reward,
+        release=release,
+        segments=tuple(segments),
     )

@@ -131,7 +131,9 @@ def estimation_rows(
     `metrics_of`."""
     asked = partition.asked
     at = asked.batch.requests["decided_at"]
-    chosen = np.flatnonzero(Window(spec.start, spec.end).holds(at) & (at + spec.attribution_us <= spec.log_end))
+    old_enough = Window(spec.start, spec.end).holds(at) & (at + spec.attribution_us <= spec.log_end)
+    counts = asked.members(behaviour, spec.segments)
+    chosen = np.flatnonzero(old_enough if counts is None else old_enough & counts)
     logged = logged_probability(asked)
     by_cells = len(behaviour) == 1 and len(spec.behaviour) == 1 and len(behaviour[0].trials.cell_p) > 0
     looked = on_log(partition, [*(behaviour if by_cells else ()), *targets], behaviour, choices=spec.outcome is not None)

@@ -12,7 +12,7 @@ from serve_app.errors import InvalidInput
 from serve_app.ids import hash_id
 from serve_app.policy.compile import CompiledPolicy
 
-__all__ = ["segments_logged", "segments_under"]
+__all__ = ["members_of", "segments_logged", "segments_under"]
 
 U64 = npt.NDArray[np.uint64]
 I16 = npt.NDArray[np.int16]
@@ -25,6 +25,28 @@ def segments_logged(behaviour: Sequence[CompiledPolicy]) -> list[tuple[int, int,
         for place, policy in enumerate(behaviour)
         for number, one in enumerate(policy.document.segments)
     ]
+
+
+def members_of(
+    pinned: I16, bits: U64, computed_at: npt.NDArray[np.int64], behaviour: Sequence[CompiledPolicy], names: Sequence[str]
+) -> npt.NDArray[np.bool_] | None:
+    """bool[n]: requests of users in one of the segments `names`, by the logged memberships; None: no segment was named.
+    pinned i16[n]: the policy each was made under; bits, computed_at: `segments` and `segments_at` of the log. InvalidInput
+    where such a policy does not define a segment (naming those it does), or no membership was logged."""
+    if not names:
+        return None
+    out = np.zeros(len(bits), np.bool_)
+    for place, policy in enumerate(behaviour):
+        mine = pinned == place
+        for name in names:
+            out[mine] |= (bits[mine] >> np.uint64(policy.segment_index(name))) & np.uint64(1) == 1
+    if len(bits) and not (computed_at != 0).any():
+        raise InvalidInput(
+            f"who belongs to {', '.join(names)} was not logged",
+            field="segment",
+            hint="run `hindcast segment refresh` before serving, or replay without --segment",
+        )
+    return out
 
 
 def segments_under(policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy], batch: Batch) -> tuple[U64, I16]:

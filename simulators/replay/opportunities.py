@@ -26,7 +26,7 @@ from serve_app.log.places import region_indices, zone_indices
 from serve_app.policy.assign import Assignment, assign
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.vocabulary import Origin, Reason, StageBit, Surface
-from simulators.replay.memberships import segments_under
+from simulators.replay.memberships import members_of, segments_under
 from simulators.replay.pack_columns import Decoder
 from simulators.replay.pack_lazy import replaced
 
@@ -65,7 +65,8 @@ class Opportunities:
     """batch: requests with candidates and logged heads; its `policy` column indexes `revisions`. item_hashes: u64 by item
     row of the batch. logged, logged_candidates: what was decided, aligned with requests and candidates; the outcome of a
     request is that of its first decision row. set_aside i64[reasons]: requests that no policy decided, by the reason they
-    were answered with. packed: where columns of the candidates are read from, if it is a pack."""
+    were answered with. packed: where columns of the candidates are read from, if it is a pack. rescored: (names, f32[m, H])
+    of the heads that other policies weigh in place of the logged ones."""
 
     batch: Batch
     revisions: tuple[str, ...]
@@ -74,6 +75,7 @@ class Opportunities:
     logged_candidates: Mapping[str, Array]
     set_aside: I64
     packed: Decoder | None = None
+    rescored: tuple[tuple[str, ...], npt.NDArray[np.float32]] | None = None
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -90,6 +92,7 @@ class Opportunities:
             {name: values[rows] for name, values in self.logged.items()},
             {name: values[flat] for name, values in self.logged_candidates.items()},
             self.set_aside,
+            rescored=None if self.rescored is None else (self.rescored[0], self.rescored[1][flat]),
         )
 
     def under(self, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy]) -> Opportunities:
@@ -98,10 +101,19 @@ class Opportunities:
         bits, index = segments_under(policy, behaviour, self.batch)
         own: dict[str, Array] = {"policy": np.zeros(len(self), np.int16), "segments": bits}
         requests = replaced(self.batch.requests, REQUEST_COLUMNS, own)
-        candidates = replaced(self.batch.candidates, CANDIDATE_COLUMNS, {"segment": index})
-        out = replace(self, batch=Batch(requests, candidates, self.batch.offsets, self.batch.meta))
+        columns: dict[str, Array] = {"segment": index}
+        meta = dict(self.batch.meta)
+        if self.rescored is not None and not any(policy is one for one in behaviour):
+            meta["heads"], columns["heads"] = self.rescored
+        candidates = replaced(self.batch.candidates, CANDIDATE_COLUMNS, columns)
+        out = replace(self, batch=Batch(requests, candidates, self.batch.offsets, meta))
         vars(out).update(begins=self.begins, users=self.users, owner=self.owner)
         return out
+
+    def members(self, behaviour: Sequence[CompiledPolicy], segments: Sequence[str]) -> npt.NDArray[np.bool_] | None:
+        """bool[n]: requests of users in one of `segments` then; None: none is named. See `memberships.members_of`."""
+        requests = self.batch.requests
+        return members_of(self.logged["policy"], requests["segments"], requests["segments_at"], behaviour, segments)
 
     @cached_property
     def begins(self) -> I64:

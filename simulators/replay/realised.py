@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ __all__ = ["Realised", "RealisedTrack", "as_logged"]
 
 I64 = npt.NDArray[np.int64]
 I8 = npt.NDArray[np.int8]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,24 @@ class Realised:
     candidate_reasons: I64
     carried: int = 0
 
+    def only(self, counts: Bools | None) -> Realised:
+        """Decisions of some logged requests (bool[n]; None: all). Reasons of candidates are those of whoever counted."""
+        if counts is None:
+            return self
+        keep = counts[self.rows]
+        place, sent = np.cumsum(keep) - 1, keep[self.send_decision]
+        return replace(
+            self, rows=self.rows[keep], at=self.at[keep], action=self.action[keep], reason=self.reason[keep],
+            send_decision=place[self.send_decision[sent]], send_candidate=self.send_candidate[sent],
+        )  # fmt: skip
+
 
 class RealisedTrack:
     """Takes the waves of a course."""
 
-    def __init__(self, asked: Opportunities) -> None:
-        self._asked = asked
+    def __init__(self, asked: Opportunities, counts: Bools | None = None) -> None:
+        """counts bool[n]: logged requests whose candidates' reasons are counted; None: all."""
+        self._asked, self._counts = asked, counts
         self._decisions: list[tuple[I64, I64, I8, I8]] = []
         self._sends: list[tuple[I64, I64]] = []
         self._reasons = np.zeros(len(Reason), np.int64)
@@ -60,7 +73,10 @@ class RealisedTrack:
             sent, owner = sent[order], owner[order]
             place = sent - decided.offsets[owner] + self._asked.batch.offsets[rows[owner]]
             self._sends.append((owner + self._count, place))
-        self._reasons += np.bincount(candidates["reason"], minlength=len(Reason))
+        reasons = candidates["reason"]
+        if self._counts is not None:
+            reasons = reasons[np.repeat(self._counts[rows], np.diff(decided.offsets))]
+        self._reasons += np.bincount(reasons, minlength=len(Reason))
         self._count += len(rows)
 
     def result(self, carried: int = 0) -> Realised:
@@ -82,13 +98,14 @@ class RealisedTrack:
         )  # fmt: skip
 
 
-def as_logged(asked: Opportunities) -> Realised:
-    """What the log says was done."""
+def as_logged(asked: Opportunities, counts: Bools | None = None) -> Realised:
+    """What the log says was done. counts: as for `RealisedTrack`."""
     candidates = asked.logged_candidates
     owner = asked.batch.owner
     sent = np.flatnonzero((candidates["slot"] >= 0) & asked.logged["granted"][owner])
     sent = sent[np.lexsort((candidates["slot"][sent], owner[sent]))]
-    reasons = np.bincount(candidates["reason"], minlength=len(Reason)).astype(np.int64)
+    counted = candidates["reason"] if counts is None else candidates["reason"][counts[owner]]
+    reasons = np.bincount(counted, minlength=len(Reason)).astype(np.int64)
     return Realised(
         np.arange(len(asked)), asked.batch.requests["decided_at"], asked.logged["action"], asked.logged["reason"],
         owner[sent], sent, reasons,

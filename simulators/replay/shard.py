@@ -44,6 +44,7 @@ from simulators.replay.opportunities import Opportunities
 from simulators.replay.parity import Mismatch, Parity
 from simulators.replay.partition import Partition
 from simulators.replay.realised import Realised, RealisedTrack, as_logged
+from simulators.replay.scored_again import scored_again
 from simulators.replay.spec import ReplaySpec, compiled
 from simulators.replay.sums import Sums
 from simulators.replay.trials import fill_trial, holdouts_of
@@ -51,6 +52,7 @@ from simulators.replay.trials import fill_trial, holdouts_of
 __all__ = ["Shard", "empty_shard", "read_shard", "replay_group", "write_shard"]
 
 I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def replay_group(group: BucketGroup, spec: ReplaySpec, shelf: Path | None = None
     if not len(read.people.asked):
         return out
     behaviour = behaviour_of(read.people.asked, spec)
-    return out + _judged(read.people, read.known, behaviour, read.heads, spec)
+    people, heads = (read.people, read.heads) if not spec.release else scored_again(read.people, group, spec)
+    return out + _judged(people, read.known, behaviour, heads, spec)
 
 
 def _judged(
@@ -98,19 +101,21 @@ def _judged(
 ) -> Shard:
     """Counts, examples, estimates and trials of all targets. known: as `follow_log` returns."""
     asked, window = partition.asked, Window(spec.start, spec.end)
-    logged = as_logged(asked)
-    segments = segments_logged(behaviour)
+    counts = asked.members(behaviour, spec.segments)
+    every = as_logged(asked, counts)
+    logged, segments = every.only(counts), segments_logged(behaviour)
     parts, examples = [counts_of("logged", asked, logged, window)], []
-    parts += [sends_by_segment("logged", asked, logged, window, segments), _unfinished(asked, window, spec)]
+    parts += [sends_by_segment("logged", asked, logged, window, segments), _unfinished(asked, window, spec, counts)]
     half = half_of(asked.users) if spec.halves else None
     targets = [compiled(one, heads) for one in spec.targets]
     for target, policy in zip(spec.targets, targets, strict=True):
-        done = _target(partition, known, policy, behaviour, spec)
-        differs = differing(asked, logged, done)
+        done = _target(partition, known, policy, behaviour, spec, counts)
+        differs = differing(asked, every, done)
+        differs, done = differs if counts is None else differs[counts[differs]], done.only(counts)
         parts += [counts_of(target.name, asked, done, window), divergence(target.name, asked, done, differs, window)]
         examples += [] if spec.halves else example_users(target.name, asked, logged, done, differs, window)
         parts.append(sends_by_segment(target.name, asked, done, window, segments))
-        parts.append(_begun(target.name, partition, known, policy, behaviour, spec))
+        parts.append(_begun(target.name, partition, known, policy, behaviour, spec, counts))
         if half is not None:
             parts.append(sends_by_half(target.name, asked, done, window, half))
     if half is not None:
@@ -134,27 +139,32 @@ def _outcomes(
     ends = {"outcome_us": spec.outcome_us, "log_start": spec.log_start, "log_end": spec.log_end}
     for holdout in holdouts_of([one.document for one in spec.behaviour]):
         trial = sums.trials[holdout.name]
-        left, sums.samples[holdout.name] = fill_trial(trial, partition, holdout, behaviour, window, **ends, heads=spec.heads)
+        left, sums.samples[holdout.name] = fill_trial(
+            trial, partition, holdout, behaviour, window, segments=spec.segments, **ends, heads=spec.heads
+        )
         parts.append(left_out_of_trial(holdout.key, left))
     return parts
 
 
 def _target(
-    partition: Partition, known: I64, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy], spec: ReplaySpec
-) -> Realised:
-    """One target's course: from the window's start on logged histories, or from the snapshot on its own."""
+    partition: Partition, known: I64, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy], spec: ReplaySpec,
+    counts: Bools | None,
+) -> Realised:  # fmt: skip
+    """One target's course: from the window's start on logged histories, or from the snapshot on its own. counts: see
+    `RealisedTrack`."""
     asked, since = partition.asked, np.iinfo(np.int64).min if spec.steady else spec.start
     course = Course(asked, [policy], partition.start, partition.failures())
     course.recall_before(asked, behaviour, since)
-    track = RealisedTrack(asked)
+    track = RealisedTrack(asked, counts)
     carried = follow_policy(asked.under(policy, behaviour), course, track, since=since, known=known)
     return track.result(carried)
 
 
-def _unfinished(asked: Opportunities, window: Window, spec: ReplaySpec) -> pa.Table:
+def _unfinished(asked: Opportunities, window: Window, spec: ReplaySpec, counts: Bools | None) -> pa.Table:
     """How many decisions are too young at the log's end for their rewards to be in."""
     at = asked.batch.requests["decided_at"]
-    return counted("logged", {"unfinished": int((window.holds(at) & (at + spec.attribution_us > spec.log_end)).sum())})
+    young = window.holds(at) & (at + spec.attribution_us > spec.log_end)
+    return counted("logged", {"unfinished": int((young if counts is None else young & counts).sum())})
 
 
 def _begun(
@@ -164,20 +174,23 @@ def _begun(
     policy: CompiledPolicy,
     behaviour: Sequence[CompiledPolicy],
     spec: ReplaySpec,
+    counts: Bools | None,
 ) -> pa.Table:
     """Of users whose rules look back to before the log: what they are sent, had they had no history then, or a full one."""
     asked, window = partition.asked, Window(spec.start, spec.end)
     if (partition.known_since == NEVER_KNOWN).all():
         return COUNTS.empty_table()
     inside = window.holds(asked.batch.requests["decided_at"])
+    inside = inside if counts is None else inside & counts
     unsure = inside & uncertain(asked, partition.known_since, [policy.longest_window_us])
     users = np.bincount(asked.owner[unsure], minlength=len(asked.users)) > 0
     if not users.any():
         return COUNTS.empty_table()
     some, mine = only(partition, users), known[users[asked.owner]]
+    theirs = None if counts is None else counts[users[asked.owner]]
     sends = {}
     for text, one in (("empty", some), ("full", with_full_histories(some, policy))):
-        done = _target(one, mine, policy, behaviour, spec)
+        done = _target(one, mine, policy, behaviour, spec, theirs).only(theirs)
         sends[f"sends_if_{text}"] = int(window.holds(done.at[done.send_decision]).sum())
     return counted(name, {"users_uncertain": int(users.sum()), "decisions_uncertain": int(unsure.sum()), **sends})
 

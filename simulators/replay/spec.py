@@ -61,7 +61,9 @@ class ReplaySpec:
     user's first would-send anything the user does counts for incrementality. breakdowns: of the estimates. halves: estimates
     are made twice, on each half of the users, so that a choice made on one can be judged on the other.
     heads: logged anywhere; a group may hold unscored decisions alone. estimators: of FULL. reward: weights of metrics in the
-    metric `reward`; none: there is no such metric. outcome: the model that some estimators need."""
+    metric `reward`; none: there is no such metric. outcome: the model that some estimators need. release:
+    the one whose models score what targets weigh, from the logged features; none: the logged scores. segments: only users
+    in one of these at decision time count; none: everybody."""
 
     data: str
     targets: tuple[Target, ...]
@@ -79,6 +81,8 @@ class ReplaySpec:
     estimators: tuple[str, ...] = QUICK
     reward: tuple[tuple[str, float], ...] = ()
     outcome: OutcomeFit | None = None
+    release: str = ""
+    segments: tuple[str, ...] = ()
 
     def digest(self, files: list[str]) -> str:
         """Names a result: equal inputs, equal code, equal digest. `files`: the log's files that are read."""

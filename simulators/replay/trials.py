@@ -149,11 +149,15 @@ def fill_trial(
     log_start: int,
     log_end: int,
     heads: Sequence[str] = (),
+    segments: Sequence[str] = (),
 ) -> tuple[dict[str, int], TrialSample]:
     """Add the users triggered within `window`; returns how many were left out, and whose history before is short, and the
-    same users one by one. heads: as for `new_sample`."""
+    same users one by one. heads: as for `new_sample`. segments: only users in one of these when they were triggered."""
     found = triggers(partition, holdout, behaviour)
     inside = window.holds(found.at)
+    counts = partition.asked.members(behaviour, segments)
+    if counts is not None:
+        inside &= counts[partition.asked.batch.owner[found.place]]
     rows = _rows(partition, found.user[inside], found.at[inside], found.held[inside], outcome_us, log_start, log_end)
     trial.update(rows.user, rows.arm, rows.outcome, rows.covariate[:, _BEFORE])
     mine = found.place[np.searchsorted(found.user, rows.user)]

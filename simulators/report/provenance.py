@@ -66,7 +66,11 @@ def made(result: Shard, spec: ReplaySpec, tally: Tally, command: str) -> dict[st
         "start": "steady" if spec.steady else "switch",
         "attribution_hours": spec.attribution_us / 3.6e9,
         "outcome_days": spec.outcome_us / 86.4e9,
-        "heads": {"names": list(spec.heads), "how": "logged"},
+        "heads": {
+            "names": list(spec.heads),
+            "how": f"re-scored from logged features by {spec.release}" if spec.release else "logged scores",
+        },
+        "segments": list(spec.segments),
         "estimators": list(spec.estimators),
         "reward": dict(spec.reward),
         "outcome_model": _model(spec),
