@@ -8,10 +8,10 @@ DATA ?= demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench unit cluster chaos clean format
+.PHONY: help run test check bench bench-peers load soak unit cluster chaos clean format
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 	@scripts/setup.sh $(PYTHON) $(VENV)
@@ -46,6 +46,21 @@ bench: $(STAMP) ## Benchmarks: JSON and a table under bench-results/
 	@$(BIN)/python -m loadtests.bench_segments --out bench-results/segments.json
 	@$(BIN)/python -m loadtests.bench_ledger --out bench-results/ledger.json
 	@$(BIN)/python -m loadtests.bench_decide --out bench-results
+	@$(BIN)/python -m loadtests.bench_parts --out bench-results
+	@$(BIN)/python -m loadtests.bench_growth --out bench-results
+	@$(BIN)/python -m loadtests.bench_peers --out bench-results
+
+bench-peers: $(STAMP) ## Set up what benchmarks compare with (BentoML, Feast, hnswlib, faiss) and compare
+	@scripts/peers.sh $(PYTHON) .venv-peers
+	@mkdir -p bench-results
+	@$(BIN)/python -m loadtests.bench_parts --out bench-results
+	@$(BIN)/python -m loadtests.bench_peers --out bench-results
+
+load: $(STAMP) ## A minute of shoppers and senders on the server that is up: RATE=50 SCENARIO=baseline DATA=demo
+	@$(BIN)/hindcast load $(or $(SCENARIO),baseline) --data $(DATA) --rate $(or $(RATE),50) --out bench-results/load
+
+soak: $(STAMP) ## An hour of traffic; fails where memory, handles or files grow (DURATION=10m for less)
+	@$(BIN)/python -m loadtests.soak --duration $(or $(DURATION),1h) --out bench-results
 
 clean: ## Remove what was built (not the demo's data)
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
