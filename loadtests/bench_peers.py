@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -129,6 +130,7 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON, Markdown and plots go below this folder.")] = Path("bench-results"),
 ) -> None:
     """Requests a second and latencies of every contestant."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     console = Console()
     wanted = [one for one in CONTESTANTS if not only or one.name in only.split(",")]
     report: Figures = {"hardware": hardware(), "seconds": seconds, "rounds": rounds, "runs": [], "left_out": {}}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -130,6 +131,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Report goes below this folder.")] = Path("bench-results"),
 ) -> None:
     """Load, watch, judge."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     console, length, every_s = Console(), _seconds(duration), _seconds(every)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hc-soak-")))
