@@ -38,6 +38,7 @@ FAULTS = (
     "outcome_model_missing",
     "duplicated",
     "not_reproduced",
+    "user_missing",
 )
 _ROUNDING = 1e-9  # a sum of probabilities may exceed 1 by rounding
 

@@ -1,0 +1,154 @@
+"""Rows of any system's log: columns by name, faults counted, files in any order, the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from serve_app.errors import InvalidInput
+from simulators.estimators import IPS, SNIPS, Per, Suite
+from simulators.estimators.dataset import RowColumns, _of_block, _of_file, _read, estimate_table, parquet_files
+from tests.unit.estimator_support import POLICIES, columns, rows_of
+
+COLUMNS = RowColumns(
+    "propensity", {one: f"pi_{one}" for one in POLICIES}, {"click": "click", "revenue": "revenue"}, user="user",
+    send="send", target_send={one: f"send_{one}" for one in POLICIES},
+)  # fmt: skip
+
+
+def table_of(found: dict[str, np.ndarray]) -> pa.Table:
+    return pa.table(
+        {
+            "user": found["user"],
+            "propensity": found["propensity"],
+            **{f"pi_{one}": found["target"][:, k] for k, one in enumerate(POLICIES)},
+            "click": found["reward"][:, 0],
+            "revenue": found["reward"][:, 1],
+            "send": found["send"],
+            **{f"send_{one}": found["target_send"][:, k] for k, one in enumerate(POLICIES)},
+        }
+    )
+
+
+def bytes_of(suite: Suite) -> bytes:
+    return b"".join(array.tobytes() for _, array in sorted(suite.to_arrays().items()))
+
+
+def test_named_columns_give_what_checked_rows_give() -> None:
+    found = columns(31, 80)
+    direct = Suite([IPS(POLICIES, ("click", "revenue")), SNIPS(POLICIES, ("click", "revenue"))])
+    direct.update(rows_of({k: v for k, v in found.items() if k not in ("q_logged", "q_target", "groups", "extra")}))
+    suite = estimate_table(table_of(found), COLUMNS)
+    for label in ("ips", "snips"):
+        (value, interval), (other, expected) = (one[label].interval("bold", "revenue", Per.send) for one in (suite, direct))
+        assert (value, interval.low, interval.high) == pytest.approx((other, expected.low, expected.high), rel=1e-12)
+
+
+def test_the_order_of_rows_changes_no_byte() -> None:
+    table = table_of(columns(32, 60))
+    mixed = table.take(np.random.default_rng(3).permutation(len(table)))
+    assert bytes_of(estimate_table(mixed, COLUMNS)) == bytes_of(estimate_table(table, COLUMNS))
+
+
+def test_parts_of_whole_users_add_up_to_the_same_bytes(tmp_path: Path) -> None:
+    found = columns(33, 50)
+    table = table_of(found)
+    cut = int(np.flatnonzero(np.diff(found["user"]))[20]) + 1
+    empty = COLUMNS.suite(("ips", "snips"))
+    parts = [_of_block(one, COLUMNS, ("ips", "snips")) for one in (table.slice(cut), table.slice(0, cut))]
+    merged = _read(empty, parts[0]["sums"][0]) + _read(empty, parts[1]["sums"][0])
+    assert bytes_of(merged) == bytes_of(estimate_table(table, COLUMNS))
+    assert sum(one["rows"][0] for one in parts) == len(table)
+
+
+def test_a_grouped_file_is_read_in_pieces_that_tear_no_user_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = table_of(columns(34, 70))
+    pq.write_table(table, tmp_path / "one.parquet")
+    whole = _of_file({"file": str(tmp_path / "one.parquet")}, COLUMNS, ("ips",))
+    monkeypatch.setattr("simulators.estimators.dataset._BATCH", 7)
+    pieces = _of_file({"file": str(tmp_path / "one.parquet")}, COLUMNS, ("ips",))
+    assert pieces["rows"] == len(table)
+    assert pieces["sums"] == whole["sums"]
+
+
+def test_a_grouped_file_with_a_torn_user_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = table_of(columns(35, 40))
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), tmp_path / "torn.parquet")
+    monkeypatch.setattr("simulators.estimators.dataset._BATCH", 16)
+    with pytest.raises(InvalidInput, match="next to each other"):
+        _of_file({"file": str(tmp_path / "torn.parquet")}, COLUMNS, ("ips",))
+
+
+def test_bad_rows_are_left_out_and_counted_by_fault() -> None:
+    found = columns(36, 50)
+    found["propensity"][3], found["propensity"][5], found["target"][7, 0] = 0.0, np.nan, 1.5
+    table = table_of(found)
+    users = table["user"].to_pylist()
+    users[9] = None
+    table = table.set_column(0, "user", pa.array(users, pa.uint64()))
+    suite = estimate_table(table, COLUMNS)
+    left_out = suite.weights_of("ips", "bold").excluded
+    assert left_out == {"propensity_zero": 1, "propensity_missing": 1, "target_out_of_range": 1, "user_missing": 1}
+
+
+def test_users_may_be_texts() -> None:
+    found = columns(37, 40)
+    table = table_of(found)
+    named = table.set_column(0, "user", pa.array([f"user {one}" for one in found["user"]]))
+    of_texts, of_numbers = estimate_table(named, COLUMNS), estimate_table(table, COLUMNS)
+    assert of_texts["ips"].interval("bold", "click") == of_numbers["ips"].interval("bold", "click")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"propensity": "absent"}, "no such column"),
+        ({"user": "revenue"}, "whole numbers or texts"),
+        ({"target_send": {"quiet": "send_quiet"}}, "no column is named for 'bold'"),
+    ],
+)
+def test_what_is_wrong_with_columns_is_named(given: dict[str, object], message: str) -> None:
+    wrong = RowColumns(**{**{name: getattr(COLUMNS, name) for name in COLUMNS.__dataclass_fields__}, **given})
+    with pytest.raises(InvalidInput, match=message):
+        estimate_table(table_of(columns(38, 20)), wrong)
+
+
+def test_an_estimator_without_its_columns_is_named() -> None:
+    with pytest.raises(InvalidInput, match="no estimator 'best'"):
+        COLUMNS.suite(("best",))
+    with pytest.raises(InvalidInput, match="dr needs the outcome model"):
+        COLUMNS.suite(("dr",))
+
+
+def test_the_command_prints_and_writes_what_the_rows_say(tmp_path: Path) -> None:
+    from hindcast.cli import _register, app
+
+    _register()
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    table = table_of(columns(39, 1500))
+    pq.write_table(table.slice(0, 1000), folder / "b.parquet")
+    pq.write_table(table.slice(1000), folder / "a.parquet")
+    assert len(parquet_files(folder)) == 2
+    asked = [
+        "estimate", "--rows", str(folder), "--propensity", "propensity", "--target", "bold=pi_bold", "--target", "same=propensity",
+        "--control", "same", "--reward", "click", "--user", "user", "--out", str(tmp_path / "said.json"), "--in-process",
+    ]  # fmt: skip
+    done = CliRunner().invoke(app, asked)
+    said = json.loads((tmp_path / "said.json").read_text())
+    found = {(one["estimator"], one["per"], one["versus"]): one for one in said["estimates"] if one["policy"] == "same"}
+    assert said["weights"]["bold"]["users"] == 1500
+    assert done.exit_code == 0
+    assert found["ips", "decision", None]["low"] < found["ips", "decision", None]["value"]
+    assert found["ips", "decision", None]["standing"] == "usable"
+    assert all("value" not in one for one in said["estimates"] if one["standing"] == "refused")
+    assert ("ips", "user", None) in found
+    assert "bold" in done.output
+    nothing = CliRunner().invoke(app, [*asked[:2], str(tmp_path / "none"), *asked[3:]])
+    assert isinstance(nothing.exception, InvalidInput)
