@@ -8,7 +8,7 @@ DATA ?= demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bench-peers load soak unit cluster chaos clean format
+.PHONY: help run test check bench bench-peers load soak honesty unit cluster chaos clean format
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,19 +48,25 @@ bench: $(STAMP) ## Benchmarks: JSON and a table under bench-results/
 	@$(BIN)/python -m loadtests.bench_decide --out bench-results
 	@$(BIN)/python -m loadtests.bench_parts --out bench-results
 	@$(BIN)/python -m loadtests.bench_growth --out bench-results
+	@$(BIN)/python -m loadtests.bench_width --out bench-results
 	@$(BIN)/python -m loadtests.bench_peers --out bench-results
 
-bench-peers: $(STAMP) ## Set up what benchmarks compare with (BentoML, Feast, hnswlib, faiss) and compare
+bench-peers: $(STAMP) ## Set up what benchmarks compare with (BentoML, Feast, hnswlib, faiss, RLlib) and compare
 	@scripts/peers.sh $(PYTHON) .venv-peers
 	@mkdir -p bench-results
 	@$(BIN)/python -m loadtests.bench_parts --out bench-results
 	@$(BIN)/python -m loadtests.bench_peers --out bench-results
+	@$(BIN)/python -m loadtests.bench_ope --out bench-results/ope.json
 
 load: $(STAMP) ## A minute of shoppers and senders on the server that is up: RATE=50 SCENARIO=baseline DATA=demo
 	@$(BIN)/hindcast load $(or $(SCENARIO),baseline) --data $(DATA) --rate $(or $(RATE),50) --out bench-results/load
 
 soak: $(STAMP) ## An hour of traffic; fails where memory, handles or files grow (DURATION=10m for less)
 	@$(BIN)/python -m loadtests.soak --duration $(or $(DURATION),1h) --out bench-results
+
+honesty: $(STAMP) ## Do intervals hold what they promise? 2,000 small worlds, and logs of large ones, against the truth (long)
+	@$(BIN)/python -m simulators.estimators.coverage --workers 2 --out simulators/estimators/coverage.json --plot simulators/estimators/coverage.svg
+	@$(BIN)/python -m simulators.replay.honesty --out bench-results/honesty.json
 
 clean: ## Remove what was built (not the demo's data)
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -177,7 +177,7 @@ def main(
     each: Annotated[int, typer.Option(min=1000, help="rows a bucket file")] = 1_000_000,
     cpus: Annotated[int, typer.Option(min=1, help="CPUs Ray may use")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="the best counts; all are kept")] = 3,
-    peers: Annotated[Path, typer.Option(help="Python with RLlib; absent: left out")] = Path(".venv-peers/bin/python"),
+    peers: Annotated[Path, typer.Option(help="Python with RLlib; absent: left out")] = Path(".venv-peers-rllib/bin/python"),
     out: Annotated[Path, typer.Option(help="results, JSON")] = Path("bench-results/ope.json"),
     work: Annotated[Path | None, typer.Option(help="folder for the rows; default: a temporary one")] = None,
 ) -> None:

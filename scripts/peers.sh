@@ -9,3 +9,7 @@ for one in bentoml feast; do
   "$venv/bin/pip" install --quiet --disable-pip-version-check "$one" || echo "peers: $one could not be installed"
 done
 "$venv/bin/pip" list --format=freeze --disable-pip-version-check > "$venv/versions.txt"
+# RLlib is part of Ray, which the others would pin down: an environment of its own, with our version of Ray.
+ray=$(sed -n 's/^ray==//p' constraints.txt)
+"$python" -m venv "$venv-rllib"
+"$venv-rllib/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt "ray[rllib,data]==$ray"
