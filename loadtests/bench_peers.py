@@ -34,7 +34,7 @@ from loadtests.peers.model import Lean
 from loadtests.peers.report import write_peers
 from serve_app.release.registry import read_current
 
-__all__ = ["ROUTES", "bodies_of", "compute", "main"]
+__all__ = ["ROUTES", "bodies_of", "compute", "drive", "main", "prepare"]
 
 ROUTES = {
     "related": "/v1/recommendations/related",
@@ -90,7 +90,8 @@ def compute(release: Path, bodies: Mapping[str, Sequence[Figures]], seconds: flo
                "latency": encoded}  # fmt: skip
 
 
-def _drive(port: int, route: str, bodies: Sequence[Figures], connections: int, seconds: float) -> Figures:
+def drive(port: int, route: str, bodies: Sequence[Figures], connections: int, seconds: float) -> Figures:
+    """Drive one route from a process of its own."""
     task = {"port": port, "path": ROUTES[route], "bodies": bodies, "connections": connections, "seconds": seconds}
     done = subprocess.run(
         [sys.executable, "-m", "loadtests.hammer"], input=json.dumps(task), capture_output=True, text=True, check=False,
@@ -102,7 +103,8 @@ def _drive(port: int, route: str, bodies: Sequence[Figures], connections: int, s
     return found
 
 
-def _prepare(data: Path, users: int, items: int, console: Console) -> None:
+def prepare(data: Path, users: int, items: int, console: Console) -> None:
+    """A world, its ledger and a release."""
     world = ["world", "--users", str(users), "--items", str(items), "--days", "7", "--seed", "7"]
     for arguments in (world, ["ledger", "seed"], ["build", "--local", "--promote"]):
         console.print(f"  hindcast {' '.join(arguments)}")
@@ -138,7 +140,7 @@ def main(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hindcast-peers-")))
         folder = data or scratch / "data"
         if data is None:
-            _prepare(folder, users, items, console)
+            prepare(folder, users, items, console)
         (version, _) = read_current(folder)
         if version is None:
             raise typer.BadParameter(f"{folder} has no promoted release", param_hint="--data")
@@ -155,9 +157,9 @@ def main(
                 try:
                     with started(one, place) as port:
                         for route in routes.split(","):
-                            _drive(port, route, bodies[route], 8, min(_WARM_S, seconds))
+                            drive(port, route, bodies[route], 8, min(_WARM_S, seconds))
                             for count in map(int, connections.split(",")):
-                                found = _drive(port, route, bodies[route], count, seconds)
+                                found = drive(port, route, bodies[route], count, seconds)
                                 report["runs"].append({"name": one.name, "route": route, "connections": count, **found})
                 except RuntimeError as error:
                     report["left_out"][one.name] = str(error).strip().splitlines()[-1][:300]

@@ -102,13 +102,19 @@ def _replaying(scenario: str) -> Callable[..., None]:
         out: Out = Path("load-result"),
         data: Data = Path("data"),
         host: Host = "",
+        audience: AudienceFile = None,
         verify: Annotated[float, typer.Option(min=0, max=1, help="Share of good answers whose content is verified.")] = 1.0,
         connections: Annotated[int, typer.Option(help="Most requests under way, of one worker.")] = 2_000,
         processes: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
     ) -> None:
-        """Send a trace at its own times, whatever the answers. What follows `--` goes to Locust."""
-        plan = _plan(scenario=scenario, trace=trace.resolve(), speed=speed, verify=verify, connections=connections)
-        _carry_out(plan, _url(host, data), out, slo, processes, context.args)
+        """Send a trace at its own times, whatever the answers. Caps are judged where audience or data folder tell them.
+        What follows `--` goes to Locust."""
+        url = _url(host, data)
+        out.mkdir(parents=True, exist_ok=True)
+        known = audience is not None or (data / "catalogue").is_dir()
+        caps = (audience or _audience(url, data, out / "audience.json")).resolve() if known else None
+        said = {"speed": speed, "verify": verify, "connections": connections, "audience": caps}
+        _carry_out(_plan(scenario=scenario, trace=trace.resolve(), **said), url, out, slo, processes, context.args)
 
     return run
 

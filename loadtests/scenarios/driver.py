@@ -20,7 +20,8 @@ from loadtests.scenarios.cap_count import CapCount
 from loadtests.scenarios.client import Client
 from loadtests.scenarios.plan import Plan, Scenario, arrivals, phases_of
 from loadtests.scenarios.recording import Recording
-from loadtests.scenarios.sender import errand
+from loadtests.scenarios.sender import errand, look_into
+from loadtests.scenarios.sends import grants_of
 from loadtests.scenarios.shopper import visit
 from loadtests.scenarios.step import Answer, Behaviour, Step
 from loadtests.scenarios.trace import plan_seconds, read_trace, routes_of, step_of
@@ -155,9 +156,19 @@ class Run:
             if self._under_way.free_count() <= 0:
                 self.recording.health.unsent += 1
             elif isinstance(what, Step):
-                self._under_way.spawn(self._client.perform, session, what, intended)
+                self._under_way.spawn(self._of_trace, session, what, intended)
             else:
                 self._under_way.spawn(self._of_crowd, session, what, *what.take(time.monotonic()), intended)
+
+    def _of_trace(self, session: Any, step: Step, intended: float) -> None:
+        """A request of the trace; where it granted a send that may be one too many, the question whether it was."""
+        answer, sound = self._client.perform(session, step, intended)
+        if not (sound and answer.good and step.route == "POST /v1/notifications/decide"):
+            return
+        for suspect in self.caps.add(grants_of(answer.content, answer.content["decided_at"])):
+            now = time.monotonic()
+            self._count_planned(now)
+            self._client.perform(session, look_into(suspect, self.caps), now)
 
     def _of_crowd(self, session: Any, crowd: Crowd, behaviour: Behaviour, step: Step, intended: float) -> None:
         answer, sound = self._client.perform(session, step, intended)

@@ -12,7 +12,7 @@ from loadtests.scenarios.sends import faults_of_decision, faults_of_explained_de
 from loadtests.scenarios.shopper import event
 from loadtests.scenarios.step import Answer, Behaviour, Step, post
 
-__all__ = ["errand"]
+__all__ = ["errand", "look_into"]
 
 _DECIDE, _BATCH = "/v1/notifications/decide", "/v1/notifications/decide-batch"
 _EXPLAIN, _AGAIN, _ALL_CAMPAIGNS, _WHY, _WRONG = 0.05, 0.05, 0.2, 0.05, 0.01
@@ -31,6 +31,11 @@ def errand(
         yield from sender.many(batch_rows)
     else:
         yield from sender.one()
+
+
+def look_into(suspect: Suspect, caps: CapCount) -> Step:
+    """Ask for the decision that tells what the user's limits were."""
+    return _stored(suspect.decision_id, lambda answer: caps.judge(suspect, answer.content))
 
 
 class _Sender:
@@ -116,10 +121,7 @@ class _Sender:
 
     def _look_into(self, grants: Any) -> Behaviour:
         for suspect in self._caps.add(grants):
-            yield self._asks(suspect)
-
-    def _asks(self, suspect: Suspect) -> Step:
-        return _stored(suspect.decision_id, lambda answer: self._caps.judge(suspect, answer.content))
+            yield look_into(suspect, self._caps)
 
     def _why(self, first: Mapping[str, Any]) -> Step:
         def check(answer: Answer) -> Iterable[str]:

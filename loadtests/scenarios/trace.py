@@ -20,6 +20,7 @@ import orjson
 from loadtests.scenarios.errors import LoadError
 from loadtests.scenarios.lists import faults_of_list, faults_of_page
 from loadtests.scenarios.plan import Plan, Scenario, phases_of
+from loadtests.scenarios.sends import faults_of_decision
 from loadtests.scenarios.step import Answer, Step
 
 __all__ = ["TRACE_FORMAT", "plan_seconds", "read_head", "read_trace", "routes_of", "step_of", "write_trace"]
@@ -107,6 +108,8 @@ def _check(path: str, body: Any) -> Any:
         return lambda got: _list(got, "widgets", body.get("slots", 10), ())
     if path == "/v1/reviews/rank":
         return lambda got: _list(got, "reviews", body.get("slots", 10), ())
+    if path == "/v1/notifications/decide":
+        return lambda got: faults_of_decision(body, got.content, got.content["decided_at"], {})
     return None
 
 
