@@ -20,7 +20,7 @@ from serve_app.policy.zones import local_day
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.partition import Partition
 
-__all__ = ["only", "uncertain", "with_full_histories"]
+__all__ = ["of_unsure_users", "only", "uncertain", "with_full_histories"]
 
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -35,6 +35,18 @@ def uncertain(asked: Opportunities, known_since: I64, windows_us: Sequence[int])
     policy = asked.batch.requests["policy"] if len(reach) > 1 else np.zeros(len(asked), np.int64)
     since: Bools = asked.batch.requests["decided_at"] - reach[policy] < known_since[asked.owner]
     return since
+
+
+def of_unsure_users(partition: Partition, windows_us: Sequence[int]) -> Bools | None:
+    """bool[n]: decisions of users with any uncertain one: what they are decided on later follows from it. None where there
+    are none. windows_us: as `uncertain` takes them."""
+    asked = partition.asked
+    unsure = uncertain(asked, partition.known_since, windows_us)
+    if not unsure.any():
+        return None
+    users = np.bincount(asked.owner[unsure], minlength=len(asked.users)) > 0
+    rows: Bools = users[asked.owner]
+    return rows
 
 
 def only(partition: Partition, users: Bools) -> Partition:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from serve_app.errors import DamagedArtifact
 from serve_app.log.erasure import load_erased
+from serve_app.log.fingerprint import code_version, fingerprint
 from serve_app.log.reader import BucketGroup
 from serve_app.policy.compile import CompiledPolicy
-from simulators.replay.beginnings import uncertain
+from serve_app.release.manifest import write_text_atomically
+from simulators.replay.beginnings import of_unsure_users
 from simulators.replay.course import Course, follow_log
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.pack import pack_of, read_pack
@@ -23,6 +27,7 @@ from simulators.replay.pack_shelf import SOURCE_ITSELF, pack_path, remove_stale,
 from simulators.replay.parity import Mismatch, Parity, ParityCheck
 from simulators.replay.partition import Partition, read_partition
 from simulators.replay.spec import ReplaySpec, compiled
+from simulators.replay.stream import stream_log
 
 __all__ = ["Opened", "behaviour_of", "opened"]
 
@@ -80,7 +85,7 @@ def _compared(group: BucketGroup, spec: ReplaySpec) -> Opened:
     if len(whole.asked):
         behaviour = behaviour_of(whole.asked, spec)
         known = follow_log(whole.asked, Course(whole.asked, behaviour, whole.start, whole.failures()), check)
-        unsure = uncertain(whole.asked, whole.known_since, [one.longest_window_us for one in behaviour])
+        unsure = of_unsure_users(whole, [one.longest_window_us for one in behaviour])
     bots = whole.bots()
     people, known = whole.without(bots), known[~np.isin(whole.asked.batch.requests["user"], bots)]
     left_out = len(bots), len(whole.asked) - len(people.asked)
@@ -121,7 +126,7 @@ def _from_pack(path: Path, spec: ReplaySpec) -> Opened:
     said = people.said
     return Opened(
         people, people.known, said["requests"], (said["bots"][0], said["bots"][1]), people.asked.set_aside,
-        _heads(people.asked, spec), _parity_of(said["parity"]) if said["parity"] else _compared_again(people, spec),
+        _heads(people.asked, spec), _parity_of(said["parity"]) if said["parity"] else _compared_once(path, people, spec),
     )  # fmt: skip
 
 
@@ -131,11 +136,18 @@ def _parity_of(said: Mapping[str, Any]) -> Parity:
     return Parity(**plain, examples=examples)
 
 
-def _compared_again(people: Partition, spec: ReplaySpec) -> Parity:
-    """Of a pack that nobody compared yet, as far as it says what was decided."""
+def _compared_once(path: Path, people: Partition, spec: ReplaySpec) -> Parity:
+    """Of a pack that is the log itself: nothing was compared when it was made. Kept beside it for this version of the code."""
+    kept, version = path / "compared.json", {"code": code_version(), "fingerprint": fingerprint()}
+    if kept.is_file():
+        said = orjson.loads(kept.read_bytes())
+        if said["version"] == version:
+            return _parity_of(said["parity"])
     check = ParityCheck(people.asked)
     if len(people.asked):
-        follow_log(
-            people.asked, Course(people.asked, behaviour_of(people.asked, spec), people.start, people.failures()), check
-        )
-    return check.result()
+        told, _ = stream_log(people.asked, behaviour_of(people.asked, spec), people.start, people.failures())
+        check.take(told)
+    parity = check.result()
+    if os.access(path, os.W_OK):
+        write_text_atomically(kept, orjson.dumps({"version": version, "parity": asdict(parity)}).decode())
+    return parity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,9 @@ import numpy.typing as npt
 from serve_app.batch import Batch
 from serve_app.vocabulary import Action, Reason
 from simulators.replay.opportunities import Opportunities
+
+if TYPE_CHECKING:
+    from simulators.replay.stream import AsReplayed
 
 __all__ = ["Mismatch", "Parity", "ParityCheck"]
 
@@ -35,7 +38,7 @@ class Mismatch:
 @dataclass(slots=True)
 class Parity:
     """Counts of one or more partitions; adds up. columns: mismatching requests by column. examples: the first few. unsure:
-    mismatches of decisions whose rules look back to before the log, of which it cannot be said; not among the requests."""
+    mismatches of users whose rules look back to before the log, of which it cannot be said; not among the requests."""
 
     requests: int = 0
     same: int = 0
@@ -86,6 +89,28 @@ class ParityCheck:
             if len(first):
                 self._note(name, rows, by_request, _of_first(mine, owner, first), _of_first(theirs, owner, first))
 
+    def take(self, told: AsReplayed) -> None:
+        """A whole run over the log by the fast engine: what it writes down."""
+        asked, logged, every = self._asked, self._asked.logged, np.arange(len(self._asked))
+        self._seen[told.rows] = True
+        by_request = {"until": told.until, "p_none": told.p_none, "explored": told.explored}
+        for name, values in (("action", told.action), ("reason", told.reason)):
+            by_request[name] = np.empty(len(asked), values.dtype)
+            by_request[name][told.rows] = values
+        for name, values in by_request.items():
+            self._note(name, every, ~_equal(logged[name], values), logged[name], values)
+        sent = np.zeros(asked.batch.candidates.rows, np.bool_)
+        sent[told.send_candidate] = True
+        for name, mine, theirs in (
+            ("p_choice", asked.logged_candidates["p_choice"], told.p_choice),
+            ("slot", asked.logged_candidates["slot"] >= 0, sent),
+        ):
+            first = np.flatnonzero(~_equal(mine, theirs))
+            if len(first):
+                owner, differs = asked.batch.owner, np.zeros(len(asked), np.bool_)
+                differs[owner[first]] = True
+                self._note(name, every, differs, _of_first(mine, owner, first), _of_first(theirs, owner, first))
+
     def _note(self, name: str, rows: I64, differs: Bools, logged: Any, replayed: Any) -> None:
         if not differs.any():
             return
@@ -98,13 +123,12 @@ class ParityCheck:
         self._same[rows[differs]] = False
 
     def result(self, unsure: Bools | None = None) -> Parity:
-        """The counts. Requests that were never decided count as mismatches. unsure bool[n]: mismatches among these are left
-        out, and counted."""
+        """The counts. Requests that were never decided count as mismatches. unsure bool[n]: of users whose past is not all
+        known; mismatches among these are left out, and counted."""
         missing = int((~self._seen).sum())
         columns = dict(sorted(self._columns.items())) | ({"not replayed": missing} if missing else {})
         same = self._same & self._seen
-        judged = same if unsure is None else same | ~unsure
-        asked = len(same) if unsure is None else int(judged.sum())
+        asked = len(same) - (0 if unsure is None else int((unsure & ~same).sum()))
         return Parity(asked, int(same.sum()), columns, self._examples, len(same) - asked)
 
 

@@ -99,8 +99,8 @@ def _once(events: pa.Table) -> tuple[pa.Table, int]:
 
 def _start(snapshots: pa.Table, asked: Opportunities, start_at: int | None) -> tuple[Histories, I64, I64]:
     """(histories, known_since, as_of) of each user of `asked`. A snapshot from before the user's first request serves a
-    start before the log, too. Who has none, but was written to before the first request, has a history that is known from
-    there on only."""
+    start before the log, too. Who has none was sent nothing until then; where no snapshot is that old and the user was
+    written to before the first request, the history is known from there on only."""
     users, as_of = snapshots["user"].to_numpy(), snapshots["as_of"].to_numpy()
     first_row = np.searchsorted(asked.owner, np.arange(len(asked.users)))
     first = np.full(len(asked.users), np.iinfo(np.int64).max)
@@ -116,7 +116,7 @@ def _start(snapshots: pa.Table, asked: Opportunities, start_at: int | None) -> t
     place = np.searchsorted(asked.users, users[rows])
     lowest = np.iinfo(np.int64).min
     known_since, since = np.full(len(asked.users), lowest), np.full(len(asked.users), lowest)
-    written = asked.logged["read_version"][first_row] > 0
+    written = (asked.logged["read_version"][first_row] > 0) & (first <= (as_of.min() if len(as_of) else np.inf))
     known_since[written] = first[written] - 1
     known_since[place], since[place] = snapshots["known_since"].to_numpy()[rows], as_of[rows]
     picked = snapshots.take(pa.array(rows))
