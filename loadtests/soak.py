@@ -123,6 +123,7 @@ def _seconds(text: str) -> float:
 def main(
     duration: Annotated[str, typer.Option(help="As 5m or 1h.")] = "1h",
     rate: Annotated[float, typer.Option(help="Requests a second.")] = 50.0,
+    scenario: Annotated[str, typer.Option(help="Of `hindcast load`; a spike's memory can be watched, too.")] = "soak",
     every: Annotated[str, typer.Option(help="Time between samples.")] = "10s",
     topology: Annotated[str, typer.Option(help="fused or chain.")] = "chain",
     memory_mb: Annotated[float, typer.Option(help="Growth of a process' own memory that is still none, MB.")] = 32.0,
@@ -146,7 +147,7 @@ def main(
         watch = Watch(server.process, folders, every_s)
         watch.start()
         console.print(f"{rate:g} requests a second for {duration}")
-        command = [sys.executable, "-m", "hindcast", "load", "soak", "--host", f"http://127.0.0.1:{server.port}"]
+        command = [sys.executable, "-m", "hindcast", "load", scenario, "--host", f"http://127.0.0.1:{server.port}"]
         command += ["--data", str(folder), "--rate", str(rate), "--duration", f"{length:g}s", "--out", str(out / "soak")]
         command += ["--slo", str(slo)] if slo else []
         load = subprocess.run(command, check=False)

@@ -55,6 +55,8 @@ class Cell:
 
     response: HdrHistogram = field(default_factory=histogram)
     service: HdrHistogram = field(default_factory=histogram)
+    refusal: HdrHistogram = field(default_factory=lambda: histogram(_COARSE))
+    """Of refused requests, from when they left: what saying no costs."""
     outcomes: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
     degraded: int = 0
@@ -66,6 +68,7 @@ class Cell:
         return {
             "response": _encoded(self.response),
             "service": _encoded(self.service),
+            "refusal": _encoded(self.refusal),
             "outcomes": dict(self.outcomes),
             "statuses": dict(self.statuses),
             "degraded": self.degraded,
@@ -77,6 +80,7 @@ class Cell:
     def add_wire(self, wire: Mapping[str, Any]) -> None:
         _decoded_into(self.response, wire["response"])
         _decoded_into(self.service, wire["service"])
+        _decoded_into(self.refusal, wire["refusal"])
         self.outcomes.update(wire["outcomes"])
         self.statuses.update(wire["statuses"])
         for name in _SUMS:
@@ -85,6 +89,7 @@ class Cell:
     def __iadd__(self, other: Cell) -> Cell:
         self.response.add(other.response)
         self.service.add(other.service)
+        self.refusal.add(other.refusal)
         self.outcomes.update(other.outcomes)
         self.statuses.update(other.statuses)
         for name in _SUMS:
@@ -147,6 +152,8 @@ class Recording:
         cell = self.cell(phase, route)
         _add(cell.response, response_s)
         _add(cell.service, service_s)
+        if outcome == "refused":
+            _add(cell.refusal, service_s)
         cell.outcomes[outcome] += 1
         cell.statuses[status] += 1
         cell.degraded += degraded
