@@ -16,6 +16,7 @@ from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.zones import local_second_of_day, zone_index
 from serve_app.regions import UNKNOWN_REGION, region_index
 from serve_app.release.rows import CatalogueRows
+from serve_app.segments.shelf import lookup
 from serve_app.serving.library import Edition
 from serve_app.vocabulary import Origin, Surface
 
@@ -76,6 +77,7 @@ def request_batch(asks: Sequence[Ask], edition: Edition, known: Known, *, recent
     zone, region = _places(asks, user_row, rows, known.state, policy)
     recents, ages, bought = _histories(asks, user_row, at, edition, known.recents, recents_kept)
     drawn = assign(policy.trials, np.where(users == 0, _ids(asks), users), at)
+    segments, segments_at = lookup(edition, users)
     surfaces = [policy.variants[v].surfaces.by_name(a.surface.name) for v, a in zip(drawn.variant, asks, strict=True)]
     n = len(asks)
     return Batch.of_requests(
@@ -105,6 +107,8 @@ def request_batch(asks: Sequence[Ask], edition: Edition, known: Known, *, recent
         context_hour=(local_second_of_day(at, zone) // _HOUR_S).astype(np.int8),
         context_device=np.array([DEVICES.index(ask.device) for ask in asks], np.int8),
         degraded=np.zeros(n, np.uint8),
+        segments=segments,
+        segments_at=segments_at,
         cold=(user_row < 0) & (recents.lengths == 0),
         log_rate=np.full(n, log_rate, np.float64),
         availability_seq=np.full(n, edition.view.seq, np.int64),

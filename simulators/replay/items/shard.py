@@ -26,11 +26,11 @@ from simulators.replay.items.changes import changes_of, counted, logged_counts
 from simulators.replay.items.estimates import Columns, looked_at, new_suites, slot_columns, update_suites
 from simulators.replay.items.logged import Lists, Unsampled, gathered, read_lists
 from simulators.replay.items.making import Made, as_logged, under
-from simulators.replay.items.members import members
 from simulators.replay.items.parity import parity_of
 from simulators.replay.items.rewards import EVENT_COLUMNS, slot_rewards
 from simulators.replay.items.scoring import Scorer
 from simulators.replay.items.spec import ListsSpec, compiled_for
+from simulators.replay.memberships import members_of
 from simulators.replay.parity import Mismatch, Parity
 
 __all__ = ["ListsShard", "SurfaceSums", "empty_shard", "people_of", "read_shard", "replay_lists", "write_shard"]
@@ -125,11 +125,17 @@ class _Ranked:
         targets = {name: under(one.lists, one.policy, scorer.vectors, one.allowed) for name, one in scored.targets.items()}
         return cls(scored.lists, as_logged(scored.lists, policies, scorer.vectors), targets, policies, scored.notes)
 
+    def members(self, segments: Sequence[str]) -> Bools:
+        """bool[n]: lists of users in one of `segments` when they were made; none named: everybody."""
+        bits, since = (self.lists.requests[name] for name in ("segments", "segments_at"))
+        found = members_of(self.lists.policy, bits, since, self.policies, segments)
+        return np.ones(len(self.lists), np.bool_) if found is None else found
+
     def counts(self, events: pa.Table, spec: ListsSpec) -> list[pa.Table]:
         """Of the lists in the window, without bots."""
         lists, bots = self.lists, people_of(self.lists, events)
         inside = Window(spec.start, spec.end).holds(lists.requests["decided_at"])
-        rows = np.flatnonzero(inside & ~bots & members(lists, self.policies, spec.segments))
+        rows = np.flatnonzero(inside & ~bots & self.members(spec.segments))
         some = lists.take(rows)
         parts = [logged_counts(some), counted("lists_read", {0: len(some)})]
         parts += [counted("lists_of_bots", {0: int((inside & bots).sum())})]
@@ -141,7 +147,7 @@ class _Ranked:
         lists, at = self.lists, self.lists.requests["decided_at"]
         rows = np.flatnonzero(
             Window(spec.start, spec.end).holds(at) & (at + spec.attribution_us <= spec.log_end)
-            & ~people_of(lists, events) & members(lists, self.policies, spec.segments)
+            & ~people_of(lists, events) & self.members(spec.segments)
         )  # fmt: skip
         some, behaviour = lists.take(rows), self.behaviour.of(rows)
         targets = [behaviour, *(one.of(rows) for one in self.targets.values())]
