@@ -137,7 +137,8 @@ def _parity_of(said: Mapping[str, Any]) -> Parity:
 
 
 def _compared_once(path: Path, people: Partition, spec: ReplaySpec) -> Parity:
-    """Of a pack that is the log itself: nothing was compared when it was made. Kept beside it for this version of the code."""
+    """Of a pack that is the log itself: nothing was compared when it was made. Kept beside it for this version of the
+    code."""
     kept, version = path / "compared.json", {"code": code_version(), "fingerprint": fingerprint()}
     if kept.is_file():
         said = orjson.loads(kept.read_bytes())

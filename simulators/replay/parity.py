@@ -93,7 +93,11 @@ class ParityCheck:
         """A whole run over the log by the fast engine: what it writes down."""
         asked, logged, every = self._asked, self._asked.logged, np.arange(len(self._asked))
         self._seen[told.rows] = True
-        by_request = {"until": told.until, "p_none": told.p_none, "explored": told.explored}
+        by_request: dict[str, npt.NDArray[Any]] = {
+            "until": told.until,
+            "p_none": told.p_none,
+            "explored": told.explored,
+        }
         for name, values in (("action", told.action), ("reason", told.reason)):
             by_request[name] = np.empty(len(asked), values.dtype)
             by_request[name][told.rows] = values

@@ -46,6 +46,7 @@ from simulators.replay.partition import Partition
 from simulators.replay.realised import Realised, RealisedTrack, as_logged
 from simulators.replay.scored_again import scored_again
 from simulators.replay.spec import ReplaySpec, compiled
+from simulators.replay.stream import stream_policy
 from simulators.replay.sums import Sums
 from simulators.replay.trials import fill_trial, holdouts_of
 
@@ -153,6 +154,8 @@ def _target(
     """One target's course: from the window's start on logged histories, or from the snapshot on its own. counts: see
     `RealisedTrack`."""
     asked, since = partition.asked, np.iinfo(np.int64).min if spec.steady else spec.start
+    if counts is None:
+        return stream_policy(asked, policy, behaviour, partition.start, partition.failures(), since=since, known=known)
     course = Course(asked, [policy], partition.start, partition.failures())
     course.recall_before(asked, behaviour, since)
     track = RealisedTrack(asked, counts)
