@@ -46,6 +46,7 @@ bench: $(STAMP) ## Benchmarks: JSON and a table under bench-results/
 	@$(BIN)/python -m loadtests.bench_segments --out bench-results/segments.json
 	@$(BIN)/python -m loadtests.bench_ledger --out bench-results/ledger.json
 	@$(BIN)/python -m loadtests.bench_decide --out bench-results
+	@$(BIN)/python -m loadtests.bench_replay --out bench-results/replay.json
 	@$(BIN)/python -m loadtests.bench_parts --out bench-results
 	@$(BIN)/python -m loadtests.bench_growth --out bench-results
 	@$(BIN)/python -m loadtests.bench_width --out bench-results
