@@ -56,7 +56,10 @@ class Connection(asyncio.Protocol):
                 return
         elif not self._buffer.endswith(b"0\r\n\r\n"):  # chunked: the last chunk is empty
             return
-        self._run.answered(headers[9:12] == b"200", time.perf_counter() - self._sent)
+        good = headers[9:12] == b"200"
+        if not (good or self._run.first_failure):
+            self._run.first_failure = bytes(self._buffer[:600]).decode(errors="replace")
+        self._run.answered(good, time.perf_counter() - self._sent)
         self._buffer.clear()
         self._send()
 
@@ -78,6 +81,7 @@ class _Run:
         self.requests, self.end = requests, end
         self.latency = HdrHistogram(1, 600_000_000, 3)
         self.good = self.failed = 0
+        self.first_failure = ""
 
     def answered(self, good: bool, seconds: float) -> None:
         if good:
@@ -110,6 +114,7 @@ async def hammer(port: int, path: str, bodies: list[Any], connections: int, seco
         "cpu_seconds": time.process_time() - cpu,
         "good": run.good,
         "failed": run.failed + len(waiting),
+        "first_failure": run.first_failure,
         "latency": base64.b64encode(run.latency.encode()).decode(),
     }
 

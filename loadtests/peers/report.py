@@ -66,7 +66,7 @@ def _targets(rows: Rows) -> Any:
     for route in dict.fromkeys(route for _, route, _ in rows):
         for what, ours, theirs, count, figure, bound, limit in _TARGETS:
             one, other = rows.get((ours, route, count)), rows.get((theirs, route, count))
-            if one and other and other[figure]:
+            if one and other and one["per_s"] and other["per_s"]:
                 ratio = one[figure] / other[figure]
                 kept = ratio >= limit if bound == "at least" else ratio <= limit
                 yield {"route": route, "what": what, "connections": count, "ratio": ratio, "bound": bound, "target": limit,
@@ -96,6 +96,10 @@ def _markdown(report: Mapping[str, Any], rows: Rows, words: Mapping[str, str]) -
             kept = "kept" if one["kept"] else "**missed**"
             ends = f"{one['connections']} | {one['ratio']:.2f} | {one['bound']} {one['target']:.2f} | {kept}"
             lines.append(f"| {one['route']} | {one['what']} | {ends} |")
+    first = {run["name"]: run["first_failure"] for run in report["runs"] if run.get("first_failure")}
+    lines += [
+        f"\nFirst failure of {words.get(name, name)}: `{' '.join(said.split())[:300]}`" for name, said in first.items()
+    ]
     lines += [f"\nLeft out: {words.get(name, name)}: {why}" for name, why in report["left_out"].items()]
     return "\n".join(lines) + "\n"
 
