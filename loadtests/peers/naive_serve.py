@@ -1,99 +1,17 @@
-"""A Ray Serve application as its tutorial would have it: four deployments, default settings, a matrix that travels.
-
-``python -m loadtests.peers.naive_serve RELEASE PORT``. Ends with its standard input.
-"""
+"""Start the naive Ray Serve application. ``python -m loadtests.peers.naive_serve RELEASE PORT``; ends with its standard input."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
-from fastapi import FastAPI
 from ray import serve
 
-from loadtests.peers.lean_fastapi import Decide, Gateway, Related
-from loadtests.peers.model import Lean
+from loadtests.peers.naive_app import Features, Ingress, Ranking, Retrieval
 
-__all__ = ["Features", "Ingress", "Ranking", "Retrieval"]
-
-Rows = npt.NDArray[np.int64]
-Matrix = npt.NDArray[np.float32]
-api = FastAPI()
-
-
-@serve.deployment
-class Retrieval:
-    """Candidates."""
-
-    def __init__(self, release: str) -> None:
-        self.lean = Lean(Path(release))
-
-    def related(self, item: str, exclude: list[str]) -> Rows:
-        return self.lean.retrieve(item, exclude)
-
-    def taste(self, user: str | None) -> Rows:
-        return self.lean.taste(user)
-
-
-@serve.deployment
-class Features:
-    """The matrix."""
-
-    def __init__(self, release: str) -> None:
-        self.lean = Lean(Path(release))
-
-    def matrix(self, surface: str, rows: Rows, user: str | None) -> Matrix:
-        return self.lean.features(surface, rows, user)
-
-
-@serve.deployment
-class Ranking:
-    """Scores and order."""
-
-    def __init__(self, release: str) -> None:
-        self.lean = Lean(Path(release))
-
-    def rank(self, surface: str, rows: Rows, matrix: Matrix, slots: int) -> list[str]:
-        return self.lean.rank(surface, rows, matrix, slots)
-
-    def decide(self, user: str, candidates: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.lean.decide(user, candidates)
-
-
-@serve.deployment
-@serve.ingress(api)
-class Ingress:
-    """HTTP."""
-
-    def __init__(self, retrieval: Any, features: Any, ranking: Any) -> None:
-        self.retrieval, self.features, self.ranking = retrieval, features, ranking
-
-    @api.get("/readyz")
-    def readyz(self) -> dict[str, str]:
-        return {"status": "ready"}
-
-    @api.post("/v1/recommendations/related")
-    async def related(self, body: Related) -> dict[str, Any]:
-        rows = await self.retrieval.related.remote(body.item, body.exclude)
-        matrix = await self.features.matrix.remote("related", rows, body.user)
-        return {"items": await self.ranking.rank.remote("related", rows, matrix, body.slots)}
-
-    @api.post("/v1/recommendations/gateway")
-    async def gateway(self, body: Gateway) -> dict[str, Any]:
-        rows = await self.retrieval.taste.remote(body.user)
-        matrix = await self.features.matrix.remote("gateway", rows, body.user)
-        items = await self.ranking.rank.remote("gateway", rows, matrix, body.widgets * body.slots)
-        return {"widgets": [{"items": items[n * body.slots :][: body.slots]} for n in range(body.widgets)]}
-
-    @api.post("/v1/notifications/decide")
-    async def decide(self, body: Decide) -> dict[str, Any]:
-        made: dict[str, Any] = await self.ranking.decide.remote(body.user, body.candidates)
-        return made
+__all__ = ["main"]
 
 
 def main(release: str, port: int) -> None:
