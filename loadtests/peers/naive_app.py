@@ -1,7 +1,7 @@
 """A Ray Serve application as its tutorial would have it: four deployments, default settings, a matrix that travels.
 
-A module that can be imported: what `__main__` declares travels to replicas by value, and FastAPI no longer finds the types of
-its bodies there.
+A module that can be imported: what `__main__` declares travels to replicas by value, and FastAPI no longer finds the types
+of its bodies there.
 """
 
 from __future__ import annotations

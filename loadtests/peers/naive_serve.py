@@ -1,4 +1,4 @@
-"""Start the naive Ray Serve application. ``python -m loadtests.peers.naive_serve RELEASE PORT``; ends with its standard input."""
+"""Start the naive Ray Serve application: ``python -m loadtests.peers.naive_serve RELEASE PORT``. Ends with its input."""
 
 from __future__ import annotations
 
