@@ -5,6 +5,8 @@ Colours are Okabe and Ito's (2008), told apart by readers of any colour vision; 
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,7 @@ POLICY_COLOURS = (_GREY, _BLUE, _ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4
 _FONT = "Arial, Helvetica, sans-serif"
 _BARS_APART = 16
 _WIDE = 860
+_COUNTED = re.compile(r"\b(?:clip|gradient_)\d+\b")
 _STEPS = 9  # of a waterfall, before the rest is said together
 
 Row = Mapping[str, Any]
@@ -40,7 +43,8 @@ def _room(names: Sequence[str]) -> float:
 
 
 def svg_of(chart: Any) -> str:
-    """Styled alike. Equal charts give equal text."""
+    """Styled alike. Equal charts give equal text: the converter counts the ids in it over the life of the process, so they
+    are named by the chart's own content instead, which keeps them apart on a page of many."""
     styled = (
         chart.configure_view(stroke=None)
         .configure_axis(
@@ -51,7 +55,9 @@ def svg_of(chart: Any) -> str:
         .configure_text(font=_FONT, fontSize=11)
     )  # fmt: skip
     text: str = vl_convert.vegalite_to_svg(styled.to_json())
-    return text
+    counted = {one: str(number) for number, one in enumerate(dict.fromkeys(_COUNTED.findall(text)))}
+    own = hashlib.sha256(_COUNTED.sub(lambda found: counted[found.group()], text).encode()).hexdigest()[:12]
+    return _COUNTED.sub(lambda found: f"c{own}-{counted[found.group()]}", text)
 
 
 def _colour(policies: Sequence[str], *, shown: Sequence[str] | None = None) -> Any:

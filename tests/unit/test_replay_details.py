@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pandas as pd
 import pyarrow.compute as pc
 import pytest
 
+from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.log.reader import bucket_groups, read_log
 from serve_app.policy.document import PolicyDocument, canonical_json, load_policy, parse_policy
 from serve_app.vocabulary import Action, EventType, Surface
@@ -25,6 +27,7 @@ from simulators.replay.shard import Shard, empty_shard, read_shard, replay_group
 from simulators.replay.spec import CONTROL, ReplaySpec
 from simulators.replay.trials import holdouts_of
 from simulators.report.content import content_of
+from simulators.report.simulated import load_simulated
 from simulators.report.tally import Tally
 from simulators.report.write import write_report
 from simulators.world.publish import BEHAVIOUR, publish, read_world
@@ -211,3 +214,66 @@ def test_a_window_of_the_log_bounds_days_and_examples(world: Path, spec: ReplayS
     assert all(moment.at >= start - DAY_US for one in found.examples for moment in one.moments)
     assert asdict(later)["start"] == start
     assert CONTROL not in Tally(found.counts).days("strict", "sends")
+
+
+def test_every_link_of_the_page_leads_somewhere_and_nothing_is_loaded(
+    whole: Shard, spec: ReplaySpec, tmp_path: Path
+) -> None:
+    write_report(whole, spec, tmp_path, {}, allow_mismatch=False, command="hindcast replay --policy strict.yaml --out DIR")
+    page = (tmp_path / "report.html").read_text()
+    targets = set(re.findall(r'href="#([^"]+)"', page))
+    assert len(targets) > 6
+    assert targets <= set(re.findall(r' id="([^"]+)"', page))
+    assert not re.findall(r"<script|<link|<img|src=|@import|url\((?!#)", page)
+    assert len(page) < 3_000_000
+    assert "hindcast replay --policy strict.yaml" in page
+
+
+def test_the_same_replay_gives_the_same_bytes(whole: Shard, spec: ReplaySpec, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_report(whole, spec, tmp_path / name, {}, allow_mismatch=False)
+    for name in ("report.html", "report.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_what_is_refused_is_in_neither_file(whole: Shard, spec: ReplaySpec, tmp_path: Path) -> None:
+    content = write_report(whole, spec, tmp_path, {}, allow_mismatch=False)
+    refused = [one for one in content["outcomes"] if one["standing"] == "refused" and one["policy"] == "strict"]
+    assert refused
+    for one in refused:
+        suite = whole.suite[one["estimator"]]
+        own, logged = (suite.point(name, one["metric"], Per(one["per"])).value for name in ("strict", "logged"))
+        number = own - logged
+        if one["metric"] == "sends" or not np.isfinite(number) or number == 0:
+            continue
+        for name in ("report.html", "report.json"):
+            assert repr(number) not in (tmp_path / name).read_text()
+    for found in content["headline"].values():
+        for one in found.values():
+            assert ("difference" in one) == (one["standing"] != "refused")
+
+
+def test_the_json_is_documented(whole: Shard, spec: ReplaySpec) -> None:
+    content = content_of(whole, spec, names={})
+    said = (Path(__file__).parents[2] / "docs" / "replay-report.md").read_text()
+    assert f'"version": {content["schema"]["version"]}' in said
+    rows = "\n".join(line.split("|")[1] for line in said.splitlines() if line.startswith("| `"))
+    assert {name for name in content if f"`{name}`" not in rows} == set()
+
+
+def test_a_simulation_is_shown_and_called_a_model(whole: Shard, spec: ReplaySpec, tmp_path: Path) -> None:
+    numbers = {"fatigue": 1.0, "value": 0.5, "baseline": 1.0, "difference": -0.5, "low": -0.6, "high": -0.4}
+    row = {"policy": "strict", "metric": "clicks", **numbers}
+    file = tmp_path / "model.json"
+    file.write_bytes(orjson.dumps({"kind": "model", "users": 10, "days": 3, "differences": [row, {**row, "policy": "x"}]}))
+    found = load_simulated(file, ["strict", "same"])
+    assert [one["policy"] for one in found["differences"]] == ["strict"]
+    write_report(whole, spec, tmp_path, {}, allow_mismatch=False, simulated=found)
+    page = (tmp_path / "report.html").read_text()
+    assert "a model, not a measurement" in page
+    assert "−500" in page
+    with pytest.raises(InvalidInput, match="strict, x"):
+        load_simulated(file, ["other"])
+    file.write_text("{}")
+    with pytest.raises(DamagedArtifact, match="simulate --out"):
+        load_simulated(file, ["strict"])
