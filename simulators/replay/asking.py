@@ -48,11 +48,7 @@ def estimators_named(text: str) -> tuple[str, ...]:
     for one in names:
         if one not in FULL:
             raise InvalidInput(f"no estimator {one!r}", field="estimators", hint=f"quick, full, or of {', '.join(FULL)}")
-    if not {"ips", "snips"} & set(names):
-        raise InvalidInput(
-            "neither ips nor snips is among them", field="estimators", hint="the control rests on one of them"
-        )
-    return names
+    return names if "snips" in names else ("snips", *names)
 
 
 def spec_for(

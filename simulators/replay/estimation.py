@@ -15,13 +15,15 @@ from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.document import parse_policy
 from simulators.estimators import DR, IPS, SNDR, SNIPS, Cells, Grouping, Rows, Suite, WindowedIPS, checked_rows
 from simulators.estimators.estimator import Estimator
-from simulators.replay.analytic import OnLog, first_sends, logged_probability, on_log
+from simulators.replay.analytic import OnLog, first_sends, logged_probability
 from simulators.replay.counts import DAY_US, Window
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.outcomes import Predicted, predictions
 from simulators.replay.partition import Partition
 from simulators.replay.rewards import METRICS, attributed_within
+from simulators.replay.roll_out import ROLL_OUT, RollOuts, new_roll_out
 from simulators.replay.spec import CONTROL, Breakdown, ReplaySpec
+from simulators.replay.stream import stream_on_log
 
 __all__ = [
     "HALVES", "MAIN", "SHARES", "WINDOWS", "estimation_rows", "half_of", "metrics_of", "new_suites", "segments_of",
@@ -61,14 +63,16 @@ def segments_of(spec: ReplaySpec) -> tuple[str, ...]:
 
 
 def new_suites(spec: ReplaySpec) -> dict[str, Suite]:
-    """Empty; none where no estimator is asked for. The first target is the control: the policies that logged, estimated as if
-    they were one."""
+    """Empty; none where no estimator is asked for. The first target is the control: the policies that logged, estimated as
+    if they were one."""
     names = (CONTROL, *(one.name for one in spec.targets))
     if not spec.estimators:
         return {}
     if spec.halves:
         return {name: Suite(_for_sweeps(spec, names)) for name in (MAIN, *HALVES)}
     suites = {MAIN: Suite([*_plain(spec, names), *_broken_down(spec, names)])}
+    if RollOuts.wanted(spec):
+        suites[ROLL_OUT] = new_roll_out(spec)
     if "windows" not in spec.estimators:
         return suites
     metrics = [f"{metric} within {share}" for metric in _WINDOWED for share in SHARES]
@@ -136,7 +140,8 @@ def estimation_rows(
     chosen = np.flatnonzero(old_enough if counts is None else old_enough & counts)
     logged = logged_probability(asked)
     by_cells = len(behaviour) == 1 and len(spec.behaviour) == 1 and len(behaviour[0].trials.cell_p) > 0
-    looked = on_log(partition, [*(behaviour if by_cells else ()), *targets], behaviour, choices=spec.outcome is not None)
+    policies = [*(behaviour if by_cells else ()), *targets]
+    looked = stream_on_log(partition, policies, behaviour, choices=spec.outcome is not None)
     found = looked[len(looked) - len(targets) :]
     within = attributed_within(asked, partition.events, [int(share * spec.attribution_us) for share in SHARES.values()])
 

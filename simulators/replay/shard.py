@@ -44,6 +44,7 @@ from simulators.replay.opportunities import Opportunities
 from simulators.replay.parity import Mismatch, Parity
 from simulators.replay.partition import Partition
 from simulators.replay.realised import Realised, RealisedTrack, as_logged
+from simulators.replay.roll_out import RollOuts
 from simulators.replay.scored_again import scored_again
 from simulators.replay.spec import ReplaySpec, compiled
 from simulators.replay.stream import stream_policy
@@ -53,6 +54,7 @@ from simulators.replay.trials import fill_trial, holdouts_of
 __all__ = ["Shard", "empty_shard", "read_shard", "replay_group", "write_shard"]
 
 I64 = npt.NDArray[np.int64]
+_BEGINNING = int(np.iinfo(np.int64).min)
 Bools = npt.NDArray[np.bool_]
 
 
@@ -109,8 +111,13 @@ def _judged(
     parts += [sends_by_segment("logged", asked, logged, window, segments), _unfinished(asked, window, spec, counts)]
     half = half_of(asked.users) if spec.halves else None
     targets = [compiled(one, heads) for one in spec.targets]
+    rolled = RollOuts(partition, spec, counts) if RollOuts.wanted(spec) else None
+    if rolled is not None:
+        rolled.add(every, _BEGINNING)
     for target, policy in zip(spec.targets, targets, strict=True):
         done = _target(partition, known, policy, behaviour, spec, counts)
+        if rolled is not None:
+            rolled.add(done, _BEGINNING if spec.steady else spec.start)
         differs = differing(asked, every, done)
         differs, done = differs if counts is None else differs[counts[differs]], done.only(counts)
         parts += [counts_of(target.name, asked, done, window), divergence(target.name, asked, done, differs, window)]
@@ -124,6 +131,8 @@ def _judged(
     sums = Sums.empty(spec)
     if spec.estimators:
         parts += _outcomes(sums, partition, spec, targets, behaviour)
+    if rolled is not None:
+        rolled.fill(sums.suites)
     return Shard(sums, counts=add_counts(parts), examples=examples)
 
 
