@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,18 @@ Event = tuple[str, int, EventType, int | None, float | None]
 """(user, microseconds UTC, type, place of the send it answers or None, amount or None)."""
 
 
-def write_log(data: Path, sends: Sequence[Send], events: Sequence[Event] = (), *, copies: int = 1) -> Path:
-    """A data folder with such a log. copies: how often each event row is written."""
+def write_log(
+    data: Path, sends: Sequence[Send], events: Sequence[Event] = (), *, zones: Mapping[str, str] | None = None
+) -> Path:
+    """A data folder with such a log. zones: of users who do not live by UTC."""
+    zones = zones or {}
     n = len(sends)
     ids = np.arange(1, n + 1, dtype=np.uint64)
     requests: dict[str, Any] = {
         "request_id": ids,
         "user": np.array([hash_id(user) for user, _, _ in sends], np.uint64),
         "decided_at": np.array([at for _, at, _ in sends], np.int64),
-        "zone": np.full(n, zone_index("UTC")),
+        "zone": np.array([zone_index(zones.get(user, "UTC")) for user, _, _ in sends], np.int64),
         "region": np.full(n, region_index("US")),
         "reachable": np.full(n, 1 << Channel.push),
     }
@@ -54,7 +57,7 @@ def write_log(data: Path, sends: Sequence[Send], events: Sequence[Event] = (), *
         for table, rows in granted_rows(requests, candidates).items():
             writer.write(table, rows)
         if events:
-            writer.write("events", pa.concat_tables([pa.Table.from_batches([_event_rows(events, ids)])] * copies))
+            writer.write("events", _event_rows(events, ids))
     store_policy(data, GRANTS_ALL)
     return data
 
