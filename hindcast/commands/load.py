@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -159,14 +160,25 @@ def trace(
             sys.stdout.write(f"  {count:>9,}  left out: {words}\n")
 
 
-def _plan(**said: Any) -> Plan:
+@contextmanager
+def _our_words() -> Iterator[None]:
+    """What load tests raise, as an error of the command."""
     from loadtests.scenarios.errors import LoadError
-    from loadtests.scenarios.plan import read_plan
 
     try:
-        return read_plan(**said)
+        yield
     except LoadError as error:
         raise InvalidInput(str(error)) from None
+
+
+def _plan(**said: Any) -> Plan:
+    from loadtests.scenarios.plan import read_plan
+    from loadtests.scenarios.trace import plan_seconds
+
+    with _our_words():
+        plan = read_plan(**said)
+        plan_seconds(plan)  # a trace that cannot be read is said before anything starts
+        return plan
 
 
 def _url(host: str, data: Path) -> str:
@@ -198,16 +210,13 @@ def _moment(text: str, field: str) -> int:
 
 def _audience(url: str, data: Path, path: Path) -> Path:
     from loadtests.scenarios.audience import audience_of_folder
-    from loadtests.scenarios.errors import LoadError
     from loadtests.scenarios.server_facts import facts_of
 
     facts = facts_of(url)
     if facts["release"] is None:
         raise NotReady(f"{url}/readyz does not answer", field="host", hint="is the server up?")
-    try:
+    with _our_words():
         made = audience_of_folder(data, release=facts["release"], policy=facts["policy"])
-    except LoadError as error:
-        raise InvalidInput(str(error)) from None
     path.write_text(made.model_dump_json())
     return path
 
@@ -267,28 +276,22 @@ def _watch(running: subprocess.Popen[bytes], plan: Plan) -> None:
 
 
 def _objectives(path: Path) -> Any:
-    from loadtests.scenarios.errors import LoadError
     from loadtests.scenarios.slo import read_objectives
 
-    try:
+    with _our_words():
         return read_objectives(path)
-    except LoadError as error:
-        raise InvalidInput(str(error)) from None
 
 
 def _judged(result: dict[str, Any], out: Path, slo: Path | None) -> int:
     """Judge, write the report, print the table; the exit code."""
-    from loadtests.scenarios.errors import LoadError
     from loadtests.scenarios.report import write_report
     from loadtests.scenarios.slo import judge as judged
 
     folder = Path(_locustfile()).parent / "slo"
     own = folder / f"{result['plan']['scenario']}.yaml"
     objectives = _objectives(slo or (own if own.exists() else folder / "default.yaml"))
-    try:
+    with _our_words():
         verdict = judged(result, objectives)
-    except LoadError as error:
-        raise InvalidInput(str(error), field=str(slo)) from None
     write_report(out, result, objectives, verdict)
     _print(result, verdict, out)
     return verdict.code

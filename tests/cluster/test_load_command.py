@@ -90,6 +90,23 @@ def test_nobody_there_is_one_clear_line(tmp_path) -> None:
     assert done.stderr.strip().splitlines()[-1].startswith("hindcast: host: ")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("baseline", "--rate", 5, "--users", 3), "rate"),
+        (("baseline", "--duration", "5x"), "duration"),
+        (("replay", "--trace", "/nonexistent"), "no such file"),
+        (("baseline", "--slo", "/nonexistent"), "no such file"),
+    ],
+)
+def test_what_cannot_run_is_one_clear_line(server, data, tmp_path, arguments, words) -> None:
+    done = load(*arguments, "--host", str(server.base_url), "--data", data, "--out", tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("hindcast: ")
+    assert words in line
+
+
 class _Fake(BaseHTTPRequestHandler):
     """Answers like the server whose OpenAPI it has; subclasses say to what."""
 
