@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from loadtests.scenarios.errors import LoadError
 from loadtests.scenarios.results import ALL
 
-__all__ = ["BROKEN", "NO_MEASUREMENT", "PASSED", "Finding", "Objectives", "Verdict", "judge", "read_objectives"]
+__all__ = ["BROKEN", "NO_MEASUREMENT", "PASSED", "Finding", "Limits", "Objectives", "Verdict", "judge", "read_objectives"]
 
 PASSED, BROKEN, NO_MEASUREMENT = 0, 10, 12
 """Exit codes."""

@@ -10,9 +10,9 @@ import loadtests
 from loadtests.scenarios.errors import LoadError
 from loadtests.scenarios.plan import read_plan
 from loadtests.scenarios.recording import Recording
-from loadtests.scenarios.report import write_report
+from loadtests.scenarios.report import holds_until, write_report
 from loadtests.scenarios.results import result_of
-from loadtests.scenarios.slo import BROKEN, NO_MEASUREMENT, PASSED, Objectives, judge, read_objectives
+from loadtests.scenarios.slo import BROKEN, NO_MEASUREMENT, PASSED, Limits, Objectives, judge, read_objectives
 
 OWN = sorted((Path(loadtests.__file__).parent / "slo").glob("*.yaml"))
 
@@ -78,6 +78,21 @@ def test_recovery_counts_from_the_end_of_the_spike(slow_until, seconds) -> None:
     verdict = judge(run("spike", slow_until=slow_until), objectives(recovery_s=3))
     assert verdict.recovery_s == seconds
     assert verdict.code == (PASSED if seconds <= 3 else BROKEN)
+
+
+def test_a_ramp_says_which_step_was_the_last_to_hold() -> None:
+    recording = Recording()
+    for step in range(1, 11):
+        for number in range(10 * step):
+            recording.answered(
+                f"step {step}", "POST /a", step - 1 + number / (10 * step), outcome="ok", status="200",
+                response_s=0.02 if step < 7 or step == 9 else 2.0, service_s=0.02, size=1, degraded=False,
+            )  # fmt: skip
+    plan = read_plan(scenario="ramp", rate=100, duration_s=10, audience="a")
+    result = result_of(plan, recording, missing=0, started_at=0.0, before={}, after={}, host="h")
+    assert holds_until(result, Limits(p99_ms=100)) == {"step": "step 6", "ok_per_s": 60.0}
+    assert holds_until(result, Limits(p99_ms=1)) == {"step": "none", "ok_per_s": 0.0}
+    assert holds_until(run(), Limits(p99_ms=1)) is None
 
 
 def test_goodput_of_a_spike_is_held_against_the_phase_before() -> None:
