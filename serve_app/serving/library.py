@@ -38,7 +38,7 @@ from serve_app.stages.stage import Context
 if TYPE_CHECKING:
     from serve_app.stages.ranking import Identities, Ranking
 
-__all__ = ["ALL_ROLES", "Edition", "Held", "Library", "Pins", "Role"]
+__all__ = ["ALL_ROLES", "Edition", "Held", "Library", "Pins", "Role", "hold"]
 
 PolicyLoader = Callable[[str], PolicyDocument]
 
@@ -187,7 +187,7 @@ class Library:
         parts = tuple(dict.fromkeys(part for role in self._roles for part in _PARTS[role]))
         release = load_release(release_folder(self._data, version), parts)
         release.load_all()
-        held = _hold(release, self._roles)
+        held = hold(release, self._roles)
         for revision in self.policies.loaded():
             self._compile(held, version, revision)
         return held
@@ -210,7 +210,8 @@ class Library:
         return known
 
 
-def _hold(release: Release, roles: frozenset[Role]) -> Held:
+def hold(release: Release, roles: frozenset[Role]) -> Held:
+    """The stages that `roles` need, built from a release whose parts are open; live changes come on top."""
     rows, tables = release.catalogue, release.retrieval
     base = ItemsView.of_release(rows, np.asarray(tables.category_vectors))
     heads = {name: tuple(names) for name, names in release.manifest.heads.items()}

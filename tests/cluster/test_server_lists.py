@@ -18,15 +18,18 @@ from serve_app.catalogue import read_catalogue
 from serve_app.errors import InvalidInput
 from serve_app.log.reader import bucket_groups, read_log
 from serve_app.policies import store_policy
+from serve_app.policy.compile import compile_policy
 from serve_app.policy.document import PolicyDocument, canonical_json, parse_policy
 from serve_app.vocabulary import Surface
 from simulators.replay.asking import spec_for
 from simulators.replay.items.job import lists_spec, run_lists
 from simulators.replay.items.logged import Lists, read_lists
+from simulators.replay.items.retrieving import RetrievedLists
 from simulators.replay.job import run_replay
 from simulators.replay.partition import TABLES_READ, read_partition
 from simulators.replay.rescoring import heads_of, opened_release, rescored
 from simulators.replay.scored_again import scored_again
+from simulators.report.items import lists_content
 from simulators.report.tally import Tally
 from tests.cluster.server_support import TOKEN, data_copy, generous, in_process
 
@@ -164,6 +167,43 @@ def test_a_head_that_no_model_of_the_release_has_is_refused_with_what_would_help
     spec = spec_for(logged, {"regretful": parse_policy(body)})
     with pytest.raises(InvalidInput, match=r"p_regret.*--release"):
         run_replay(spec, tmp_path, local=True)
+
+
+def test_retrieval_run_again_by_the_release_that_served_finds_and_scores_the_logged_candidates(logged: Path) -> None:
+    """Of lists made before items were hidden or stored: the release itself knows of neither."""
+    documents, seen = {one.revision: one for one in BEHAVIOUR}, 0
+    for group in bucket_groups(logged, ("requests", "candidates", "events")):
+        for lists in read_lists(group, [Surface.related, Surface.gateway], features=True, asked=True)[0]:
+            release = opened_release(logged, lists.release, ("catalogue", "retrieval", "features", "models"))
+            assert lists.asked is not None
+            early = lists.take(lists.asked["availability_seq"].to_numpy() == 0)
+            if not len(early):
+                continue
+            (revision,) = {lists.revisions[place] for place in early.policy.tolist()}
+            policy = compile_policy(documents[revision], heads={early.surface.name: early.head_names})
+            scored = RetrievedLists(release, None).score(early, [policy], lambda _, own=policy: {"again": own})
+            again = scored.targets["again"]
+            assert again.allowed is None or again.allowed.all()
+            assert scored.notes == {"unknown_things": 0, "not_retrieved": 0, "newly_retrieved": 0}
+            assert again.lists.candidates["thing"].tobytes() == early.candidates["thing"].tobytes()
+            assert again.lists.candidates["heads"].tobytes() == early.candidates["heads"].tobytes()
+            seen += len(early)
+    assert seen > 100
+
+
+def test_a_report_with_retrieval_run_again_says_what_it_could_not_know(logged: Path, tmp_path: Path) -> None:
+    wide = policy("wide", 0.2, sources={"popular": 80, "similar": 60})
+    release = _parts(logged)[0].release
+    with pytest.raises(InvalidInput, match="--retrieval"):
+        run_lists(lists_spec(logged, {"wide": wide}, ["related"], attribution_us=60_000_000), tmp_path / "a", local=True)
+    how: dict[str, Any] = {"release": release, "retrieval": True, "attribution_us": 60_000_000}
+    spec = lists_spec(logged, {"wide": wide}, SURFACES, **how)
+    result = run_lists(spec, tmp_path / "b", local=True)
+    found = {one["surface"]: one for one in lists_content(result, spec)}
+    assert found["related"]["scores"] == "retrieval re-run"
+    assert found["related"]["notes"].keys() >= {"not_retrieved", "newly_retrieved"}
+    assert found["related"]["parity"]["share"] == 1.0
+    assert found["related"]["targets"][0]["lists_changed"] > 0
 
 
 def test_the_policy_that_served_on_the_release_that_served_changes_nothing(logged: Path, tmp_path: Path) -> None:

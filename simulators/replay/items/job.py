@@ -47,6 +47,8 @@ def lists_spec(
 ) -> ListsSpec:
     """A replay of `targets` over the lists in `data`. Raises InvalidInput where no list of a surface is logged, and
     UnknownIdentifier where a policy that made lists is neither stored nor given."""
+    if retrieval and not release:
+        raise InvalidInput("needs the release whose retrieval is to run", field="retrieval", hint="pass --release R")
     logged = _logged(data)
     absent = [name for name in surfaces if not logged.get(Surface[name])]
     if absent:

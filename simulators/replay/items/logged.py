@@ -58,10 +58,12 @@ class Lists:
     """n lists of one surface, made by one release, with the m candidates that were ranked (kept by the filters).
 
     user u64[n]: who is one unit of chance; an anonymous list is its own. logged_user u64[n]: as the log has it, 0 for those.
-    policy i16[n] indexes `revisions`. requests: flat columns by name. thing u64[m]: identity of what was shown; item u64[m];
+    policy i16[n] indexes `revisions`. requests: flat columns by name, and `widget`, which a
+    page's list fills. thing u64[m]: identity of what was shown; item u64[m];
     heads f32[m, H] named `head_names`, features f32[m, F] named `feature_names` (no columns unless asked for); value, p_slot
     f64[m], slot i32[m]. candidates `seen` and `bought`
-    bool[m]: in those lists of the request. asked: the columns ASKED, recents and bought, where they were asked for.
+    bool[m]: in those lists of the request. asked: where it was asked for, the columns ASKED, recents, bought, and
+    items that had been `withdrawn`, and `repeats` of earlier lists of the page (or excluded by the caller).
     """
 
     surface: Surface
@@ -190,7 +192,14 @@ def _part(
     order = np.lexsort([gathered(requests, name)[mine] for name in ("request_id", "decided_at")] + [user])
     mine, user, logged = mine[order], user[order], logged[order]
     rows, offsets = _candidates_of(requests, candidates, row, mine)
-    kept = gathered(candidates, "drop_reason")[rows] == DropReason.kept
+    reasons = gathered(candidates, "drop_reason")[rows]
+    kept, shelf = reasons == DropReason.kept, np.repeat(np.arange(len(mine)), np.diff(offsets))
+    shelves = np.zeros(len(mine), np.uint64)
+    shelves[shelf[::-1]] = gathered(candidates, "widget")[rows[::-1]]
+    gone = {
+        name: _lists(shelf[reasons == reason], gathered(candidates, "item")[rows[reasons == reason]], len(mine))
+        for name, reason in (("withdrawn", DropReason.unavailable), ("repeats", DropReason.excluded))
+    }
     counts = np.concatenate([[0], np.cumsum(kept)])
     picked, offsets = candidates.take(pa.array(rows[kept])), counts[offsets]
     names, widths = tuple(heads.split(",")) if heads else (), tuple(feature_names.split(",")) if feature_names else ()
@@ -204,10 +213,11 @@ def _part(
         own["features"] = _matrix(picked, "features", len(widths), np.float32)
     revisions, codes = _texts(requests, "policy_revision")
     used, policy = np.unique(codes[mine], return_inverse=True)
+    flat_requests = {name: gathered(taken, name) for name in _FLAT} | {"widget": shelves}
     return Lists(
         surface, release, tuple(revisions[code] for code in used.tolist()), names, widths, user, logged,
-        policy.astype(np.int16), {name: gathered(taken, name) for name in _FLAT}, offsets.astype(np.int64), own,
-        taken.select([*ASKED, "recents", "bought"]) if asked else None,
+        policy.astype(np.int16), flat_requests, offsets.astype(np.int64), own,
+        _asked(taken, gone) if asked else None,
     )  # fmt: skip
 
 
@@ -224,6 +234,19 @@ def _candidates_of(requests: pa.Table, candidates: pa.Table, row: I64, mine: I64
         bad = int(gathered(requests, "request_id")[mine[np.flatnonzero(lost)[0]]])
         raise DamagedArtifact(f"list {bad:016x} has lost candidates", field="log.candidates", hint="rebuild the log")
     return rows, lengths_to_offsets(counts)
+
+
+def _asked(requests: pa.Table, gone: Mapping[str, pa.ListArray]) -> pa.Table:
+    table = requests.select([*ASKED, "recents", "bought"])
+    for name, values in gone.items():
+        table = table.append_column(name, values)
+    return table
+
+
+def _lists(owner: I64, values: U64, rows: int) -> pa.ListArray:
+    """One list a row, of values whose owners rise."""
+    offsets = lengths_to_offsets(np.bincount(owner, minlength=rows))
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
 
 
 def _among(lists: pa.ChunkedArray, owner: I64, items: U64) -> npt.NDArray[np.bool_]:

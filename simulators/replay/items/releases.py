@@ -14,6 +14,7 @@ from serve_app.policy.compile import CompiledPolicy
 from serve_app.release.load import Release
 from simulators.replay.items.logged import Lists
 from simulators.replay.items.making import Vectors
+from simulators.replay.items.retrieving import RetrievedLists
 from simulators.replay.items.scoring import Compile, LoggedScores, Scored, Scorer, considered
 from simulators.replay.items.spec import ListsSpec
 from simulators.replay.rescoring import heads_of, opened_release, rescored
@@ -30,6 +31,8 @@ def scorer_for(spec: ListsSpec) -> Scorer:
     vectors = vectors_from(data)
     if not spec.release:
         return LoggedScores(vectors)
+    if spec.retrieval:
+        return RetrievedLists(opened_release(data, spec.release, ("catalogue", "retrieval", "features", "models")), vectors)
     return ReleaseScores(opened_release(data, spec.release, ("catalogue", "models")), vectors)
 
 
