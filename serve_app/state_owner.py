@@ -36,8 +36,10 @@ class LedgerReplica:
         begin(settings, "ledger")
         data = settings.data
         (release, _), (policy, _) = read_current(data), read_current_policy(data)
-        if release is None or policy is None:
-            raise NotReady("no release or no policy has been promoted", field=str(data), hint="hindcast build --promote")
+        if release is None:
+            raise NotReady("no release has been promoted", field=str(data), hint="hindcast build --promote")
+        if policy is None:
+            raise NotReady("no policy has been promoted", field=str(data), hint="hindcast policy promote FILE")
         ledger = open_ledger(
             data,
             backend=settings.ledger.backend,
