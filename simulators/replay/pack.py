@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -91,7 +92,7 @@ class PackedPartition(Partition):
 def pack_of(partition: Partition, known: I64, folder: Path, said: Mapping[str, Any]) -> None:
     """Write `partition`, without its bots, to `folder`, whole or not at all; replaces what is there. known: as
     `course.follow_log` returns. said: what the manifest is to say besides."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    aside = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.new")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     asked = partition.asked

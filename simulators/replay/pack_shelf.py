@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -98,6 +99,9 @@ def remove_stale(shelf: Path, group: BucketGroup, source: str) -> None:
     for folder in shelf.glob("buckets-*"):
         match = _NAME.fullmatch(folder.name)
         if match and match[3] not in (source, SOURCE_ITSELF) and int(match[1]) <= group.high and group.low <= int(match[2]):
+            shutil.rmtree(folder, ignore_errors=True)
+    for folder in shelf.glob(f".buckets-{group.low:04d}-{group.high:04d}-*.{socket.gethostname()}.*.new"):
+        if not Path("/proc", folder.name.split(".")[-2]).exists():  # its maker was killed
             shutil.rmtree(folder, ignore_errors=True)
 
 
