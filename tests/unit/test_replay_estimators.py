@@ -10,19 +10,21 @@ import numpy as np
 import orjson
 import pytest
 
+from serve_app.batch import Batch, Columns
+from serve_app.columns import REQUEST_COLUMNS
 from serve_app.errors import InvalidInput
 from serve_app.log.reader import bucket_groups
 from serve_app.policy.document import canonical_json, load_policy, parse_policy
 from simulators.estimators import Estimated, Per, Standing
 from simulators.replay.asking import estimators_named, spec_for
-from simulators.replay.estimation import MAIN, metrics_of, segments_of
+from simulators.replay.estimation import MAIN, _all_codes, metrics_of, segments_of
 from simulators.replay.outcome_features import FeaturePlan, recent_sends
 from simulators.replay.outcomes import NEEDS_MODEL, Predicted, with_outcome_model
 from simulators.replay.partition import TABLES_READ, Partition, read_partition
 from simulators.replay.rewards import METRICS, attributed, attributed_within, reward_of, reward_weights
 from simulators.replay.roll_out import ASSUMED, ROLL_OUT
 from simulators.replay.shard import Shard, empty_shard, read_shard, replay_group, write_shard
-from simulators.replay.spec import CONTROL, FULL, QUICK, ReplaySpec
+from simulators.replay.spec import CONTROL, FULL, QUICK, ReplaySpec, Target
 from simulators.world.publish import BEHAVIOUR, publish, read_world
 from simulators.world.settings import world_settings
 
@@ -159,6 +161,23 @@ def test_segments_are_users_parts_of_the_whole(whole: Shard, spec: ReplaySpec) -
         whole_total = suite["ips"].sums.moments().total
         place, other = suite[label]._place["reward.1.1"], suite["ips"]._place["reward.1.1"]
         assert sum(one[0].total[place] for one in totals) == pytest.approx(whole_total[other], rel=1e-12)
+
+
+def test_members_of_a_segment_are_those_the_log_names(partition: Partition, spec: ReplaySpec) -> None:
+    body = orjson.loads(spec.behaviour[0].document)
+    defined = [{"id": one, "where": {"kind": "bucket", "salt": one, "percent": 50}} for one in ("even", "odd")]
+    document = canonical_json(parse_policy(body | {"segments": defined})).decode()
+    asked = partition.asked
+    known = replace(spec, behaviour=tuple(Target(one, document) for one in asked.revisions))
+    assert segments_of(known) == ("even", "odd")
+    assert segments_of(replace(known, behaviour=(*known.behaviour, spec.behaviour[0]))) == ()
+    member = asked.batch.requests["user"] & np.uint64(1) == 1
+    own = {"segments": member.astype(np.uint64) << np.uint64(1)}
+    columns = Columns(len(asked), REQUEST_COLUMNS, dict(asked.batch.requests) | own)
+    batch = Batch(columns, asked.batch.candidates, asked.batch.offsets, asked.batch.meta)
+    codes = _all_codes(replace(asked, batch=batch), known)
+    assert (codes["segment odd"] == np.where(member, 0, 1)).all()
+    assert (codes["segment even"] == 1).all()
 
 
 def test_the_bootstrap_agrees_with_the_linearised_interval(whole: Shard) -> None:
