@@ -80,7 +80,7 @@ def replay(
 
     Exit codes: 0 kept, 10 a guardrail broken, 11 inconclusive, 12 refused, 13 the log's own policy does not reproduce it.
     """
-    from hindcast.replaying_lists import finish_lists, lists_replayed
+    from hindcast.replaying_lists import finish_lists, leave_without_parity, lists_replayed
     from serve_app.policy.document import load_policy
     from simulators.replay.asking import EVER, estimators_named, named_policies, spec_for
     from simulators.replay.items.spec import surfaces_named
@@ -136,9 +136,10 @@ def replay(
     _show(result, spec)
     content = write_report(
         result, spec, out, rails, allow_mismatch=allow_mismatch, worth=Worth(margin, opt_out_cost), command=_command(ctx),
-        simulated=model,
+        simulated=model, lists=lists[0] if lists else (),
     )  # fmt: skip
     _conclude(content, out)
+    leave_without_parity(lists[0] if lists else (), allow_mismatch=allow_mismatch)
 
 
 def _conclude(content: Mapping[str, Any], out: Path) -> None:

@@ -135,8 +135,8 @@ def _step(name: str, start: int, end: int, kind: str, said: str) -> dict[str, An
     return {"name": name, "from": start, "to": end, "right": max(start, end), "kind": kind, "said": said}
 
 
-def changes(rows: Sequence[Row], policy: str) -> str:
-    """Who gets more or fewer sends, most moved first: bars about 0, with change and share. Empty: nothing moved."""
+def changes(rows: Sequence[Row], policy: str, *, what: str = "sends") -> str:
+    """Who gets more or fewer of `what`, most moved first: bars about 0, with change and share. Empty: nothing moved."""
     moved = [{"name": row["name"], "by": row[policy] - row["logged"], "of": row["logged"]} for row in rows]
     moved = sorted((one for one in moved if one["by"]), key=lambda one: (-abs(one["by"]), one["name"]))
     if not moved:
@@ -149,7 +149,7 @@ def changes(rows: Sequence[Row], policy: str) -> str:
     reach = max(abs(one["by"]) for one in moved)
     low, high = min(0, *frame["by"]), max(0, *frame["by"])
     scale = alt.Scale(domain=[low - (0.32 * reach if low < 0 else 0), high + (0.32 * reach if high > 0 else 0)], nice=False)
-    x = alt.X("by:Q", title="sends, change from the log", scale=scale, axis=alt.Axis(format="~s", tickCount=6))
+    x = alt.X("by:Q", title=f"{what}, change from the log", scale=scale, axis=alt.Axis(format="~s", tickCount=6))
     y = alt.Y("name:N", sort=order, title=None, axis=_names_axis(order))
     colours = alt.Scale(domain=["more sends", "fewer sends"], range=[_BLUE, _ORANGE])
     base = alt.Chart(frame)

@@ -13,7 +13,7 @@ __all__ = ["surface_view"]
 Row = dict[str, Any]
 
 _METRICS = {"clicks": "clicks", "carts": "added to the cart", "conversions": "conversions", "revenue": "revenue"}
-_PER = {"revenue": ("a list", 1.0)}
+_PER = {"revenue": ("list", 1.0)}
 _THOUSAND = ("1,000 lists", 1000.0)
 _SHOWN = 12
 
@@ -36,8 +36,8 @@ def _positions(targets: Sequence[Mapping[str, Any]]) -> str:
     names = [one["policy"] for one in targets]
     by = {one["policy"]: {row["position"]: row["changed"] for row in one["by_position"]} for one in targets}
     places = sorted({place for one in by.values() for place in one})
-    rows = [{"name": str(p), "": 0.0, **{name: 100 * by[name].get(p, 0.0) for name in names}} for p in places]
-    return bars_by_policy(rows, ["", *names], what="% of slots changed", along="position") if rows else ""
+    rows = [{"name": str(p), "the log": 0.0, **{name: 100 * by[name].get(p, 0.0) for name in names}} for p in places]
+    return bars_by_policy(rows, ["the log", *names], what="% of slots changed", along="position") if rows else ""
 
 
 def _target(one: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> Row:
@@ -46,7 +46,7 @@ def _target(one: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> Ro
     def drawn(rows: Sequence[Mapping[str, Any]], most: int) -> str:
         moved = sorted(rows, key=lambda row: (-abs(row["target"] - row["logged"]), row["name"]))[:most]
         whole = [{"name": r["name"], "logged": round(r["logged"]), policy: round(r["target"])} for r in moved]
-        return changes(whole, policy) if whole else ""
+        return changes(whole, policy, what="exposures") if whole else ""
 
     return {
         **one,

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from simulators.report.charts import POLICY_COLOURS, bars_by_policy, changes, lines_by_day, qini_curve, waterfall
+from simulators.report.items_view import surface_view
 from simulators.report.tables import attribution_tables, effect_rows, group_tables, model_tables, outcome_tables
 from simulators.report.views import glance, glance_chart, guardrail_rows, left_out_lines, sends_check
 from simulators.report.words import about, change, figure, named, reason_text, spaced, span
@@ -52,6 +53,7 @@ def page_of(content: Mapping[str, Any]) -> str:
         outcomes_by_policy=outcome_tables(content), measures=_measures(content), attribution_tables=windows,
         attribution_hours=hours, simulated_tables=modelled, simulated_fatigue=factors,
         **group_tables(content["outcomes_by"]),
+        list_views=[surface_view(one) for one in content.get("lists", ())], waived=content["parity"].get("waived", False),
         effect_rows=effect_rows, qini_chart=_qini_chart, number=spaced, percent=_percent, share=_share, span=span,
         figure=figure, reason_text=reason_text,
     )  # fmt: skip

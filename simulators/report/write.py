@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,10 @@ def write_report(
     worth: Worth | None = None,
     command: str = "",
     simulated: Mapping[str, Any] | None = None,
+    lists: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Write both files to `out`; returns the content of the JSON. command, simulated: see `content_of`."""
+    """Write both files to `out`; returns the content of the JSON. command, simulated: see `content_of`. lists: of
+    `items.lists_content`."""
     tally = Tally(result.counts)
     found = judge_guardrails(rails, result.suite, _volumes(tally, spec), order=preferred(spec))
     data = Path(spec.data)
@@ -49,6 +51,7 @@ def write_report(
         user_name=lambda user: texts.get(user, f"{user:016x}"), command=command, simulated=simulated,
         missing=missing_rows(data),
     )  # fmt: skip
+    content["lists"] = list(lists)
     plain = orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY)
     write_text_atomically(out / "report.json", plain.decode())
     write_text_atomically(out / "report.html", page_of(content))
