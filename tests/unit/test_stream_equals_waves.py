@@ -63,13 +63,13 @@ def _check_log(log: Log) -> Any:
     return known
 
 
-def _check_policy(log: Log, policy: CompiledPolicy, since: int, known: Any) -> Realised:
+def _check_policy(log: Log, policy: CompiledPolicy, since: int, known: Any, counts: Any = None) -> Realised:
     part = log.partition
-    course, track = Course(part.asked, [policy], part.start, log.failed()), RealisedTrack(part.asked)
+    course, track = Course(part.asked, [policy], part.start, log.failed()), RealisedTrack(part.asked, counts)
     course.recall_before(part.asked, log.behaviour, since)
     carried = follow_policy(part.asked.under(policy, log.behaviour), course, track, since=since, known=known)
     args = (part.asked, policy, log.behaviour, part.start, log.failed())
-    streamed = stream_policy(*args, since=since, known=known)
+    streamed = stream_policy(*args, since=since, known=known, counts=counts)
     _same_realised(track.result(carried), streamed)
     return streamed
 
@@ -109,6 +109,14 @@ def test_another_policys_own_course_from_the_start_and_from_the_middle(seed: int
     for policy in (*some_policies(Random(seed + 1), 1), log.behaviour[0]):
         for since in (ALWAYS, int(np.median(at)), int(at.max()) + 1):
             _check_policy(log, policy, since, known)
+
+
+def test_reasons_are_counted_of_whoever_counts() -> None:
+    log = a_log(17)
+    known, counts = _check_log(log), np.arange(len(log.partition.asked)) % 3 == 0
+    done = _check_policy(log, log.behaviour[0], ALWAYS, known, counts)
+    every = _check_policy(log, log.behaviour[0], ALWAYS, known)
+    assert 0 < done.candidate_reasons.sum() < every.candidate_reasons.sum()
 
 
 @often

@@ -29,7 +29,7 @@ from simulators.replay.stream.children import children_and_roots
 from simulators.replay.stream.columns import Asked, asked_of, logged_of
 from simulators.replay.stream.history import Entries, entries, failed_of, start_of, zones
 from simulators.replay.stream.judging import work
-from simulators.replay.stream.pointers import addresses, plain
+from simulators.replay.stream.pointers import addresses, plain, shapes
 from simulators.replay.stream.rules import rules_of, tables_of, trials_of
 from simulators.replay.stream.walks import Done, Told, Views, Where, deferrals, walk_log, walk_policy, walk_views
 
@@ -63,19 +63,22 @@ def stream_policy(
     *,
     since: int,
     known: I64,
+    counts: npt.NDArray[np.bool_] | None = None,
 ) -> Realised:
     """What a policy would have done from `since` on, on its own course: `simulators.replay.course.follow_policy`, after
     `Course.recall_before`. behaviour: the policies of `asked.revisions`. known i64[n]: how many of its user's failed
-    deliveries each logged decision knew of. Raises InvalidInput as `Opportunities.under`."""
+    deliveries each logged decision knew of. counts bool[n]: logged requests the reasons of whose candidates are counted;
+    None: all. Raises InvalidInput as `Opportunities.under`."""
     room = _Room(asked, [policy], behaviour, start, failures, keep=[policy], own_segments=True)
     a, trials = room.asked, trials_of(policy)
     child, root = children_and_roots(a, asked.batch.requests["parent_request_id"], since)
     room.extra = (
-        plain(known), child, root, plain(asked.logged["until"]), variants(policy.trials, a.user, a.decided_at)
+        plain(known), child, root, plain(asked.logged["until"]), variants(policy.trials, a.user, a.decided_at), 0,
+        0 if counts is None else plain(counts),
     )  # fmt: skip
 
     def walk(u: int, row: int, done: I64) -> tuple[int, int]:
-        return walk_policy(u, row, room.where(), room.tables, trials, room.held, since, room.keep, room.most, done)
+        return walk_policy(u, row, room.where(), trials, since, room.keep, room.most, done)
 
     return _realised(asked, _walked(room, _done(len(asked)), walk))
 
@@ -88,11 +91,11 @@ def stream_log(
     n, m = len(asked), asked.batch.candidates.rows
     room = _Room(asked, behaviour, behaviour, start, failures, keep=behaviour, own_segments=False)
     policy = plain(asked.batch.requests["policy"])
-    room.extra = (0, 0, 0, 0, _own_variants(room.asked, policy, behaviour), policy)
+    room.extra = (0, 0, 0, 0, _own_variants(room.asked, policy, behaviour), policy, 0)
     more = Told(np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n), np.empty(n, np.bool_), np.empty(m))
 
     def walk(u: int, row: int, done: I64) -> tuple[int, int]:
-        return walk_log(u, row, room.where(), room.tables, room.held, room.keep, room.most, done, addresses(more))
+        return walk_log(u, row, room.where(), room.keep, room.most, done, addresses(more))
 
     told = _realised(asked, _walked(room, _done(n), walk))
     return AsReplayed(**vars(told), **{name: getattr(more, name) for name in Told._fields[1:]}), more.known
@@ -119,7 +122,7 @@ def stream_on_log(
 
     def walk(u: int, row: int, _: I64) -> tuple[int, int]:
         separate, to = room.separate, addresses(views)
-        return walk_views(u, row, room.where(), room.tables, room.held, separate, room.keep, room.most, to)
+        return walk_views(u, row, room.where(), separate, room.keep, room.most, to)
 
     _walked(room, _done(0), walk)
     return [_on_log(views, p) for p in range(len(policies))]
@@ -150,9 +153,8 @@ class _Room:
         self.most = max(int(np.diff(asked.batch.offsets).max(initial=0)), 1)
         self.keep = max(LedgerSettings().history_horizon_us, *(one.longest_window_us for one in keep))
         self.entries, self.work, self.deferrals = entries(_ENTRIES + 4 * self.most), work(self.most), deferrals(_DEFERRALS)
-        self.held = np.zeros(max(self.rules.holdout_count, 1), np.bool_)
         heads = plain(rows["heads"]) if "heads" in rows else np.empty((rows.rows, 0), np.float32)
-        self.tables = tables_of(policies, meta.get("heads", ()), _unmarked(heads), _keys(self.entries))
+        self.tables = tables_of(policies, meta.get("heads", ()), heads, _keys(self.entries))
         self.extra: tuple[object, ...] = ()
 
     def grow(self) -> None:
@@ -162,22 +164,12 @@ class _Room:
 
     def where(self) -> Where:
         """The addresses of it all."""
-        return Where(*(addresses(getattr(self, name)) for name in Where._fields))
+        columns = {name: addresses(getattr(self, name)) for name in Where._fields if name != "tables"}
+        return Where(**columns, tables=shapes(self.tables))
 
 
 def _keys(room: Entries) -> U64:
     return np.zeros((4, room.room), np.uint64)
-
-
-def _unmarked(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The same memory, not marked read-only: kernels are compiled for one kind of array, and walks write to none."""
-    return values if values.flags.writeable else np.asarray(_Memory(values))
-
-
-class _Memory:
-    def __init__(self, values: npt.NDArray[np.float32]) -> None:
-        self._values = values
-        self.__array_interface__ = {**values.__array_interface__, "data": (values.ctypes.data, False)}
 
 
 def _walked(room: _Room, done: Done, walk: Callable[[int, int, I64], tuple[int, int]]) -> Done:

@@ -17,9 +17,9 @@ from serve_app.kernels import inlined
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.tables import CAP_LIMIT
 from serve_app.stages.decision.prepare import head_columns
-from simulators.replay.stream.pointers import f8, i1, i2, i8, u1, u8
+from simulators.replay.stream.pointers import f4_2, f8, f8_2, f8_3, i1, i2, i8, i8_2, i8_3, u1, u8, u8_2
 
-__all__ = ["Rules", "Tables", "Trials", "rules_at", "rules_of", "tables_of", "trials_of"]
+__all__ = ["Rules", "Tables", "Trials", "rules_at", "rules_of", "tables_at", "tables_of", "trials_of"]
 
 I64 = npt.NDArray[np.int64]
 I16 = npt.NDArray[np.int16]
@@ -34,7 +34,8 @@ _NEVER_FULL = np.iinfo(np.int64).max
 
 class Rules(NamedTuple):
     """P policies of V variants, h holdouts in all. By policy: first variant and region row, kill switches, staleness, salts,
-    default zone, holdouts. By variant: flip. longest: microseconds, how far back any of them looks."""
+    default zone, holdouts. By variant: flip. held: room
+    for which of the holdouts hold the user at hand out. longest: microseconds, how far back any of them looks."""
 
     first_variant: I64
     region_rows: I64
@@ -59,6 +60,7 @@ class Rules(NamedTuple):
     holdout_campaign_offsets: I64
     holdout_blocking: Bool
     holdout_reasons: I8
+    held: Bool
     longest: int
     holdout_count: int
 
@@ -69,7 +71,7 @@ def rules_at(t: I64) -> Rules:
     return Rules(
         i8(t[0]), i8(t[1]), u1(t[2]), i8(t[3]), u8(t[4]), i8(t[5]), u8(t[6]), i8(t[7]), i8(t[8]), u8(t[9]), u8(t[10]),
         i2(t[11]), u8(t[12]), f8(t[13]), i8(t[14]), u8(t[15]), u8(t[16]), f8(t[17]), i8(t[18]), u8(t[19]), i8(t[20]),
-        u1(t[21]), i1(t[22]), t[23], t[24],
+        u1(t[21]), i1(t[22]), u1(t[23]), t[24], t[25],
     )  # fmt: skip
 
 
@@ -92,6 +94,18 @@ class Tables(NamedTuple):
     dates: I64
     heads: F32
     keys: U64
+
+
+@inlined
+def tables_at(t: I64) -> Tables:
+    """Inside kernels: from the `shapes` of `Tables`."""
+    return Tables(
+        i8_2(t[0], t[1], t[2], t[3]), i8_3(t[4], t[5], t[6], t[7]), i8_2(t[8], t[9], t[10], t[11]),
+        i8_3(t[12], t[13], t[14], t[15]), i8_3(t[16], t[17], t[18], t[19]), i8_2(t[20], t[21], t[22], t[23]),
+        f8_2(t[24], t[25], t[26], t[27]), f8_3(t[28], t[29], t[30], t[31]), i8_2(t[32], t[33], t[34], t[35]),
+        i8_2(t[36], t[37], t[38], t[39]), i8_2(t[40], t[41], t[42], t[43]), f4_2(t[44], t[45], t[46], t[47]),
+        u8_2(t[48], t[49], t[50], t[51]),
+    )  # fmt: skip
 
 
 class Trials(NamedTuple):
@@ -140,6 +154,7 @@ def rules_of(policies: Sequence[CompiledPolicy]) -> Rules:
         holdout_campaign_offsets=lengths_to_offsets(np.concatenate([np.diff(one.offsets) for one in holdouts])),
         holdout_blocking=_joined([one.blocking for one in holdouts]),
         holdout_reasons=_joined([one.reasons for one in holdouts]),
+        held=np.zeros(sum(len(one) for one in holdouts), np.bool_),
         longest=max(one.longest_window_us for one in policies),
         holdout_count=sum(len(one) for one in holdouts),
     )

@@ -35,7 +35,7 @@ from simulators.replay.stream.history import (
 )
 from simulators.replay.stream.judging import Ask, Outcome, Work, decide, describe, work_at
 from simulators.replay.stream.pointers import f8, i1, i2, i8, u1, u8
-from simulators.replay.stream.rules import Rules, Tables, Trials, rules_at
+from simulators.replay.stream.rules import Rules, Tables, Trials, rules_at, tables_at
 from simulators.replay.stream.withheld import decide_withheld, draw_holdouts, sends_allowed, withhold
 
 __all__ = ["Deferrals", "Done", "Told", "Views", "Where", "deferrals", "walk_log", "walk_policy", "walk_views"]
@@ -112,10 +112,11 @@ class Views(NamedTuple):
 
 
 class Where(NamedTuple):
-    """Addresses of the columns a walk reads and writes: of an `Asked`, `Rules`, `Entries` and so on. known, child, root,
-    until, variant and policy of the requests are the six of `extra`."""
+    """Addresses of the columns a walk reads and writes: of an `Asked`, `Tables`, `Rules` and so on. known, child, root,
+    until, variant, policy and counts of the requests are the seven of `extra`."""
 
     asked: I64
+    tables: I64
     rules: I64
     entries: I64
     work: I64
@@ -162,13 +163,13 @@ def deferrals(room: int) -> Deferrals:
 
 @inlined
 def _outcome(
-    ask: Ask, drawn: bool, held: Bool, first_only: bool, w: Work, h: Entries, a: Asked, rules: Rules, t: Tables, z: Zones
+    ask: Ask, drawn: bool, first_only: bool, w: Work, h: Entries, a: Asked, rules: Rules, t: Tables, z: Zones
 ) -> Outcome:
     """Decide one request on the history as it stands. first_only: later sends are of no interest."""
     look_back(h, ask.at, rules.longest)
     count = describe(ask, w, a, t)
     several = not first_only and count > 1 and sends_allowed(ask, a, t) > 1
-    if (drawn and withhold(ask, count, held, w, a, rules, t)) or several:
+    if (drawn and withhold(ask, count, w, a, rules, t)) or several:
         return decide_withheld(ask, count, w, h, a, rules, t, z)
     return decide(ask, count, w, h, a, rules, t, z, h.place[END])
 
@@ -255,8 +256,8 @@ def _commit_logged(r: int, h: Entries, a: Asked, logged: Logged, t: Tables, z: Z
 
 
 @inlined
-def _record(ask: Ask, first: int, told: Outcome, w: Work, a: Asked, done: Done) -> None:
-    """Write down what was decided. first: the user's first decision."""
+def _record(ask: Ask, first: int, told: Outcome, counts: bool, w: Work, a: Asked, done: Done) -> None:
+    """Write down what was decided. first: the user's first decision; counts: so do the reasons of its candidates."""
     k, s, begin = done.total[0], done.total[1], a.offsets[ask.r]
     done.row[k], done.at[k], done.action[k] = ask.r, ask.at, told.action
     done.reason[k] = _CHOSEN if told.action == _SEND else told.reason
@@ -265,7 +266,7 @@ def _record(ask: Ask, first: int, told: Outcome, w: Work, a: Asked, done: Done) 
     done.total[0] = k + 1
     count, slot = a.offsets[ask.r + 1] - begin, 0
     for i in range(count):
-        done.tally[w.reason[i]] += 1
+        done.tally[w.reason[i]] += 1 if counts else 0
     while told.action == _SEND:
         sent = -1
         for i in range(count):
@@ -318,14 +319,14 @@ def _take_out(open_: Deferrals, place: int, count: int) -> None:
 
 @kernel
 def walk_policy(
-    u: int, row: int, x: Where, t: Tables, trials: Trials, held: Bool, since: int, keep: int, most: int, results: I64
+    u: int, row: int, x: Where, trials: Trials, since: int, keep: int, most: int, results: I64
 ) -> tuple[int, int]:
     """Policy 0 on its own course from `since` on. u, row: the user and request to begin with; returns those to go on with.
     keep: microseconds, how long entries are kept; most: candidates of any request; results: addresses of a `Done`."""
-    a, rules, h, w = asked_at(x.asked), rules_at(x.rules), entries_at(x.entries), work_at(x.work)
+    t, a, rules, h, w = tables_at(x.tables), asked_at(x.asked), rules_at(x.rules), entries_at(x.entries), work_at(x.work)
     start, failed, z, logged = start_at(x.start), failed_at(x.failed), zones_at(x.zones), logged_at(x.logged)
     known, child, root, logged_until = i8(x.extra[0]), i8(x.extra[1]), u1(x.extra[2]), i8(x.extra[3])
-    variant, open_, done = i2(x.extra[4]), _deferrals_at(x.deferrals), _done_at(results)
+    variant, counts, open_, done = i2(x.extra[4]), u1(x.extra[6]), _deferrals_at(x.deferrals), _done_at(results)
     while row < a.n:
         user, before = a.user[row], row
         decisions, sends, carried = done.total[0], done.total[1], done.total[2]
@@ -340,7 +341,7 @@ def walk_policy(
                     recalled = _commit_logged(r, h, a, logged, t, z) or recalled
         if recalled:
             trim(h, since - keep)
-        f, waiting, drawn = failed.next[u], 0, draw_holdouts(user, rules, held)
+        f, waiting, drawn = failed.next[u], 0, draw_holdouts(user, rules)
         while ok:
             while row < end and not root[row]:
                 row += 1
@@ -367,9 +368,9 @@ def walk_policy(
                 f = refund(h, f, failed.end[u], failed.begin[u], at, read, knows, failed)
             zone = int(a.zone[r] if a.zone[r] >= 0 else rules.default_zone[0])
             ask = Ask(r, at, at + turn_to(h, at, zone, z), zone, request_id, attempt, 0, v, 0)
-            told = _outcome(ask, drawn, held, False, w, h, a, rules, t, z)
+            told = _outcome(ask, drawn, False, w, h, a, rules, t, z)
             _commit(ask, told.action, w, h, a, rules, t, keep)
-            _record(ask, decisions, told, w, a, done)
+            _record(ask, decisions, told, x.extra[6] == 0 or counts[r] != 0, w, a, done)
             if told.action == _DEFER:
                 has = child[r] >= 0
                 at_child = has and told.until == logged_until[r]
@@ -385,17 +386,15 @@ def walk_policy(
 
 
 @kernel
-def walk_log(
-    u: int, row: int, x: Where, t: Tables, held: Bool, keep: int, most: int, results: I64, further: I64
-) -> tuple[int, int]:
+def walk_log(u: int, row: int, x: Where, keep: int, most: int, results: I64, further: I64) -> tuple[int, int]:
     """Every logged request under the policy that `policy` names, each user on the course these take. further: addresses of a
     `Told`. See `walk_policy`."""
-    a, rules, h, w = asked_at(x.asked), rules_at(x.rules), entries_at(x.entries), work_at(x.work)
+    t, a, rules, h, w = tables_at(x.tables), asked_at(x.asked), rules_at(x.rules), entries_at(x.entries), work_at(x.work)
     start, failed, z = start_at(x.start), failed_at(x.failed), zones_at(x.zones)
     variant, policy, done, more = i2(x.extra[4]), i2(x.extra[5]), _done_at(results), _told_at(further)
     while row < a.n:
         user, before, decisions, sends = a.user[row], row, done.total[0], done.total[1]
-        ok, f, drawn = load(h, t.keys, u, start), failed.next[u], draw_holdouts(user, rules, held)
+        ok, f, drawn = load(h, t.keys, u, start), failed.next[u], draw_holdouts(user, rules)
         while ok and row < a.n and a.user[row] == user:
             if not (_room_for(h, t, 2 * most) and _fits(done, most)):
                 ok = False
@@ -407,9 +406,9 @@ def walk_log(
             zone = int(a.zone[row] if a.zone[row] >= 0 else rules.default_zone[p])
             v, attempt = rules.first_variant[p] + variant[row], int(a.attempt[row])
             ask = Ask(row, at, at + turn_to(h, at, zone, z), zone, a.request_id[row], attempt, p, v, 0)
-            told = _outcome(ask, drawn, held, False, w, h, a, rules, t, z)
+            told = _outcome(ask, drawn, False, w, h, a, rules, t, z)
             _commit(ask, told.action, w, h, a, rules, t, keep)
-            _record(ask, decisions, told, w, a, done)
+            _record(ask, decisions, told, True, w, a, done)
             more.until[row], more.p_none[row], more.explored[row] = told.until, told.p_none, told.explored
             for i in range(a.offsets[row + 1] - a.offsets[row]):
                 more.p_choice[a.offsets[row] + i] = w.p_choice[i]
@@ -421,17 +420,15 @@ def walk_log(
 
 
 @kernel
-def walk_views(
-    u: int, row: int, x: Where, t: Tables, held: Bool, separate: bool, keep: int, most: int, results: I64
-) -> tuple[int, int]:
+def walk_views(u: int, row: int, x: Where, separate: bool, keep: int, most: int, results: I64) -> tuple[int, int]:
     """What the policies, in every cell, make of each logged request on the logged histories. separate: each has its own
     row of segments; results: addresses of `Views`. See `walk_policy`."""
-    a, rules, h, w = asked_at(x.asked), rules_at(x.rules), entries_at(x.entries), work_at(x.work)
+    t, a, rules, h, w = tables_at(x.tables), asked_at(x.asked), rules_at(x.rules), entries_at(x.entries), work_at(x.work)
     start, failed, z, logged = start_at(x.start), failed_at(x.failed), zones_at(x.zones), logged_at(x.logged)
     views = _views_at(results)
     while row < a.n:
         user, before = a.user[row], row
-        ok, f, drawn = load(h, t.keys, u, start), failed.next[u], draw_holdouts(user, rules, held)
+        ok, f, drawn = load(h, t.keys, u, start), failed.next[u], draw_holdouts(user, rules)
         while ok and row < a.n and a.user[row] == user:
             ok = _room_for(h, t, 2 * most)
             if not ok:
@@ -446,7 +443,7 @@ def walk_views(
                     cell = view - views.first[p]
                     v = rules.first_variant[p] + views.variant[p * a.n + row] + cell
                     ask = Ask(row, at, local, zone, a.request_id[row], int(a.attempt[row]), p, v, s)
-                    told = _outcome(ask, drawn, held, True, w, h, a, rules, t, z)
+                    told = _outcome(ask, drawn, True, w, h, a, rules, t, z)
                     _note_view(row, p, view, cell == views.cell[p * a.n + row], told.p_none, w, a, views)
             if _commit_logged(row, h, a, logged, t, z):
                 trim(h, at - keep)

@@ -39,23 +39,23 @@ def _judge(
 
 
 @kernel
-def draw_holdouts(user: np.uint64, rules: Rules, held: Bool) -> bool:
+def draw_holdouts(user: np.uint64, rules: Rules) -> bool:
     """Which holdouts of all policies hold a user out, in place; returns whether any does."""
     any_ = False
     for g in range(rules.holdout_count):
-        held[g] = is_held(g, user, rules.holdout_salts, rules.holdout_share)
-        any_ = any_ or held[g]
+        held = is_held(g, user, rules.holdout_salts, rules.holdout_share)
+        rules.held[g], any_ = held, any_ or held
     return any_
 
 
 @kernel
-def withhold(ask: Ask, count: int, held: Bool, w: Work, a: Asked, rules: Rules, t: Tables) -> bool:
+def withhold(ask: Ask, count: int, w: Work, a: Asked, rules: Rules, t: Tables) -> bool:
     """Set the first holdout that withholds each candidate; returns whether any is withheld."""
     base, any_ = rules.holdouts[ask.p], False
     for g in range(base, rules.holdouts[ask.p + 1]):
         for i in range(count):
             c = a.offsets[ask.r] + i
-            if held[g] and w.holdout[i] < 0 and covers(
+            if rules.held[g] and w.holdout[i] < 0 and covers(
                 g, ask.at, a.campaign[c], a.message_class[c], rules.holdout_classes, t.dates,
                 rules.holdout_campaigns, rules.holdout_campaign_offsets,
             ):  # fmt: skip
