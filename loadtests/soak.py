@@ -93,6 +93,14 @@ def _name(process: psutil.Process) -> str:
     return next((name for name in _NAMES if name in line), "hindcast" if "hindcast" in line else process.name()[:20])
 
 
+def _temporary(server: psutil.Process) -> Path:
+    """The folder of the server's sockets and of Ray's session, as the command lines of its children name it."""
+    for process in server.children(recursive=True):
+        if found := re.search(r"(/\S*/hindcast-\w+)/ray", " ".join(process.cmdline())):
+            return Path(found[1])
+    raise RuntimeError("no process of the server names its temporary folder")
+
+
 def _files(folder: Path) -> tuple[int, int]:
     """Files below a folder, and their bytes; what vanishes meanwhile is left out."""
     count = size = 0
@@ -139,11 +147,11 @@ def main(
         folder = data or scratch / "data"
         if data is None:
             _prepare(folder, console)
-        temporary = scratch / "tmp"  # where the server puts sockets and Ray's session
-        temporary.mkdir()
-        server = stack.enter_context(served(folder, {"TMPDIR": str(temporary)}, topology))
+        server = stack.enter_context(served(folder, {}, topology))
         # Logs and ledgers grow with traffic by design, and are told; what must not pile up is judged.
-        folders = {name: folder / name for name in ("journal", "log", "ledger", "run")} | {"temporary": temporary}
+        folders = {name: folder / name for name in ("journal", "log", "ledger", "run")} | {
+            "temporary": _temporary(server.process)
+        }
         watch = Watch(server.process, folders, every_s)
         watch.start()
         console.print(f"{rate:g} requests a second for {duration}")

@@ -1,10 +1,8 @@
 """A Ray Serve application as its tutorial would have it: four deployments, default settings, a matrix that travels.
 
-A module that can be imported: what `__main__` declares travels to replicas by value, and FastAPI no longer finds the types
-of its bodies there.
+Annotations are types here, not texts: the app travels to its replicas by value, and there FastAPI could not find what texts
+name.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
