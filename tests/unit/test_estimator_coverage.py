@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from simulators.estimators import DR, IPS, SNIPS, Cells, Per, choice_worlds
-from simulators.estimators.cap_worlds import CAP_WORLDS, METRICS, cap_rows, true_epoch
+from simulators.estimators.cap_worlds import CAP_WORLDS, METRICS, CapWorld, cap_rows, true_epoch
 from simulators.estimators.choice_worlds import CHOICE_WORLDS, true_value, world_rows
 from simulators.estimators.coverage import Outcome, refused_without_overlap, summary_of
 
@@ -64,6 +64,25 @@ def test_cells_cover_the_closed_loop_where_per_decision_weights_miss_it() -> Non
     assert covered >= least_hits(WORLDS)
     assert myopic <= 0.2 * WORLDS
     assert abs(np.mean(errors)) < 4 * np.std(errors) / np.sqrt(WORLDS)
+
+
+@pytest.mark.parametrize("world", CAP_WORLDS[1:3], ids=lambda world: world.name)
+def test_cells_cover_a_threshold_and_quiet_hours_too(world: CapWorld) -> None:
+    small, seeds = replace(world, users=300), range(80)
+    truth, _ = true_epoch(small, users=60_000)
+    covered, errors, myopic = 0, [], []
+    for seed in seeds:
+        rows = cap_rows(small, seed)
+        cells, ips = Cells(["target"], METRICS, cell_p=small.cell_p), IPS(["target"], METRICS)
+        cells.update(rows)
+        ips.update(rows)
+        value, interval = cells.interval("target", "click", Per.decision)
+        covered += interval.covers(truth["click"])
+        errors.append(value - truth["click"])
+        myopic.append(ips.point("target", "click").value / small.epochs - truth["click"])
+    assert covered >= least_hits(len(seeds))
+    assert abs(np.mean(errors)) < 4 * np.std(errors) / np.sqrt(len(seeds))
+    assert abs(np.mean(myopic)) > 4 * np.std(myopic) / np.sqrt(len(seeds))  # it keeps the logged history
 
 
 def test_no_overlap_is_refused_every_time() -> None:

@@ -15,9 +15,10 @@ from serve_app.columns import REQUEST_COLUMNS
 from serve_app.errors import InvalidInput
 from serve_app.log.reader import bucket_groups
 from serve_app.policy.document import canonical_json, load_policy, parse_policy
-from simulators.estimators import Estimated, Per, Standing
+from simulators.estimators import Estimated, EstimateSettings, Per, Standing
 from simulators.replay.asking import estimators_named, spec_for
 from simulators.replay.estimation import MAIN, _all_codes, metrics_of, segments_of
+from simulators.replay.headline import conclusions, interval_rows, intervals_beside, roll_out_rows
 from simulators.replay.outcome_features import FeaturePlan, recent_sends
 from simulators.replay.outcomes import NEEDS_MODEL, Predicted, with_outcome_model
 from simulators.replay.partition import TABLES_READ, Partition, read_partition
@@ -222,3 +223,24 @@ def test_all_of_it_goes_through_a_shard_file(whole: Shard, spec: ReplaySpec, tmp
         "strict", "clicks", Per.send
     )
     assert metrics_of(spec)[-1] == "reward"
+
+
+def test_other_intervals_stand_beside_the_default(whole: Shard) -> None:
+    rows = interval_rows(whole.suite, EstimateSettings())
+    shown = {(row["policy"], row["metric"], row["per"]): row for row in rows}
+    assert all(row["policy"] != CONTROL for row in rows)
+    for row in shown.values():
+        assert [one["kind"] for one in row["intervals"]] == ["user-clustered", "user Poisson bootstrap", "anytime"]
+        usual, _, anytime = row["intervals"]
+        assert anytime["high"] - anytime["low"] >= usual["high"] - usual["low"]
+    bounded = intervals_beside(whole.suite, "ips", "strict", "clicks", versus=None, total_between=(0.0, 500.0))
+    assert bounded[-1].kind == "empirical Bernstein"
+
+
+def test_the_roll_outs_rows_say_what_they_assume_and_whether_it_matters(whole: Shard) -> None:
+    rows = roll_out_rows(whole.sums.suites[ROLL_OUT], EstimateSettings())
+    assert {row["assumed"] for row in rows} == {f"tiring {effect:g}" for effect in ASSUMED}
+    assert all(row["kind"] == "model" and row["standing"] != "usable" for row in rows)
+    told = [row for row in rows if (row["policy"], row["metric"]) == ("strict", "clicks") and "difference" in row]
+    signs = {row["difference"] > 0 for row in told}
+    assert conclusions(told) == ({("strict", "clicks"): len(signs) == 1} if told else {})
