@@ -63,13 +63,16 @@ def _show(found: Simulated, policies: list[str], factors: tuple[float, ...]) -> 
     from rich.table import Table
 
     from simulators.replay.closed_loop import METRICS
+    from simulators.report.words import figure, measure, span
 
     typer.echo(f"MODEL, not a measurement: {found.users:,} people, {found.days} days")
-    caption = "difference a user from the world's own policy, 95 % over users"
+    caption = "change from the world's own policy, 95 % over users; what changes sign from left to right is no conclusion"
     by_place = {(one.policy, one.metric, one.fatigue): one for one in found.differences}
     for name in policies:
-        table = Table("a user", *(f"fatigue x{factor:g}" for factor in factors), title=name, caption=caption)
+        table = Table("", *(f"fatigue x{factor:g}" for factor in factors), title=name, caption=caption)
         for metric in METRICS:
             cells = [by_place[name, metric, factor] for factor in factors]
-            table.add_row(metric, *(f"{one.difference:+.4g} [{one.low:+.4g}, {one.high:+.4g}]" for one in cells))
+            said = measure(metric, "user")
+            values = [(figure(one.difference * said.scale, signed=True), one) for one in cells]
+            table.add_row(said.text, *(f"{text}\n{span(one.low, one.high, scale=said.scale)}" for text, one in values))
         Console().print(table)

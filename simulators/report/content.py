@@ -12,9 +12,10 @@ from simulators.estimators import Per, Suite
 from simulators.estimators.settings import EstimateSettings
 from simulators.replay.completeness import MissingRows
 from simulators.replay.estimation import WINDOWS
+from simulators.replay.roll_out import ROLL_OUT
 from simulators.replay.shard import Shard
 from simulators.replay.spec import CONTROL, ReplaySpec
-from simulators.report.details import broken_down, example_tables, numbers, plan_text, window_rows
+from simulators.report.details import broken_down, example_tables, numbers, plan_text, rolled_out, window_rows
 from simulators.report.effects import Worth, incrementality
 from simulators.report.forecast import forecasts
 from simulators.report.guardrails import Found, Outcome, worst
@@ -65,6 +66,7 @@ def content_of(
         "outcomes_by": broken_down(result.suite, settings),
         "forecast": forecasts(result, spec, tally, settings),
         "attribution": _attribution(result, spec, settings),
+        "roll_out": rolled_out(rolled, settings) if (rolled := result.sums.suites.get(ROLL_OUT)) is not None else [],
         "incrementality": incrementality(result.sums, spec, tally, worth or Worth()),
         "examples": example_tables(result.examples, names.get("campaign", {}), user_name),
         "simulated": simulated,

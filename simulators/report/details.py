@@ -13,7 +13,7 @@ from simulators.replay.estimation import SHARES
 from simulators.replay.examples import Example, Outcome
 from simulators.replay.spec import CONTROL
 
-__all__ = ["broken_down", "example_tables", "groups_of", "numbers", "plan_text", "window_rows"]
+__all__ = ["broken_down", "example_tables", "groups_of", "numbers", "plan_text", "rolled_out", "window_rows"]
 
 Row = dict[str, Any]
 
@@ -80,6 +80,19 @@ def window_rows(suite: Suite, settings: EstimateSettings, attribution_us: int) -
             continue
         hours = SHARES[share] * attribution_us / 3.6e9
         row = {"policy": said.policy, "metric": metric, "estimator": said.estimator, "window": share, "hours": hours}
+        out.append({**row, **numbers(one, suite)})
+    return out
+
+
+def rolled_out(suite: Suite, settings: EstimateSettings) -> list[Row]:
+    """What an outcome model says of each target's own course, by the assumed effect of one more send (`tiring`)."""
+    out = []
+    for one in suite.estimates(settings, per=(Per.user,), control=CONTROL):
+        said = one.subject
+        metric, _, tiring = said.metric.partition(" if tiring ")
+        if said.versus is None or said.policy == CONTROL:
+            continue
+        row = {"policy": said.policy, "metric": metric, "estimator": said.estimator, "tiring": float(tiring)}
         out.append({**row, **numbers(one, suite)})
     return out
 

@@ -10,7 +10,14 @@ import jinja2
 
 from simulators.report.charts import POLICY_COLOURS, bars_by_policy, changes, lines_by_day, qini_curve, waterfall
 from simulators.report.items_view import surface_view
-from simulators.report.tables import attribution_tables, effect_rows, group_tables, model_tables, outcome_tables
+from simulators.report.tables import (
+    attribution_tables,
+    effect_rows,
+    group_tables,
+    model_tables,
+    outcome_tables,
+    roll_out_tables,
+)
 from simulators.report.views import glance, glance_chart, guardrail_rows, left_out_lines, sends_check
 from simulators.report.words import about, change, figure, named, reason_text, spaced, span
 
@@ -41,6 +48,7 @@ def page_of(content: Mapping[str, Any]) -> str:
     words = _WORDS[outcome] if content["verdict"]["guardrails"] or outcome != "kept" else "No guardrail was asked about."
     faults = [f"{one['estimator']} of {named(one['metric'])}" for one in content["control"] if one["clean"] is False]
     windows, hours = attribution_tables(content)
+    rolled, assumed = roll_out_tables(content)
     modelled, factors = model_tables(content["simulated"])
     return templates().get_template("page.html.j2").render(
         content, title=f"Hindcast: {', '.join(policies[1:])} against the log", verdict_words=words,
@@ -52,6 +60,7 @@ def page_of(content: Mapping[str, Any]) -> str:
         charts=_charts(content, policies), by_policy=[_by_policy(content, name) for name in policies[1:]],
         outcomes_by_policy=outcome_tables(content), measures=_measures(content), attribution_tables=windows,
         attribution_hours=hours, simulated_tables=modelled, simulated_fatigue=factors,
+        roll_out_rows=rolled, roll_out_assumed=assumed,
         **group_tables(content["outcomes_by"]),
         list_views=[surface_view(one) for one in content.get("lists", ())], waived=content["parity"].get("waived", False),
         effect_rows=effect_rows, qini_chart=_qini_chart, number=spaced, percent=_percent, share=_share, span=span,

@@ -9,7 +9,7 @@ from simulators.report.charts import forest
 from simulators.report.details import groups_of
 from simulators.report.words import Measure, about, change, figure, measure, named, span
 
-__all__ = ["attribution_tables", "effect_rows", "group_tables", "model_tables", "outcome_tables"]
+__all__ = ["attribution_tables", "effect_rows", "group_tables", "model_tables", "outcome_tables", "roll_out_tables"]
 
 Content = Mapping[str, Any]
 Row = dict[str, Any]
@@ -97,6 +97,20 @@ def attribution_tables(content: Content) -> tuple[list[Row], list[float]]:
             cells = [by_hours[one] for one in hours if one in by_hours]
             out.append({"policy": policy, "text": said.text, "first": place == 0, "cells": cells})
     return out, hours
+
+
+def roll_out_tables(content: Content) -> tuple[list[Row], list[float]]:
+    """Rows (policy, measure, a cell an assumption), and the assumed effects."""
+    rows = content["roll_out"]
+    assumed = list(dict.fromkeys(one["tiring"] for one in rows))
+    out: list[Row] = []
+    for policy in dict.fromkeys(one["policy"] for one in rows):
+        for place, metric in enumerate(dict.fromkeys(one["metric"] for one in rows)):
+            said = measure(metric, "user")
+            mine = {one["tiring"]: one for one in rows if (one["policy"], one["metric"]) == (policy, metric)}
+            cells = [_small(mine[one], said) for one in assumed]
+            out.append({"policy": policy, "text": said.text, "first": place == 0, "cells": cells})
+    return out, assumed
 
 
 def _small(one: Row, said: Measure) -> Row:
