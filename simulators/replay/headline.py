@@ -1,14 +1,13 @@
-"""The headline metrics by other intervals than the default, and what the roll-out says, as plain rows for a report."""
+"""The headline metrics by other intervals than the default, as plain rows for a report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from simulators.estimators import LOGGED, Estimated, EstimateSettings, Interval, Per, Suite
 from simulators.replay.spec import CONTROL
 
-__all__ = ["HEADLINE", "conclusions", "interval_rows", "intervals_beside", "roll_out_rows"]
+__all__ = ["HEADLINE", "interval_rows", "intervals_beside"]
 
 HEADLINE = ("sends", "clicks", "conversions", "revenue", "opt_outs", "reward")
 Row = dict[str, Any]
@@ -44,32 +43,3 @@ def interval_rows(suite: Suite, settings: EstimateSettings, label: str = "snips"
         intervals = [{"kind": each.kind, "low": each.low, "high": each.high} for each in found]
         out.append({**row, "difference": one.value, "intervals": intervals})
     return out
-
-
-def roll_out_rows(suite: Suite, settings: EstimateSettings) -> list[Row]:
-    """Differences from the log that the outcome model expects, by what is assumed of how people tire: a model, no
-    measurement. One row a policy, metric and assumption."""
-    return list(_rolled(suite, settings))
-
-
-def _rolled(suite: Suite, settings: EstimateSettings) -> Iterator[Row]:
-    for one in suite.estimates(settings, per=(Per.user,), control=CONTROL):
-        said = one.subject
-        if said.versus is None or said.policy == CONTROL:
-            continue
-        metric, _, assumed = said.metric.partition(" if ")
-        row: Row = {"policy": said.policy, "metric": metric, "assumed": assumed, "standing": one.verdict.standing.value}
-        row |= {"reasons": list(one.verdict.reasons), "kind": "model"}
-        if isinstance(one, Estimated) and one.interval is not None:
-            row |= {"difference": one.value, "low": one.interval.low, "high": one.interval.high, "notes": list(one.notes)}
-            row["logged"] = suite[said.estimator].point(LOGGED, said.metric).value
-        yield row
-
-
-def conclusions(rows: Sequence[Row]) -> dict[tuple[str, str], bool]:
-    """By (policy, metric): does the sign of the difference stay the same under everything that was assumed?"""
-    signs: dict[tuple[str, str], set[bool]] = {}
-    for row in rows:
-        if "difference" in row:
-            signs.setdefault((row["policy"], row["metric"]), set()).add(row["difference"] > 0)
-    return {key: len(found) == 1 for key, found in signs.items()}

@@ -18,7 +18,7 @@ from serve_app.policy.document import canonical_json, load_policy, parse_policy
 from simulators.estimators import Estimated, EstimateSettings, Per, Standing
 from simulators.replay.asking import estimators_named, spec_for
 from simulators.replay.estimation import MAIN, _all_codes, metrics_of, segments_of
-from simulators.replay.headline import conclusions, interval_rows, intervals_beside, roll_out_rows
+from simulators.replay.headline import interval_rows, intervals_beside
 from simulators.replay.outcome_features import FeaturePlan, recent_sends
 from simulators.replay.outcomes import NEEDS_MODEL, Predicted, with_outcome_model
 from simulators.replay.partition import TABLES_READ, Partition, read_partition
@@ -235,12 +235,3 @@ def test_other_intervals_stand_beside_the_default(whole: Shard) -> None:
         assert anytime["high"] - anytime["low"] >= usual["high"] - usual["low"]
     bounded = intervals_beside(whole.suite, "ips", "strict", "clicks", versus=None, total_between=(0.0, 500.0))
     assert bounded[-1].kind == "empirical Bernstein"
-
-
-def test_the_roll_outs_rows_say_what_they_assume_and_whether_it_matters(whole: Shard) -> None:
-    rows = roll_out_rows(whole.sums.suites[ROLL_OUT], EstimateSettings())
-    assert {row["assumed"] for row in rows} == {f"tiring {effect:g}" for effect in ASSUMED}
-    assert all(row["kind"] == "model" and row["standing"] != "usable" for row in rows)
-    told = [row for row in rows if (row["policy"], row["metric"]) == ("strict", "clicks") and "difference" in row]
-    signs = {row["difference"] > 0 for row in told}
-    assert conclusions(told) == ({("strict", "clicks"): len(signs) == 1} if told else {})
