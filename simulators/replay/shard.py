@@ -35,7 +35,6 @@ from simulators.replay.counts import (
     sends_by_segment,
     set_aside,
 )
-from simulators.replay.course import Course, follow_policy
 from simulators.replay.estimation import MAIN, estimation_rows, half_of, update_suites
 from simulators.replay.examples import Example, add_examples, example_users, examples_from
 from simulators.replay.memberships import segments_logged
@@ -43,7 +42,7 @@ from simulators.replay.opening import behaviour_of, opened
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.parity import Mismatch, Parity
 from simulators.replay.partition import Partition
-from simulators.replay.realised import Realised, RealisedTrack, as_logged
+from simulators.replay.realised import Realised, as_logged
 from simulators.replay.roll_out import RollOuts
 from simulators.replay.scored_again import scored_again
 from simulators.replay.spec import ReplaySpec, compiled
@@ -161,15 +160,10 @@ def _target(
     counts: Bools | None,
 ) -> Realised:  # fmt: skip
     """One target's course: from the window's start on logged histories, or from the snapshot on its own. counts: see
-    `RealisedTrack`."""
+    `stream_policy`."""
     asked, since = partition.asked, np.iinfo(np.int64).min if spec.steady else spec.start
-    if counts is None:
-        return stream_policy(asked, policy, behaviour, partition.start, partition.failures(), since=since, known=known)
-    course = Course(asked, [policy], partition.start, partition.failures())
-    course.recall_before(asked, behaviour, since)
-    track = RealisedTrack(asked, counts)
-    carried = follow_policy(asked.under(policy, behaviour), course, track, since=since, known=known)
-    return track.result(carried)
+    failures = partition.failures()
+    return stream_policy(asked, policy, behaviour, partition.start, failures, since=since, known=known, counts=counts)
 
 
 def _unfinished(asked: Opportunities, window: Window, spec: ReplaySpec, counts: Bools | None) -> pa.Table:
