@@ -152,6 +152,9 @@ def _pipeline(
             return ray.data.from_items(items, override_num_blocks=len(items)).map(whole), None
         rows = sum(pq.read_metadata(one).num_rows for one in files)
         partitions = partitions or max(1, -(-rows // _ROWS_A_PARTITION))
+        if partitions == 1:  # one task holds them all: nothing need be moved
+            every = partial(_of_files, columns=columns, estimators=tuple(estimators))
+            return ray.data.from_items([{"files": files}], override_num_blocks=1).map(every), None
         data = ray.data.read_parquet(files, columns=columns.names())
     elif grouped:
         raise InvalidInput("blocks of a dataset do not say where users end", field="grouped", hint="pass the files")
@@ -168,6 +171,11 @@ def _pipeline(
 def _of_block(table: pa.Table, columns: RowColumns, estimators: Sequence[str]) -> dict[str, list[Any]]:
     suite = estimate_table(table, columns, estimators=estimators)
     return {"sums": [_written(suite)], "rows": [len(table)]}
+
+
+def _of_files(item: dict[str, Any], columns: RowColumns, estimators: Sequence[str]) -> dict[str, Any]:
+    table = pa.concat_tables([pq.read_table(one, columns=columns.names()) for one in item["files"]])
+    return {"sums": _written(estimate_table(table, columns, estimators=estimators)), "rows": len(table)}
 
 
 def _of_file(item: dict[str, Any], columns: RowColumns, estimators: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from serve_app.errors import InvalidInput
 from simulators.estimators import IPS, SNIPS, Per, Suite
-from simulators.estimators.dataset import RowColumns, _of_block, _of_file, _read, estimate_table, parquet_files
+from simulators.estimators.dataset import RowColumns, _of_block, _of_file, _of_files, _read, estimate_table, parquet_files
 from tests.unit.estimator_support import POLICIES, columns, rows_of
 
 COLUMNS = RowColumns(
@@ -65,6 +65,16 @@ def test_parts_of_whole_users_add_up_to_the_same_bytes(tmp_path: Path) -> None:
     merged = _read(empty, parts[0]["sums"][0]) + _read(empty, parts[1]["sums"][0])
     assert bytes_of(merged) == bytes_of(estimate_table(table, COLUMNS))
     assert sum(one["rows"][0] for one in parts) == len(table)
+
+
+def test_few_rows_in_several_files_need_no_shuffle(tmp_path: Path) -> None:
+    table = table_of(columns(40, 30))
+    cut = 17  # in the middle of a user, maybe
+    for name, part in (("one", table.slice(0, cut)), ("two", table.slice(cut))):
+        pq.write_table(part, tmp_path / f"{name}.parquet")
+    found = _of_files({"files": parquet_files(tmp_path)}, COLUMNS, ("ips", "snips"))
+    assert bytes_of(_read(COLUMNS.suite(("ips", "snips")), found["sums"])) == bytes_of(estimate_table(table, COLUMNS))
+    assert found["rows"] == len(table)
 
 
 def test_a_grouped_file_is_read_in_pieces_that_tear_no_user_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +147,8 @@ def test_the_command_prints_and_writes_what_the_rows_say(tmp_path: Path) -> None
     pq.write_table(table.slice(1000), folder / "a.parquet")
     assert len(parquet_files(folder)) == 2
     asked = [
-        "estimate", "--rows", str(folder), "--propensity", "propensity", "--target", "bold=pi_bold", "--target", "same=propensity",
-        "--control", "same", "--reward", "click", "--user", "user", "--out", str(tmp_path / "said.json"), "--in-process",
+        "estimate", "--rows", str(folder), "--propensity", "propensity", "--target", "bold=pi_bold",
+        "--target", "same=propensity", "--control", "same", "--reward", "click", "--user", "user", "--out", str(tmp_path / "said.json"), "--in-process",
     ]  # fmt: skip
     done = CliRunner().invoke(app, asked)
     said = json.loads((tmp_path / "said.json").read_text())
