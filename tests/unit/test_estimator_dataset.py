@@ -148,7 +148,8 @@ def test_the_command_prints_and_writes_what_the_rows_say(tmp_path: Path) -> None
     assert len(parquet_files(folder)) == 2
     asked = [
         "estimate", "--rows", str(folder), "--propensity", "propensity", "--target", "bold=pi_bold",
-        "--target", "same=propensity", "--control", "same", "--reward", "click", "--user", "user", "--out", str(tmp_path / "said.json"), "--in-process",
+        "--target", "same=propensity", "--control", "same",
+        "--reward", "click", "--user", "user", "--out", str(tmp_path / "said.json"), "--in-process",
     ]  # fmt: skip
     done = CliRunner().invoke(app, asked)
     said = json.loads((tmp_path / "said.json").read_text())
