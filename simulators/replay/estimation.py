@@ -128,6 +128,22 @@ def update_suites(suites: Mapping[str, Suite], rows: Rows) -> None:
             suites[name].update(rows.where(half == number))
 
 
+def _looked(
+    partition: Partition,
+    own: Sequence[CompiledPolicy],
+    targets: Sequence[CompiledPolicy],
+    behaviour: Sequence[CompiledPolicy],
+    *,
+    choices: bool,
+) -> list[OnLog]:
+    """Of the policies that logged (own), on the logged scores, and of the targets, on theirs; in one walk where these are
+    the same."""
+    if partition.asked.rescored is None:
+        return stream_on_log(partition, [*own, *targets], behaviour, choices=choices)
+    first = stream_on_log(partition, own, behaviour, choices=choices)
+    return [*first, *stream_on_log(partition.with_asked(partition.asked.scored()), targets, behaviour, choices=choices)]
+
+
 def estimation_rows(
     partition: Partition, spec: ReplaySpec, targets: Sequence[CompiledPolicy], behaviour: Sequence[CompiledPolicy]
 ) -> Rows:
@@ -140,8 +156,7 @@ def estimation_rows(
     chosen = np.flatnonzero(old_enough if counts is None else old_enough & counts)
     logged = logged_probability(asked)
     by_cells = len(behaviour) == 1 and len(spec.behaviour) == 1 and len(behaviour[0].trials.cell_p) > 0
-    policies = [*(behaviour if by_cells else ()), *targets]
-    looked = stream_on_log(partition, policies, behaviour, choices=spec.outcome is not None)
+    looked = _looked(partition, behaviour if by_cells else (), targets, behaviour, choices=spec.outcome is not None)
     found = looked[len(looked) - len(targets) :]
     within = attributed_within(asked, partition.events, [int(share * spec.attribution_us) for share in SHARES.values()])
 

@@ -98,15 +98,27 @@ class Opportunities:
     def under(self, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy]) -> Opportunities:
         """The same requests as asked of one other policy. behaviour: the policies of `revisions`. Raises InvalidInput where
         it limits campaigns to a segment the log knows nothing of."""
+        if not any(policy is one for one in behaviour):
+            return self.scored()._under(policy, behaviour)
+        return self._under(policy, behaviour)
+
+    def scored(self) -> Opportunities:
+        """The same with the scores that other policies weigh: `rescored`, where there are any, in place of the logged."""
+        if self.rescored is None:
+            return self
+        names, heads = self.rescored
+        candidates = replaced(self.batch.candidates, CANDIDATE_COLUMNS, {"heads": heads})
+        batch = Batch(self.batch.requests, candidates, self.batch.offsets, {**self.batch.meta, "heads": names})
+        out = replace(self, batch=batch, rescored=None)
+        vars(out).update(begins=self.begins, users=self.users, owner=self.owner)
+        return out
+
+    def _under(self, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy]) -> Opportunities:
         bits, index = segments_under(policy, behaviour, self.batch)
         own: dict[str, Array] = {"policy": np.zeros(len(self), np.int16), "segments": bits}
         requests = replaced(self.batch.requests, REQUEST_COLUMNS, own)
-        columns: dict[str, Array] = {"segment": index}
-        meta = dict(self.batch.meta)
-        if self.rescored is not None and not any(policy is one for one in behaviour):
-            meta["heads"], columns["heads"] = self.rescored
-        candidates = replaced(self.batch.candidates, CANDIDATE_COLUMNS, columns)
-        out = replace(self, batch=Batch(requests, candidates, self.batch.offsets, meta))
+        candidates = replaced(self.batch.candidates, CANDIDATE_COLUMNS, {"segment": index})
+        out = replace(self, batch=Batch(requests, candidates, self.batch.offsets, self.batch.meta))
         vars(out).update(begins=self.begins, users=self.users, owner=self.owner)
         return out
 
@@ -147,7 +159,9 @@ class Opportunities:
         out = np.full(len(self), -1, np.int64)
         again = np.flatnonzero(requests["origin"] == Origin.deferral)
         if len(again):
-            _children(again, self.begins[self.owner[again]], requests["request_id"], requests["parent_request_id"], out)
+            owner = self.owner[again]
+            begin, end = self.begins[owner], self.begins[owner + 1]
+            _children(again, begin, end, requests["request_id"], requests["parent_request_id"], out)
         return out
 
     def assigned(self, policy: CompiledPolicy) -> Assignment:
@@ -165,13 +179,13 @@ class Opportunities:
 
 
 @kernel
-def _children(again: I64, begin: I64, ids: U64, parents: U64, out: I64) -> None:
-    """out[parent] = child for the rows `again`; begin: the first row of the user of each."""
+def _children(again: I64, begin: I64, end: I64, ids: U64, parents: U64, out: I64) -> None:
+    """out[parent] = child for the rows `again`; begin, end: the rows of the user of each."""
     for i in range(len(again)):
         row = begin[i]
-        while row < len(ids) and ids[row] != parents[again[i]]:
+        while row < end[i] and ids[row] != parents[again[i]]:
             row += 1
-        if row < len(ids):
+        if row < end[i]:
             out[row] = again[i]
 
 

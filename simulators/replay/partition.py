@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,12 @@ class Partition:
         """u64[k]: users of `asked` that any event of the log calls a bot, ascending."""
         told = self.events.filter(pc.equal(self.events["type"], int(EventType.bot)))["user"].to_numpy()
         return np.intersect1d(told, self.asked.users)
+
+    def with_asked(self, asked: Opportunities) -> Partition:
+        """A copy about the same requests told otherwise; of whatever kind of partition this is."""
+        out = copy(self)
+        vars(out)["asked"] = asked
+        return out
 
     def without(self, users: U64) -> Partition:
         """The same without some users; itself where there are none."""

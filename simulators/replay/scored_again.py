@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serve_app.batch import Batch
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.log.reader import BucketGroup, read_files
 from serve_app.noise import hash_key
@@ -40,14 +40,20 @@ def scored_again(partition: Partition, group: BucketGroup, spec: ReplaySpec) -> 
             "packs hold no features to score again", field="release", hint="keep the log, or replay without --release"
         )
     scores = _scores(partition.asked, group, heads)
-    return _with(partition, replace(partition.asked, rescored=(heads.names, scores))), heads.names
+    lost = _scored(partition.asked.batch) & np.isnan(scores).all(axis=1)
+    if lost.any():
+        raise InvalidInput(
+            f"{int(lost.sum())} scored candidates have no features in the log", field="release",
+            hint="replay the days whose features were logged (--from, --to), or without --release",
+        )  # fmt: skip
+    return partition.with_asked(replace(partition.asked, rescored=(heads.names, scores))), heads.names
 
 
-def _with(partition: Partition, asked: Opportunities) -> Partition:
-    """A copy of whatever kind of partition it is: a packed one has no constructor of its fields."""
-    out = copy(partition)
-    vars(out)["asked"] = asked
-    return out
+def _scored(batch: Batch) -> npt.NDArray[np.bool_]:
+    """bool[m]: candidates that a model scored when they were decided about."""
+    if "heads" not in batch.candidates:
+        return np.zeros(batch.candidates.rows, np.bool_)
+    return ~np.isnan(batch.candidates["heads"]).all(axis=1)
 
 
 @lru_cache(maxsize=2)

@@ -161,7 +161,7 @@ def _target(
 ) -> Realised:  # fmt: skip
     """One target's course: from the window's start on logged histories, or from the snapshot on its own. counts: see
     `stream_policy`."""
-    asked, since = partition.asked, np.iinfo(np.int64).min if spec.steady else spec.start
+    asked, since = partition.asked.scored(), np.iinfo(np.int64).min if spec.steady else spec.start
     failures = partition.failures()
     return stream_policy(asked, policy, behaviour, partition.start, failures, since=since, known=known, counts=counts)
 
