@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 
 from serve_app.errors import DamagedArtifact, InvalidInput
+from serve_app.log.reader import bucket_groups
 from simulators.replay.items import job
 from simulators.replay.items.job import lists_spec, run_lists
 from simulators.replay.items.shard import ListsShard, read_shard
@@ -59,6 +61,14 @@ def _report(result: ListsShard, spec: Any, out: Path) -> None:
     page = (out / "report.html").read_text()
     assert "Lists: gateway" in page
     assert "bit for bit" in page
+
+
+def test_tasks_travel_to_workers(tmp_path: Path) -> None:
+    spec = _spec()
+    groups = bucket_groups(spec.data, ("requests", "candidates", "events"))
+    run = cloudpickle.loads(cloudpickle.dumps(job._task(spec, tmp_path)))
+    run({"low": groups[0].low, "high": groups[0].high, "files": job._plain(groups[0])})
+    assert read_shard(next(tmp_path.glob("*.npz")), spec).surfaces["gateway"].parity.share == 1.0
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from simulators.replay.items.logged import read_lists
 from simulators.replay.items.outcomes import ENOUGH, features_of, fitted, remaining
 from simulators.replay.items.releases import scorer_for
 from simulators.replay.items.rewards import EVENT_COLUMNS, slot_rewards
+from simulators.replay.items.scoring import Scorer
 from simulators.replay.items.shard import ListsShard, empty_shard, people_of, read_shard, replay_lists, write_shard
 from simulators.replay.items.spec import ListsSpec
 from simulators.replay.job import Task, log_end, on_ray
@@ -131,7 +132,10 @@ def _model(folder: str) -> OutcomeModel:
     return load_outcome_model(Path(folder))
 
 
-_scorer = lru_cache(maxsize=2)(scorer_for)
+@lru_cache(maxsize=2)
+def _scorer(spec: ListsSpec) -> Scorer:
+    """One a process: a release is opened once."""
+    return scorer_for(spec)
 
 
 def _fit(spec: ListsSpec, groups: Sequence[BucketGroup], folder: Path) -> None:
