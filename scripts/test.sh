@@ -11,6 +11,12 @@ if ! command -v redis-server >/dev/null; then
     echo "redis-server is not installed; its tests will say so and skip (Debian: apt-get install redis-server)" >&2
   fi
 fi
-# What needs no Ray on all cores, the long files first; what starts Ray or kills things, one after the other.
-"$bin/pytest" tests/data tests/unit -n auto --dist loadfile
-exec "$bin/pytest" tests/cluster tests/chaos --durations=25
+# A small world and its release, once for all tests that only read them.
+demo=$(mktemp -d)
+trap 'rm -rf "$demo"' EXIT
+"$bin/hindcast" world --users 400 --items 300 --days 10 --seed 7 --data "$demo/data" >/dev/null
+"$bin/hindcast" build --local --promote --data "$demo/data" >/dev/null
+export HINDCAST_DEMO_RELEASE="$demo/data"
+# What needs no Ray on all cores, the long files first; what starts Ray one after the other.
+"$bin/pytest" tests/data tests/chaos tests/cluster tests/unit -m "not ray" -n auto --dist loadfile
+"$bin/pytest" tests/cluster tests/chaos -m ray --durations=30

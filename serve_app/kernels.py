@@ -104,7 +104,7 @@ def inlined(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def pointer_to(dtype: str) -> Callable[[int], Any]:
-    """Inside kernels: from an address, values of `dtype` that are indexed as those of a flat array, without length and bounds.
+    """Inside kernels: from an address, values of `dtype` that are indexed like a flat array, without length and bounds.
 
     A kernel of a hundred columns takes them so: each is one machine word, which compiles ten times as fast as an array.
     Whoever calls keeps the memory. Booleans are bytes ("u1").
@@ -112,7 +112,7 @@ def pointer_to(dtype: str) -> Callable[[int], Any]:
     kind = numba.from_dtype(np.dtype(dtype))
 
     @numba.extending.intrinsic
-    def pointer(_: Any, address: Any) -> Any:
+    def pointer(_: Any, _address: Any) -> Any:
         def made(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
 

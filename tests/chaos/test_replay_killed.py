@@ -17,6 +17,8 @@ from serve_app.policy.document import canonical_json
 from simulators.world.publish import publish, read_world
 from simulators.world.settings import world_settings
 
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(900)]
+
 _WAIT_S = 240
 _RESULTS = ("report.json", "report.html")
 
@@ -60,7 +62,6 @@ def _written(out: Path) -> int:
     return sum(1 for _ in out.rglob("*.npz")) + sum(1 for _ in out.rglob("*.parquet"))
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("more", [("--in-process",), ()], ids=["in one process", "on Ray"])
 def test_a_replay_killed_at_random_points_gives_the_same_bytes(
     world: Path, undisturbed: dict[str, bytes], tmp_path: Path, more: tuple[str, ...]

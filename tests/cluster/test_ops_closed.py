@@ -28,7 +28,7 @@ from tests.cluster.server_support import data_copy
 from tests.cluster.test_server_command import environment
 from tests.unit.test_ops_dashboard import exported
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 IDLE = int(os.environ.get("IDLE_CONNECTIONS", "2000"))
 HEADER_S = 3
 

@@ -30,8 +30,6 @@ from tests.cluster.server_support import TOKEN, data_copy, generous
 from tests.command_line import hindcast
 from tests.unit.bad_logs import changed, with_column
 
-pytestmark = pytest.mark.cluster
-
 OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
 USERS = [f"person {n}" for n in range(36)]
 ZONES = ("America/New_York", "Asia/Seoul", "Europe/London", "Pacific/Chatham")

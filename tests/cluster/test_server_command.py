@@ -21,7 +21,7 @@ import pytest
 from serve_app.running.switches import free_port
 from tests.cluster.server_support import data_copy
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.ray
 HINDCAST = [sys.executable, "-m", "hindcast"]
 
 

@@ -23,7 +23,7 @@ from serve_app.serving.flip import PolicyFlip
 from tests.cluster.server_support import TOKEN, data_copy, deployed, generous
 from tests.unit.receiver_support import Receiver, receiver
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.ray
 
 EVERYONE = {"informational": {"bypass_threshold": True}}
 SECRET = "Bearer the receiver's"

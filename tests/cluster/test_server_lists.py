@@ -33,8 +33,6 @@ from simulators.report.items import lists_content
 from simulators.report.tally import Tally
 from tests.cluster.server_support import TOKEN, data_copy, generous, in_process
 
-pytestmark = pytest.mark.cluster
-
 OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
 SURFACES = ("related", "gateway", "widgets", "reviews")
 RULE = {"rules": [{"attribute": "category", "window": 4, "max": 2}], "mmr_lambda": 0.9}

@@ -13,8 +13,6 @@ from serve_app.policies import promote_policy, store_policy
 from serve_app.policy.document import parse_policy
 from tests.cluster.server_support import data_copy, generous, in_process
 
-pytestmark = pytest.mark.cluster
-
 POLICY = {
     "name": "pull",
     "other_regions": {"ad_consent_required": False, "night_consent_required": False, "ad_label": None},

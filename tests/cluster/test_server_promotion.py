@@ -21,7 +21,7 @@ from serve_app.running.instance import Instance
 from serve_app.serving.flip import PolicyFlip
 from tests.cluster.server_support import TOKEN, data_copy, deployed, generous, second_release
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import pytest
 
 from serve_app.log.reader import read_log
 from serve_app.policies import promote_policy, store_policy
@@ -27,8 +26,6 @@ from simulators.replay.job import run_replay
 from simulators.replay.shard import Shard
 from simulators.report.tally import Tally
 from tests.cluster.server_support import TOKEN, data_copy, deployed, generous, in_process
-
-pytestmark = pytest.mark.cluster
 
 OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
 USERS = [f"someone {n}" for n in range(40)]

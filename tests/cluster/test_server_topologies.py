@@ -12,7 +12,7 @@ import pytest
 from serve_app.catalogue import read_catalogue
 from tests.cluster.server_support import data_copy, deployed, generous, in_process
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.ray
 Call = tuple[str, str, Any]
 NOW = "2026-11-22T03:00:00Z"
 

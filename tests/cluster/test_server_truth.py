@@ -124,7 +124,7 @@ def test_a_user_who_leaves_is_gone_from_ledger_log_and_disk(client: httpx.Client
         assert audit(data, side, now_us=time.time_ns() // 1000).clean
 
 
-@pytest.mark.cluster
+@pytest.mark.ray
 def test_a_deployed_worker_keeps_the_log_up_by_itself(ray_cluster: int, demo_release: Path, tmp_path: Path) -> None:
     data = data_copy(demo_release, tmp_path / "data")
     settings = generous(data=data, topology="fused", http={"port": ray_cluster}, journal={"upkeep_s": 1.0})
