@@ -38,9 +38,9 @@ def test_workers_share_a_trace_and_keep_each_users_order(tmp_path) -> None:
     ("content", "words"),
     [
         (b"hello", "is no trace"),
-        (gzip.compress(b'{"a": 1}\n'), "hindcast_trace"),
-        (gzip.compress(b'{"hindcast_trace": 1, "seconds": 1}\n{"at": "x", "path": "/a"}\n'), "line 2"),
-        (gzip.compress(b'{"hindcast_trace": 1, "seconds": 1}\n{"at": 1, "path": "http://elsewhere"}\n'), "slash"),
+        (gzip.compress(b'{"a": 1}\n', mtime=0), "hindcast_trace"),
+        (gzip.compress(b'{"hindcast_trace": 1, "seconds": 1}\n{"at": "x", "path": "/a"}\n', mtime=0), "line 2"),
+        (gzip.compress(b'{"hindcast_trace": 1, "seconds": 1}\n{"at": 1, "path": "http://elsewhere"}\n', mtime=0), "slash"),
     ],
 )
 def test_what_is_no_trace_is_refused(tmp_path, content, words) -> None:
