@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.errors import InvalidInput
-from serve_app.kernels import kernel
+from serve_app.kernels import inlined, kernel
 from simulators.estimators.estimator import Column, Estimator, Grouping, Units
 from simulators.estimators.linear import Linear, monomial
 from simulators.estimators.rows import Rows
@@ -35,29 +35,39 @@ U64 = npt.NDArray[np.uint64]
 _HUGE = 1e100
 
 
+@inlined
+def _mixed(ratio_cell: F64, cell_p: F64) -> float:
+    out = 0.0
+    for c in range(len(cell_p)):
+        out += cell_p[c] * ratio_cell[c]
+    return out
+
+
 @kernel
 def _of_epochs(
     first: I64, last: I64, propensity: F64, targets: F64, target_p: F64, target_of: I64, by_cell: F64, cell_p: F64,
     reward: F64, send: F64, lost: F64, weight: F64, sums: F64, live: F64, unsupported: F64,
 ) -> None:  # fmt: skip
-    """One row an epoch: weight f64[e, 1 + P], sums f64[e, 2 + M] (one, sends, rewards), live f64[e], lost f64[e, P].
-    targets f64[n, T]: probabilities under each target's cells, drawn with target_p f64[T], of target target_of i64[T].
+    """One row an epoch: weight f64[e, 1 + P], sums f64[e, 2 + M] (one, sends, rewards), live f64[e], unsupported
+    f64[e, P]. targets f64[n, T]: probabilities under each target's cells, drawn with target_p f64[T], of target target_of
+    i64[T]; lost f64[n, T]: their mass on what no cell could choose.
     """
     columns, cells, metrics = targets.shape[1], by_cell.shape[1], reward.shape[1]
     for e in range(len(first)):
         ratio_target, ratio_cell = np.ones(columns), np.ones(cells)
-        kept = np.ones(lost.shape[1])
-        sums[e, 0], live[e] = 1.0, 0.0
+        sums[e, 0], live[e], unsupported[e, :] = 1.0, 0.0, 0.0
         for row in range(first[e], last[e]):
             top = 0.0
+            for t in range(columns):
+                if lost[row, t] > 0.0 and ratio_target[t] > 0.0:
+                    before = target_p[t] * (ratio_target[t] / _mixed(ratio_cell, cell_p))
+                    unsupported[e, target_of[t]] += before * lost[row, t]
             for c in range(cells):
                 ratio_cell[c] *= by_cell[row, c] / propensity[row]
                 top = max(top, ratio_cell[c])
             for t in range(columns):
                 ratio_target[t] *= targets[row, t] / propensity[row]
                 top = max(top, ratio_target[t])
-            for p in range(lost.shape[1]):
-                kept[p] *= 1.0 - lost[row, p]
             if top > _HUGE:  # only their proportions matter
                 ratio_cell /= top
                 ratio_target /= top
@@ -65,16 +75,12 @@ def _of_epochs(
             live[e] = max(live[e], send[row])
             for m in range(metrics):
                 sums[e, 2 + m] += reward[row, m]
-        mixture = 0.0
-        for c in range(cells):
-            mixture += cell_p[c] * ratio_cell[c]
+        mixture = _mixed(ratio_cell, cell_p)
         weight[e, :] = 0.0
         weight[e, 0] = 1.0
         for t in range(columns):
             if ratio_target[t] > 0.0:
                 weight[e, target_of[t] + 1] += target_p[t] * (ratio_target[t] / mixture)
-        for p in range(lost.shape[1]):
-            unsupported[e, p] = 1.0 - kept[p]
 
 
 class Cells(Estimator):
@@ -83,11 +89,14 @@ class Cells(Estimator):
 
     Rows carry `extra` columns: epoch i64[n] (rows of an epoch adjacent within the user) and cell_probability f64[n, C]: each
     cell's probability of what was logged, on the logged history. `propensity` is that of the cell in force. Optionally
-    cell_unsupported f64[n, P]: the target's mass on choices that no cell could make (none, where the target is a cell).
+    cell_unsupported f64[n, P]: the target's mass, on the logged history, on choices that no cell could make (none, where the
+    target is a cell). What an epoch loses is that mass of each decision times the weight of the decisions before it, so that
+    the mean weight and the share lost add up to 1 where what a target does at each decision is what some cell does.
 
     A target is one set of rules, its column of `Rows.target`. One that draws cells of its own is a mixture too: name it in
-    target_cell_p with their probabilities, and pass ``cells of <name>`` f64[n, its cells] in `extra`. The logging mixture
-    itself, the A/A control, is named in `mixture`: its weight is 1.
+    target_cell_p with their probabilities, and pass ``cells of <name>`` f64[n, its cells] in `extra`, and optionally
+    ``unsupported of <name>`` of the same shape. The logging mixture itself, the A/A control, is named in `mixture`: its
+    weight is 1, and it loses nothing.
     """
 
     name = "cells"
@@ -141,7 +150,7 @@ class Cells(Estimator):
         live, lost = np.empty(count), np.empty((count, targets))
         _of_epochs(
             first, last, rows.propensity, *self._targets(rows, by_cell), by_cell, np.array(self.cell_p), rows.reward,
-            rows.send, self._unsupported(rows), weight, sums, live, lost,
+            rows.send, self._lost(rows), weight, sums, live, lost,
         )  # fmt: skip
         code = None if self.grouping is None else rows.groups[self.grouping.name][first]
         return Units(rows.user[first], weight, sums, code, weight, live, lost)
@@ -165,13 +174,26 @@ class Cells(Estimator):
             owner += [p] * len(drawn)
         return np.concatenate(columns, axis=1), np.array(shares), np.array(owner, np.int64)
 
-    def _unsupported(self, rows: Rows) -> F64:
-        shape = rows.target.shape
-        if "cell_unsupported" not in rows.extra:
-            return np.zeros(shape)
-        given = np.ascontiguousarray(rows.extra["cell_unsupported"], np.float64).reshape(-1, shape[1])
-        if given.shape != shape or not ((given >= 0) & (given <= 1)).all():
-            raise InvalidInput(f"must be probabilities of shape {shape}", field="cell_unsupported")
+    def _lost(self, rows: Rows) -> F64:
+        """f64[n, columns of `_targets`]: mass on what no cell of the log could choose."""
+        own = self._probabilities(rows, "cell_unsupported", rows.target.shape[1])
+        columns: list[F64] = []
+        for p, name in enumerate(self.policies[1:]):
+            if name in self.mixture:
+                columns.append(np.zeros((len(rows), len(self.cell_p))))
+            elif name in self.target_cell_p:
+                columns.append(self._probabilities(rows, f"unsupported of {name}", len(self.target_cell_p[name])))
+            else:
+                columns.append(own[:, p : p + 1])
+        return np.concatenate(columns, axis=1)
+
+    def _probabilities(self, rows: Rows, name: str, width: int) -> F64:
+        """An extra column that may be absent: then 0."""
+        if name not in rows.extra:
+            return np.zeros((len(rows), width))
+        given = np.asarray(rows.extra[name], np.float64).reshape(len(rows), -1)
+        if given.shape[1] != width or not ((given >= 0) & (given <= 1 + 1e-9)).all():
+            raise InvalidInput(f"must be probabilities, {width} a row", field=name)
         return given
 
     def _linear(self, total: F64, users: float, policy: int, metric: int, per: Per) -> Linear:

@@ -16,10 +16,11 @@ from simulators.replay.course import Course, along_log, in_waves
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.partition import Partition
 
-__all__ = ["OnLog", "Probabilities", "first_sends", "logged_probability", "on_log"]
+__all__ = ["OnLog", "Probabilities", "Support", "first_sends", "logged_probability", "on_log"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +54,37 @@ def logged_probability(asked: Opportunities) -> F64:
 class OnLog:
     """What a policy makes of the log, on the logged histories. own: in the cell each user is in. by_cell f64[n, cells]:
     probability of what was logged, had the user been in each of the policy's cells (one column where it has none).
-    choices f64[candidates], where asked for: probability of each logged candidate, in the cell each user is in."""
+    choices f64[candidates], where asked for: probability of each logged candidate, in the cell each user is in. beyond
+    f64[n, cells], where asked for: mass in each cell on choices outside a `Support`."""
 
     own: Probabilities
     by_cell: F64
     choices: F64 | None = None
+    beyond: F64 | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """What some cell of a policy could choose, on the logged history. candidate bool[candidates]: to send it first; none
+    bool[n]: to send nothing."""
+
+    candidate: Bools
+    none: Bools
+
+    @classmethod
+    def nothing(cls, asked: Opportunities) -> Support:
+        """To be filled in."""
+        return cls(np.zeros(asked.batch.candidates.rows, np.bool_), np.zeros(len(asked), np.bool_))
 
 
 def on_log(
-    partition: Partition, policies: Sequence[CompiledPolicy], behaviour: Sequence[CompiledPolicy], *, choices: bool = False
-) -> list[OnLog]:
-    """Of each policy. behaviour: the policies that logged. All look at the same histories, which are read once. choices:
-    keep the probability of every candidate, for whoever predicts what each would have brought."""
+    partition: Partition, policies: Sequence[CompiledPolicy], behaviour: Sequence[CompiledPolicy], *, choices: bool = False,
+    support: Support | None = None, teaching: int = 0,
+) -> list[OnLog]:  # fmt: skip
+    """As `simulators.replay.stream.stream_on_log`. All look at the same histories, which are read once."""
     asked = partition.asked
     order, _ = in_waves(asked.owner)
-    views = [_View(asked, one, behaviour, order, choices) for one in policies]
+    views = [_View(asked, one, behaviour, order, choices, support, k < teaching) for k, one in enumerate(policies)]
     course = Course(asked, behaviour, partition.start, partition.failures())
 
     def look(rows: I64, places: slice, histories: Histories) -> None:
@@ -82,8 +99,10 @@ class _View:
     """One policy's look at every wave, once for each of its cells."""
 
     def __init__(
-        self, asked: Opportunities, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy], order: I64, choices: bool
-    ) -> None:
+        self, asked: Opportunities, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy], order: I64, choices: bool,
+        support: Support | None, teaches: bool,
+    ) -> None:  # fmt: skip
+        self._support, self._teaches = support, teaches
         self._asked, self._policy, self._first = asked, policy, first_sends(asked)
         self._waves = asked.under(policy, behaviour).batch.take(order)
         drawn, self._cells = asked.assigned(policy), max(len(policy.trials.cell_p), 1)
@@ -92,6 +111,7 @@ class _View:
         shape = (len(asked), self._cells)
         self._chosen, self._send, self._unsupported = np.empty(shape), np.empty(shape), np.empty(shape)
         self._choices = np.zeros(asked.batch.candidates.rows) if choices else None
+        self._beyond = None if support is None else np.zeros(shape)
 
     def look(self, course: Course, rows: I64, places: slice, histories: Histories) -> None:
         """Decide one wave in every cell."""
@@ -116,6 +136,13 @@ class _View:
         if self._choices is not None:
             mine = self._cell[rows[owner]] == cell
             self._choices[flat[mine]] = p_choice[mine]
+        if self._support is not None and self._teaches:
+            self._support.candidate[flat] |= p_choice > 0
+            self._support.none[rows] |= p_none > 0
+        elif self._support is not None and self._beyond is not None:
+            beyond = np.where(self._support.candidate[flat], 0.0, p_choice)
+            mass = np.bincount(owner, weights=beyond, minlength=len(rows))
+            self._beyond[rows, cell] = mass + np.where(self._support.none[rows], 0.0, p_none)
         lost = np.where(asked.logged_candidates["p_choice"][flat] == 0.0, p_choice, 0.0)
         mass = np.bincount(owner, weights=lost, minlength=len(rows))
         self._unsupported[rows, cell] = mass + np.where(asked.logged["p_none"][rows] == 0.0, p_none, 0.0)
@@ -123,4 +150,5 @@ class _View:
     def result(self) -> OnLog:
         """Everything that was seen."""
         own = np.arange(len(self._cell)), self._cell
-        return OnLog(Probabilities(self._chosen[own], self._send[own], self._unsupported[own]), self._chosen, self._choices)
+        mine = Probabilities(self._chosen[own], self._send[own], self._unsupported[own])
+        return OnLog(mine, self._chosen, self._choices, self._beyond)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.document import parse_policy
 from simulators.estimators import DR, IPS, SNDR, SNIPS, Cells, Grouping, Rows, Suite, WindowedIPS, checked_rows
 from simulators.estimators.estimator import Estimator
-from simulators.replay.analytic import OnLog, first_sends, logged_probability
+from simulators.replay.analytic import OnLog, Support, first_sends, logged_probability
 from simulators.replay.counts import DAY_US, Window
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.outcomes import Predicted, predictions
@@ -137,11 +138,13 @@ def _looked(
     choices: bool,
 ) -> list[OnLog]:
     """Of the policies that logged (own), on the logged scores, and of the targets, on theirs; in one walk where these are
-    the same."""
+    the same. Where there are own, the targets' mass on choices that none of their cells could make is kept."""
+    support = Support.nothing(partition.asked) if own else None
+    look = partial(stream_on_log, behaviour=behaviour, choices=choices, support=support)
     if partition.asked.rescored is None:
-        return stream_on_log(partition, [*own, *targets], behaviour, choices=choices)
-    first = stream_on_log(partition, own, behaviour, choices=choices)
-    return [*first, *stream_on_log(partition.with_asked(partition.asked.scored()), targets, behaviour, choices=choices)]
+        return look(partition, [*own, *targets], teaching=len(own))
+    first = look(partition, own, teaching=len(own))
+    return [*first, *look(partition.with_asked(partition.asked.scored()), targets)]
 
 
 def estimation_rows(
@@ -235,10 +238,15 @@ def _cell_columns(
         "epoch": asked.assigned(behaviour).epoch.astype(np.int64),
         "cell_probability": looked[0].by_cell,
     }
-    for target, policy, one in zip(spec.targets, targets, looked[1:], strict=True):
+    unsupported = np.zeros((len(asked), 1 + len(targets)))
+    for p, (target, policy, one) in enumerate(zip(spec.targets, targets, looked[1:], strict=True), 1):
+        if one.beyond is None:
+            raise ValueError("the targets' mass on choices that no cell could make was not kept")
         if len(policy.trials.cell_p):
-            out[f"cells of {target.name}"] = one.by_cell
-    return out
+            out[f"cells of {target.name}"], out[f"unsupported of {target.name}"] = one.by_cell, one.beyond
+        else:
+            unsupported[:, p] = one.beyond[:, 0]
+    return out | {"cell_unsupported": unsupported}
 
 
 def _all_codes(asked: Opportunities, spec: ReplaySpec) -> dict[str, I32]:

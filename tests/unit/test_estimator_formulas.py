@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,17 @@ from simulators.estimators import (
     CascadeDR,
     Cells,
     DRos,
+    EstimateSettings,
     Grouping,
     Per,
     RejectionReplay,
+    Standing,
     SwitchDR,
     WindowedIPS,
     checked_rows,
 )
 from simulators.estimators.mips import attribute_probability
+from simulators.estimators.verdicts import judge
 from tests.unit.estimator_support import CELL_P, DAYS, FACTORIES, METRICS, POLICIES, columns, rows_of
 
 FOUND = columns(11, 300)
@@ -173,6 +177,29 @@ def test_a_cell_as_target_never_outweighs_its_inverse_probability() -> None:
     estimator.update(rows_of(found))
     assert estimator.diagnostics is not None
     assert estimator.diagnostics.of(0).largest_weight <= 1 / CELL_P[1] + 1e-9
+
+
+def test_the_mean_weight_and_what_no_cell_could_choose_make_one() -> None:
+    cells, target = np.array([[0.7, 0.3, 0.0], [0.2, 0.8, 0.0]]), np.array([0.5, 0.4, 0.1])
+    epochs = []
+    for a, b in product(range(2), repeat=2):  # as often as the mixture of cells takes them, of 200 epochs
+        epochs += [(a, b)] * round(100 * (cells[:, a] * cells[:, b]).sum())
+    taken = np.array(epochs).ravel()
+    rows = checked_rows(
+        np.repeat(np.arange(200, dtype=np.uint64), 2), cells[0][taken], target[taken], np.ones(len(taken)),
+        extra={"epoch": np.zeros(len(taken), np.int64), "cell_probability": cells[:, taken].T,
+               "cell_unsupported": np.full(len(taken), target[2])},
+    )  # fmt: skip
+    estimator = Cells(["new"], ["click"], cell_p=[0.5, 0.5])
+    estimator.update(rows)
+    assert estimator.diagnostics is not None
+    found = estimator.diagnostics.of(0)
+    assert found.unsupported == pytest.approx(1 - 0.9**2)
+    assert found.mean_weight == pytest.approx(0.9**2)
+    verdict = judge(found, EstimateSettings().verdict)
+    assert verdict.standing is Standing.refused
+    assert not any("mean weight" in one for one in verdict.reasons)
+    assert any("19.00% of the target's choices could not be logged" in one for one in verdict.reasons)
 
 
 def test_list_estimators_weigh_prefixes() -> None:

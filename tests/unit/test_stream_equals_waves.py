@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from serve_app.policy.compile import CompiledPolicy
 from simulators.replay import partition as partitions
-from simulators.replay.analytic import on_log
+from simulators.replay.analytic import Support, on_log
 from simulators.replay.course import Course, follow_log, follow_policy
 from simulators.replay.realised import Realised, RealisedTrack
 from simulators.replay.stream import stream_log, stream_on_log, stream_policy
@@ -82,11 +82,14 @@ def failures_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _check_views(log: Log, policies: Any) -> None:
     waves, streamed = (_with_failures(log) for _ in range(2))
-    by_waves = on_log(waves, policies, log.behaviour, choices=True)
-    by_stream = stream_on_log(streamed, policies, log.behaviour, choices=True)
+    able = [Support.nothing(log.partition.asked) for _ in range(2)]
+    teachers = {"choices": True, "teaching": 1}
+    by_waves = on_log(waves, policies, log.behaviour, support=able[0], **teachers)
+    by_stream = stream_on_log(streamed, policies, log.behaviour, support=able[1], **teachers)
     for one, other in zip(by_waves, by_stream, strict=True):
         _same(one.own, other.own, "chosen", "send", "unsupported")
-        _same(one, other, "by_cell", "choices")
+        _same(one, other, "by_cell", "choices", "beyond")
+    _same(*able, "candidate", "none")
 
 
 def _with_failures(log: Log) -> Any:
@@ -123,7 +126,7 @@ def test_reasons_are_counted_of_whoever_counts() -> None:
 @given(seeds)
 def test_probabilities_on_the_logged_histories(seed: int) -> None:
     log = a_log(seed, policies=1 + seed % 2)
-    _check_views(log, [*some_policies(Random(seed + 2), 2), log.behaviour[0]])
+    _check_views(log, [log.behaviour[0], *some_policies(Random(seed + 2), 2)])
 
 
 def test_a_user_of_ten_thousand_requests_beside_users_of_one() -> None:

@@ -19,7 +19,7 @@ from serve_app.ledger.protocol import Histories, LedgerSettings
 from serve_app.policy.assign import variants
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.vocabulary import Reason
-from simulators.replay.analytic import OnLog, Probabilities, first_sends
+from simulators.replay.analytic import OnLog, Probabilities, Support, first_sends
 from simulators.replay.histories import Failures
 from simulators.replay.memberships import segments_under
 from simulators.replay.opportunities import Opportunities
@@ -102,9 +102,19 @@ def stream_log(
 
 
 def stream_on_log(
-    partition: Partition, policies: Sequence[CompiledPolicy], behaviour: Sequence[CompiledPolicy], *, choices: bool = False
+    partition: Partition,
+    policies: Sequence[CompiledPolicy],
+    behaviour: Sequence[CompiledPolicy],
+    *,
+    choices: bool = False,
+    support: Support | None = None,
+    teaching: int = 0,
 ) -> list[OnLog]:
-    """How probable each policy makes what was logged, in each of its cells: `simulators.replay.analytic.on_log`."""
+    """How probable each policy makes what was logged, in each of its cells, all on the logged histories.
+
+    behaviour: the policies that logged. choices: keep the probability of every candidate, for whoever predicts what each
+    would have brought. support: keep each policy's mass on choices outside it; what the first `teaching` policies could
+    choose in any cell is added to it on the way."""
     asked, n, m = partition.asked, len(partition.asked), partition.asked.batch.candidates.rows
     if not policies:
         return []
@@ -113,11 +123,12 @@ def stream_on_log(
     )  # fmt: skip
     cells, kept = [max(len(one.trials.cell_p), 1) for one in policies], len(policies) if choices else 0
     own = np.stack([variants(one.trials, room.asked.user, room.asked.decided_at) for one in policies])
-    count = np.array(cells, np.int16)[:, None]
+    count, able = np.array(cells, np.int16)[:, None], support or Support.nothing(asked)
     views = Views(
         lengths_to_offsets(cells), own // count * count, own % count, plain(asked.logged_candidates["p_choice"]),
-        plain(asked.logged["p_none"]), first_sends(asked), np.empty((n, sum(cells))), np.empty((len(policies), n)),
-        np.empty((len(policies), n)), np.zeros((kept, m)), len(policies), sum(cells), kept,
+        plain(asked.logged["p_none"]), first_sends(asked), able.candidate, able.none, np.empty((n, sum(cells))),
+        np.empty((len(policies), n)), np.empty((len(policies), n)), np.zeros((kept, m)),
+        np.empty((0 if support is None else n, sum(cells))), len(policies), sum(cells), kept, teaching, support is not None,
     )  # fmt: skip
 
     def walk(u: int, row: int, _: I64) -> tuple[int, int]:
@@ -129,10 +140,12 @@ def stream_on_log(
 
 
 def _on_log(views: Views, p: int) -> OnLog:
-    by_cell = np.ascontiguousarray(views.chosen[:, views.first[p] : views.first[p + 1]])
+    mine = slice(views.first[p], views.first[p + 1])
+    by_cell = np.ascontiguousarray(views.chosen[:, mine])
     own = by_cell[np.arange(len(by_cell)), views.cell[p]]
     probabilities = Probabilities(own, views.send[p], views.unsupported[p])
-    return OnLog(probabilities, by_cell, views.choices[p] if views.kept else None)
+    beyond = np.ascontiguousarray(views.beyond[:, mine]) if views.judged else None
+    return OnLog(probabilities, by_cell, views.choices[p] if views.kept else None, beyond)
 
 
 class _Room:

@@ -94,7 +94,9 @@ class Told(NamedTuple):
 class Views(NamedTuple):
     """P policies in each of their cells. first i64[P + 1]: each policy's views; variant i16[P, n]: of its first cell; cell
     i16[P, n]: the own one; p_logged f8[m], none_logged f8[n]: the logged p_choice and p_none; sent i64[n]: the candidate
-    sent first, -1: none. chosen f8[n, views], send and unsupported f8[P, n], choices f8[P, m] (where kept): results."""
+    sent first, -1: none. able u1[m], able_none u1[n]: candidates, and sending nothing, that some cell of the first
+    `teaching` policies could choose, which add to them. chosen f8[n, views], send and unsupported f8[P, n], choices f8[P, m]
+    (where kept), beyond f8[n, views] (where judged: mass on what is not able): results."""
 
     first: I64
     variant: I16
@@ -102,13 +104,18 @@ class Views(NamedTuple):
     p_logged: F64
     none_logged: F64
     sent: I64
+    able: Bool
+    able_none: Bool
     chosen: F64
     send: F64
     unsupported: F64
     choices: F64
+    beyond: F64
     policies: int
     width: int
     kept: int
+    teaching: int
+    judged: int
 
 
 class Where(NamedTuple):
@@ -148,8 +155,8 @@ def _told_at(x: I64) -> Told:
 @inlined
 def _views_at(x: I64) -> Views:
     return Views(
-        i8(x[0]), i2(x[1]), i2(x[2]), f8(x[3]), f8(x[4]), i8(x[5]), f8(x[6]), f8(x[7]), f8(x[8]), f8(x[9]), x[10], x[11],
-        x[12],
+        i8(x[0]), i2(x[1]), i2(x[2]), f8(x[3]), f8(x[4]), i8(x[5]), u1(x[6]), u1(x[7]), f8(x[8]), f8(x[9]), f8(x[10]),
+        f8(x[11]), f8(x[12]), x[13], x[14], x[15], x[16], x[17],
     )  # fmt: skip
 
 
@@ -458,6 +465,8 @@ def walk_views(u: int, row: int, x: Where, separate: bool, keep: int, most: int,
 def _note_view(row: int, p: int, view: int, own: bool, p_none: float, w: Work, a: Asked, views: Views) -> None:
     begin, sent = a.offsets[row], views.sent[row]
     views.chosen[row * views.width + view] = p_none if sent < 0 else w.p_choice[sent - begin]
+    if views.judged:
+        _note_support(row, p < views.teaching, view, p_none, w, a, views)
     if not own:
         return
     lost = 0.0
@@ -467,3 +476,17 @@ def _note_view(row: int, p: int, view: int, own: bool, p_none: float, w: Work, a
             views.choices[p * a.m + begin + i] = w.p_choice[i]
     views.send[p * a.n + row] = 1.0 - p_none
     views.unsupported[p * a.n + row] = lost + (p_none if views.none_logged[row] == 0.0 else 0.0)
+
+
+@inlined
+def _note_support(row: int, teaches: bool, view: int, p_none: float, w: Work, a: Asked, views: Views) -> None:
+    """What a view could choose becomes able, or its mass on what is not is written down."""
+    begin, beyond = a.offsets[row], 0.0
+    for i in range(a.offsets[row + 1] - begin):
+        if w.p_choice[i] > 0.0 and not views.able[begin + i]:
+            beyond += w.p_choice[i]
+            views.able[begin + i] = teaches
+    if p_none > 0.0 and not views.able_none[row]:
+        beyond += p_none
+        views.able_none[row] = teaches
+    views.beyond[row * views.width + view] = 0.0 if teaches else beyond
