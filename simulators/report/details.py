@@ -32,6 +32,8 @@ def numbers(one: Estimate, suite: Suite) -> Row:
     if estimator.replicates and said.group is None:
         other = estimator.bootstrap(said.policy, said.metric, said.per, versus=said.versus)
         row["bootstrap_low"], row["bootstrap_high"] = other.low, other.high
+        looked = estimator.anytime(said.policy, said.metric, said.per, versus=said.versus)
+        row["anytime_low"], row["anytime_high"] = looked.low, looked.high
     if one.interval is not None:
         row["detectable"] = minimum_detectable(one.interval.standard_error, level=one.interval.level)
     return row

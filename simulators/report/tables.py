@@ -66,6 +66,7 @@ def _printed(one: Row, said: Measure) -> Row:
         "difference": figure(one["difference"] * said.scale, signed=True),
         "span": span(one["low"], one["high"], scale=said.scale) if one["low"] is not None else "none claimed",
         "bootstrap": span(one["bootstrap_low"], one["bootstrap_high"], scale=said.scale) if "bootstrap_low" in one else "",
+        "anytime": span(one["anytime_low"], one["anytime_high"], scale=said.scale) if "anytime_low" in one else "",
         "relative": change(one["difference"] / logged) if logged > 0 else "",
         "detectable": figure(one["detectable"] * said.scale) if "detectable" in one else "–",
     }

@@ -15,10 +15,9 @@ from serve_app.columns import REQUEST_COLUMNS
 from serve_app.errors import InvalidInput
 from serve_app.log.reader import bucket_groups
 from serve_app.policy.document import canonical_json, load_policy, parse_policy
-from simulators.estimators import Estimated, EstimateSettings, Per, Standing
+from simulators.estimators import Estimated, EstimateSettings, Per, Standing, VerdictSettings
 from simulators.replay.asking import estimators_named, spec_for
 from simulators.replay.estimation import MAIN, _all_codes, metrics_of, segments_of
-from simulators.replay.headline import interval_rows, intervals_beside
 from simulators.replay.outcome_features import FeaturePlan, recent_sends
 from simulators.replay.outcomes import NEEDS_MODEL, Predicted, with_outcome_model
 from simulators.replay.partition import TABLES_READ, Partition, read_partition
@@ -26,6 +25,7 @@ from simulators.replay.rewards import METRICS, attributed, attributed_within, re
 from simulators.replay.roll_out import ASSUMED, ROLL_OUT
 from simulators.replay.shard import Shard, empty_shard, read_shard, replay_group, write_shard
 from simulators.replay.spec import CONTROL, FULL, QUICK, ReplaySpec, Target
+from simulators.report.details import numbers
 from simulators.world.publish import BEHAVIOUR, publish, read_world
 from simulators.world.settings import world_settings
 
@@ -226,12 +226,15 @@ def test_all_of_it_goes_through_a_shard_file(whole: Shard, spec: ReplaySpec, tmp
 
 
 def test_other_intervals_stand_beside_the_default(whole: Shard) -> None:
-    rows = interval_rows(whole.suite, EstimateSettings())
-    shown = {(row["policy"], row["metric"], row["per"]): row for row in rows}
-    assert all(row["policy"] != CONTROL for row in rows)
-    for row in shown.values():
-        assert [one["kind"] for one in row["intervals"]] == ["user-clustered", "user Poisson bootstrap", "anytime"]
-        usual, _, anytime = row["intervals"]
-        assert anytime["high"] - anytime["low"] >= usual["high"] - usual["low"]
-    bounded = intervals_beside(whole.suite, "ips", "strict", "clicks", versus=None, total_between=(0.0, 500.0))
-    assert bounded[-1].kind == "empirical Bernstein"
+    snips = whole.suite["snips"]
+    lenient = EstimateSettings(verdict=VerdictSettings(refuse_ess_below=1, refuse_mean_weight_beyond=1e9))
+    every = [one for one in whole.suite.estimates(lenient, control=CONTROL) if isinstance(one, Estimated)]
+    found = [one for one in every if one.subject.estimator == "snips" and one.subject.versus is not None]
+    shown = [numbers(one, whole.suite) for one in found if one.subject.policy == "strict"]
+    assert shown
+    assert all(row["anytime_high"] - row["anytime_low"] >= row["high"] - row["low"] for row in shown)
+    assert all(row["bootstrap_low"] <= row["bootstrap_high"] for row in shown)
+    kinds = [snips.interval("strict", "clicks")[1], snips.bootstrap("strict", "clicks"), snips.anytime("strict", "clicks")]
+    assert [one.kind for one in kinds] == ["user-clustered", "user Poisson bootstrap", "anytime"]
+    bounded = whole.suite["ips"].bernstein("strict", "clicks", 0.0, 500.0)
+    assert bounded.kind == "empirical Bernstein"
