@@ -32,7 +32,7 @@ def estimate(
     target_send: Annotated[
         list[str] | None, typer.Option(help="column: probability of that under each --target, in their order")
     ] = None,
-    row_id: Annotated[str, typer.Option(help="column: identity of a row; later ones of a user's are left out")] = "",
+    row_id: Annotated[str, typer.Option(help="column: identity of a row; one of a user's alike is kept")] = "",
     log_rate: Annotated[str, typer.Option(help="column: share of such rows that is logged")] = "",
     estimators: Annotated[str, typer.Option(help="names separated by commas")] = "ips,snips",
     versus: Annotated[str, typer.Option(help="differences from this policy; default: what was logged")] = "logged",

@@ -6,16 +6,21 @@
     suite = estimate_dataset("rows/", columns, estimators=("ips", "snips"))
     for estimate in suite.estimates(): ...
 
-Rows of a user must meet in one place, since users are what intervals rest on: rows are repartitioned by user, unless the
-files hold every user's rows next to each other (`grouped`), as logs in user buckets do; then nothing moves. A task turns its
-rows into sums of a few kilobytes, and sums add up exactly, so neither the number of tasks nor their order changes a byte.
+Rows of a user must meet in one place, since users are what intervals rest on. Files that hold every user's rows next to
+each other (`grouped`), as logs in user buckets do, are read where they lie. Other files of up to half a billion values are
+read whole by every task, each keeping its share of the users: a few reads cost less than a shuffle. Larger ones, and
+datasets, are repartitioned by user. Where users might still be torn, tasks say whose rows they had, and a user seen in two
+is an error.
+
+A task turns its rows into sums of a few kilobytes; a user's rows are added in an order of their own (`row_columns`) and
+users exactly, so neither the files nor the order of rows, the number of tasks or their order changes a byte.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,68 +32,34 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serve_app.errors import InvalidInput
-from serve_app.ids import hash_ids
-from simulators.estimators.dm import DM
-from simulators.estimators.dr import DR
-from simulators.estimators.dros import DRos
-from simulators.estimators.estimator import Estimator
-from simulators.estimators.ips import IPS
-from simulators.estimators.rows import FAULTS, Rows, checked_rows
-from simulators.estimators.sndr import SNDR
-from simulators.estimators.snips import SNIPS
+from serve_app.noise import hash_key
+from simulators.estimators.row_columns import (
+    ESTIMATORS,
+    RowColumns,
+    check_columns,
+    chosen,
+    plain,
+    rows_of_table,
+    user_keys,
+)
 from simulators.estimators.suite import Suite
-from simulators.estimators.switch_dr import SwitchDR
 
 if TYPE_CHECKING:
     import ray.data
 
 __all__ = ["ESTIMATORS", "RowColumns", "estimate_dataset", "estimate_table", "parquet_files"]
 
-F64 = npt.NDArray[np.float64]
 U64 = npt.NDArray[np.uint64]
 
-_KINDS: tuple[type[Estimator], ...] = (IPS, SNIPS, DM, DR, SNDR, SwitchDR, DRos)
-ESTIMATORS: Mapping[str, type[Estimator]] = {one.name: one for one in _KINDS}
-"""By the names that `estimate_dataset` takes."""
+_VALUES_A_TASK = 8_000_000  # worth a task of its own that reads all files
+_VALUES_AT_ONCE = 32_000_000  # values that a task keeps at most: 256 MB, and about four times that while it works
+_READS = 16  # of all files, at most
 _ROWS_A_PARTITION = 500_000
+_PARTITIONS = 64  # of a dataset, whose rows are not known
+_BUCKETS_A_PARTITION = 64  # enough that partitions are of like size, few enough to list
+_BUCKET = "user bucket"
 _BATCH = 131_072  # rows of a grouped file read at a time
-
-
-@dataclass(frozen=True)
-class RowColumns:
-    """Names of the columns that hold what `checked_rows` takes, by policy and metric where there are several.
-
-    user: None takes every row for a user of its own. send with target_send, unsupported, log_rate, row_id, q_logged with
-    q_target: optional, as there."""
-
-    propensity: str
-    target: Mapping[str, str]
-    reward: Mapping[str, str]
-    user: str | None = None
-    send: str | None = None
-    target_send: Mapping[str, str] = field(default_factory=dict)
-    unsupported: Mapping[str, str] = field(default_factory=dict)
-    log_rate: str | None = None
-    row_id: str | None = None
-    q_logged: Mapping[str, str] = field(default_factory=dict)
-    q_target: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    def names(self) -> list[str]:
-        """All of them, once."""
-        of_model = [name for one in self.q_target.values() for name in one.values()]
-        several = [*self.target.values(), *self.reward.values(), *self.target_send.values(), *self.unsupported.values()]
-        single = [one for one in (self.user, self.propensity, self.send, self.log_rate, self.row_id) if one is not None]
-        return list(dict.fromkeys([*single, *several, *self.q_logged.values(), *of_model]))
-
-    def suite(self, estimators: Sequence[str]) -> Suite:
-        """An empty suite. InvalidInput names an estimator there is none of, or what one lacks."""
-        for name in estimators:
-            if name not in ESTIMATORS:
-                raise InvalidInput(f"no estimator {name!r}", field="estimators", hint=f"of {', '.join(ESTIMATORS)}")
-            if name not in ("ips", "snips") and not (self.q_logged and self.q_target):
-                raise InvalidInput(f"{name} needs the outcome model's predictions", field="q_logged, q_target",
-                                   hint="name their columns, or leave it out")  # fmt: skip
-        return Suite([ESTIMATORS[name](tuple(self.target), tuple(self.reward)) for name in dict.fromkeys(estimators)])
+_READ_AT_ONCE = 1_048_576  # rows of others
 
 
 def estimate_dataset(
@@ -103,27 +74,37 @@ def estimate_dataset(
     """Sums of all rows, in one execution of one Ray Data pipeline.
 
     source: a dataset, a Parquet file, or a folder of them. grouped: every user's rows stand next to each other in one file
-    (files only); otherwise rows are repartitioned by user, into `partitions` (default: 500,000 rows each). progress(rows
-    read) is called as tasks end. Rows that cannot be used are left out and counted by fault. InvalidInput: a column is
-    absent or of another kind, a user's rows are not together in a grouped file.
+    (files only; takes 16 bytes a user here, to see that it is so). partitions: parts of the users, one task each; above 16
+    of them rows are shuffled. Default: of files one part for 8 million values, up to 16; beyond 32 million values a part,
+    one for 500,000 rows; of a dataset 64. progress(rows done) is called as tasks end. Rows that cannot be used are left out
+    and counted by fault; of a user's rows with one identity one stays. InvalidInput: a column is absent or of another
+    kind, a user's rows are not together in one grouped file.
     """
     empty = columns.suite(estimators)
-    made, limit = _pipeline(source, columns, estimators, grouped, partitions)
-    total, parts, rows = empty, 0, 0
-    for one in made.iter_rows():
+    total, rows, seen = empty, 0, [np.empty(0, np.uint64)]
+    for one in _pipeline(source, columns, tuple(estimators), grouped, partitions).iter_rows():
+        if one["error"]:
+            message, field, hint = json.loads(one["error"])
+            raise InvalidInput(message, field=field, hint=hint)
         total = total + _read(empty, one["sums"])
-        parts, rows = parts + 1, rows + int(one["rows"])
+        rows += int(one["rows"])
+        seen.append(np.frombuffer(one["whose"], np.uint64))
         progress(rows)
-    if limit is not None and parts > limit:
-        raise InvalidInput(f"{parts} parts of {limit} partitions: users were torn apart", field="partitions",
-                           hint="ask for more, smaller partitions")  # fmt: skip
+    if _meet(seen):
+        raise InvalidInput(
+            "rows of one user came in several parts", field="grouped" if grouped else "partitions",
+            hint="leave it out: rows are then repartitioned by user" if grouped else
+            "Ray Data has cut a partition into blocks: ask for more, smaller partitions",
+        )  # fmt: skip
     return total
 
 
-def estimate_table(table: pa.Table, columns: RowColumns, *, estimators: Sequence[str] = ("ips", "snips")) -> Suite:
-    """The same of rows in memory, in any order, without Ray."""
+def estimate_table(
+    table: pa.Table, columns: RowColumns, *, estimators: Sequence[str] = ("ips", "snips"), together: bool = False
+) -> Suite:
+    """The same of rows in memory, without Ray: in any order, or with every user's rows standing `together`."""
     suite = columns.suite(estimators)
-    suite.update(_rows(_sorted(_chosen(table, columns), columns), columns))
+    suite.update(rows_of_table(chosen(table, columns), columns, together=together))
     return suite
 
 
@@ -137,68 +118,128 @@ def parquet_files(path: str | Path) -> list[str]:
 
 
 def _pipeline(
-    source: ray.data.Dataset | str | Path, columns: RowColumns, estimators: Sequence[str], grouped: bool,
+    source: ray.data.Dataset | str | Path, columns: RowColumns, estimators: tuple[str, ...], grouped: bool,
     partitions: int | None,
-) -> tuple[ray.data.Dataset, int | None]:  # fmt: skip
-    """The dataset of sums, and how many parts it may have at most (None: any number)."""
+) -> ray.data.Dataset:  # fmt: skip
+    """The dataset of results: a row each task."""
     import ray.data
 
-    if isinstance(source, str | Path):
-        files = parquet_files(source)
-        _check_columns(pq.read_schema(files[0]), columns, files[0])
+    if not isinstance(source, str | Path):
         if grouped:
-            whole = partial(_of_file, columns=columns, estimators=tuple(estimators))
-            items = [{"file": one} for one in files]
-            return ray.data.from_items(items, override_num_blocks=len(items)).map(whole), None
-        rows = sum(pq.read_metadata(one).num_rows for one in files)
-        partitions = partitions or max(1, -(-rows // _ROWS_A_PARTITION))
-        if partitions == 1:  # one task holds them all: nothing need be moved
-            every = partial(_of_files, columns=columns, estimators=tuple(estimators))
-            return ray.data.from_items([{"files": files}], override_num_blocks=1).map(every), None
-        data = ray.data.read_parquet(files, columns=columns.names())
-    elif grouped:
-        raise InvalidInput("blocks of a dataset do not say where users end", field="grouped", hint="pass the files")
-    else:
-        data = source.select_columns(columns.names())
-    part = partial(_of_block, columns=columns, estimators=tuple(estimators))
+            raise InvalidInput("blocks of a dataset do not say where users end", field="grouped", hint="pass the files")
+        schema = source.schema(fetch_if_missing=False)
+        if schema is not None:
+            check_columns(pa.schema(zip(schema.names, schema.types, strict=True)), columns, "the dataset")
+        return _repartitioned(source, columns, estimators, partitions or _PARTITIONS)
+    files = parquet_files(source)
+    for one in files:
+        check_columns(pq.read_schema(one), columns, one)
+    if grouped or columns.user is None:
+        whole = partial(_of_grouped, columns=columns, estimators=estimators)
+        return ray.data.from_items([{"file": one} for one in files], override_num_blocks=len(files)).map(whole)
+    rows = sum(pq.read_metadata(one).num_rows for one in files)
+    values = rows * len(columns.names())
+    if partitions is None and values > _READS * _VALUES_AT_ONCE:
+        partitions = max(_READS + 1, -(-rows // _ROWS_A_PARTITION))
+    partitions = partitions or min(_READS, max(1, -(-values // _VALUES_A_TASK)))
+    if partitions > _READS:
+        return _repartitioned(ray.data.read_parquet(files), columns, estimators, partitions)
+    share = partial(_of_share, files=files, columns=columns, shares=partitions, estimators=estimators)
+    return ray.data.from_items([{"share": one} for one in range(partitions)], override_num_blocks=partitions).map(share)
+
+
+def _repartitioned(
+    data: ray.data.Dataset, columns: RowColumns, estimators: tuple[str, ...], partitions: int
+) -> ray.data.Dataset:
+    """Rows meet by a bucket of their user, which we say ourselves: Ray's own hash of a user may differ between blocks that
+    hold users as numbers of different widths, or coded by a dictionary."""
+    data = data.select_columns(columns.names())
     if columns.user is not None:
-        partitions = partitions or 64
-        data = data.repartition(partitions, keys=[columns.user])
-    data.context.target_max_block_size = None  # a partition is one block
-    return data.map_batches(part, batch_size=None, batch_format="pyarrow"), partitions if columns.user else None
+        keyed = partial(_keyed, columns=columns, buckets=partitions * _BUCKETS_A_PARTITION)
+        data = data.map_batches(keyed, batch_size=None, batch_format="pyarrow")
+        data = data.repartition(partitions, keys=[_BUCKET])
+    part = partial(_of_block, columns=columns, estimators=estimators)
+    return data.map_batches(part, batch_size=None, batch_format="pyarrow")
 
 
-def _of_block(table: pa.Table, columns: RowColumns, estimators: Sequence[str]) -> dict[str, list[Any]]:
-    suite = estimate_table(table, columns, estimators=estimators)
-    return {"sums": [_written(suite)], "rows": [len(table)]}
+def _keyed(table: pa.Table, columns: RowColumns, buckets: int) -> pa.Table:
+    """Rows with their user as u64 (null stays), and the user's bucket."""
+    name = columns.user or ""
+    table = chosen(table, columns)
+    users, known = _users(table[name], name)
+    table = table.set_column(table.schema.get_field_index(name), name, pa.array(users, mask=~known))
+    return table.append_column(_BUCKET, pa.array(_bucket(users, buckets)))
 
 
-def _of_files(item: dict[str, Any], columns: RowColumns, estimators: Sequence[str]) -> dict[str, Any]:
-    table = pa.concat_tables([pq.read_table(one, columns=columns.names()) for one in item["files"]])
-    return {"sums": _written(estimate_table(table, columns, estimators=estimators)), "rows": len(table)}
+def _users(column: pa.ChunkedArray, name: str) -> tuple[U64, npt.NDArray[np.bool_]]:
+    """u64 of each, 0 where there is none; and where there is one."""
+    known = pc.is_valid(column).to_numpy()
+    users = np.zeros(len(column), np.uint64)
+    users[known] = user_keys(column.filter(pa.array(known)), name)
+    return users, known
 
 
-def _of_file(item: dict[str, Any], columns: RowColumns, estimators: Sequence[str]) -> dict[str, Any]:
-    suite, rows = columns.suite(estimators), 0
-    seen: list[U64] = []
-    for table in _whole_users(item["file"], columns):
-        found = _rows(table, columns)
-        suite.update(found)
-        rows += len(table)
-        seen.append(np.unique(found.user))
-    if columns.user is not None and len(np.unique(np.concatenate(seen))) != sum(map(len, seen)):
-        raise InvalidInput(f"{item['file']}: rows of one user are not next to each other", field="grouped",
-                           hint="leave it out: rows are then repartitioned by user")  # fmt: skip
-    return {"sums": _written(suite), "rows": rows}
+def _bucket(users: U64, buckets: int) -> npt.NDArray[np.int64]:
+    return (hash_key(0, users) % np.uint64(buckets)).astype(np.int64)
+
+
+def _of_block(table: pa.Table, columns: RowColumns, estimators: tuple[str, ...]) -> dict[str, list[Any]]:
+    def of() -> tuple[Suite, int, U64]:
+        buckets = [] if columns.user is None else table[_BUCKET].unique().to_pylist()
+        return estimate_table(table, columns, estimators=estimators), len(table), np.array(buckets, np.uint64)
+
+    return {name: [value] for name, value in _result(of).items()}
+
+
+def _of_share(
+    item: dict[str, Any], files: Sequence[str], columns: RowColumns, shares: int, estimators: tuple[str, ...]
+) -> dict[str, Any]:
+    """Of all files' rows, those of the users that fall to a share."""
+
+    def of() -> tuple[Suite, int, U64]:
+        parts = []
+        for batch in (batch for one in files for batch in _batches(one, columns, _READ_AT_ONCE)):
+            users, _ = _users(batch[columns.user], columns.user or "")
+            parts.append(batch if shares == 1 else batch.filter(pa.array(_bucket(users, shares) == item["share"])))
+        table = pa.concat_tables(parts, promote_options="permissive")
+        return estimate_table(table, columns, estimators=estimators), len(table), np.empty(0, np.uint64)
+
+    return _result(of)
+
+
+def _batches(file: str, columns: RowColumns, rows: int) -> Iterator[pa.Table]:
+    """A file in pieces; one without rows where there are none."""
+    opened, empty = pq.ParquetFile(file), True
+    for batch in opened.iter_batches(rows, columns=columns.names(), use_threads=False):
+        empty = False
+        yield pa.Table.from_batches([batch])
+    if empty:
+        yield pa.schema([opened.schema_arrow.field(name) for name in columns.names()]).empty_table()
+
+
+def _of_grouped(item: dict[str, Any], columns: RowColumns, estimators: tuple[str, ...]) -> dict[str, Any]:
+    def of() -> tuple[Suite, int, U64]:
+        suite, rows, seen = columns.suite(estimators), 0, [np.empty(0, np.uint64)]
+        for table in _whole_users(item["file"], columns):
+            found = rows_of_table(table, columns, together=True)
+            suite.update(found)
+            rows += len(table)
+            if columns.user is not None:
+                seen.append(np.unique(found.user))
+        if _meet(seen):
+            raise InvalidInput(f"{item['file']}: rows of one user are not next to each other", field="grouped",
+                               hint="leave it out: rows are then repartitioned by user")  # fmt: skip
+        return suite, rows, np.concatenate(seen)
+
+    return _result(of)
 
 
 def _whole_users(file: str, columns: RowColumns) -> Iterator[pa.Table]:
     """A file's rows in pieces that tear no user apart."""
     rest: pa.Table | None = None
-    for batch in pq.ParquetFile(file).iter_batches(_BATCH, columns=columns.names(), use_threads=False):
-        table = pa.Table.from_batches([batch])
+    for table in _batches(file, columns, _BATCH):
         table = table if rest is None else pa.concat_tables([rest, table])
-        end = len(table) if columns.user is None else _last_change(table[columns.user].combine_chunks())
+        end = len(table) if columns.user is None else _last_change(plain(table[columns.user]))
         yield table.slice(0, end)
         rest = table.slice(end)
     if rest is not None:
@@ -211,97 +252,24 @@ def _last_change(users: pa.Array) -> int:
     return int(changes[-1]) + 1 if len(changes) else 0
 
 
-def _user_keys(column: pa.ChunkedArray, name: str) -> U64:
-    """u64 of each: whole numbers as they are, texts hashed."""
-    values = column.combine_chunks()
-    if values.null_count:
-        raise InvalidInput(f"{values.null_count} rows have none", field=name)
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    if pa.types.is_integer(values.type):
-        wide = pa.uint64() if pa.types.is_unsigned_integer(values.type) else pa.int64()
-        return values.cast(wide).to_numpy(zero_copy_only=False).astype(np.uint64)
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        raise InvalidInput(f"is of type {values.type}", field=name, hint="users are whole numbers or texts")
-    coded = values.dictionary_encode()
-    hashes = hash_ids(coded.dictionary.to_pylist())
-    return hashes[coded.indices.to_numpy(zero_copy_only=False)]
+def _meet(seen: Sequence[U64]) -> bool:
+    """Is a number in two of these arrays, each without repetition?"""
+    every = np.concatenate(seen)
+    every.sort()
+    return bool((every[1:] == every[:-1]).any())
 
 
-def _sorted(table: pa.Table, columns: RowColumns) -> pa.Table:
-    """By user, and within a user by what the rows say: an order that does not depend on how they came."""
-    if columns.user is None:
-        return table
-    table = table.combine_chunks()
-    within = [columns.row_id] if columns.row_id is not None else [*columns.reward.values(), columns.propensity]
-    keys = [_numbers(table, name) for name in within]
-    known = pc.is_valid(table[columns.user]).to_numpy()
-    user = np.zeros(len(table), np.uint64)
-    user[known] = _user_keys(table[columns.user].filter(pa.array(known)), columns.user)
-    return table.take(pa.array(np.lexsort((*keys, user))))
-
-
-def _numbers(table: pa.Table, name: str) -> F64:
-    """f64[n] of a column; NaN where it is null."""
+def _result(of: Callable[[], tuple[Suite, int, U64]]) -> dict[str, Any]:
+    """What a task gives: sums, the number of rows, and whose they are: users, or buckets of users, that no other task may
+    have. What is wrong with rows is a result too: raised in a task, it would come wrapped in Ray's words and stacks."""
     try:
-        values = table[name].combine_chunks().cast(pa.float64())
-    except pa.ArrowException as error:
-        raise InvalidInput(f"holds no numbers: {error}", field=name) from None
-    found: F64 = values.to_numpy(zero_copy_only=False)
-    return found
-
-
-def _rows(table: pa.Table, columns: RowColumns) -> Rows:
-    """Checked rows; those without a user are left out and counted."""
-    lost = 0
-    if columns.user is not None and table[columns.user].null_count:
-        lost = table[columns.user].null_count
-        table = table.filter(pc.is_valid(table[columns.user]))
-    n = len(table)
-    users = np.arange(n, dtype=np.uint64) if columns.user is None else _user_keys(table[columns.user], columns.user)
-
-    def matrix(names: Mapping[str, str], wanted: Sequence[str]) -> F64:
-        missing = [one for one in wanted if one not in names]
-        if missing:
-            raise InvalidInput(f"no column is named for {missing[0]!r}", field="columns", hint="name one each, or none")
-        return np.stack([_numbers(table, names[one]) for one in wanted], axis=1)
-
-    policies, metrics = tuple(columns.target), tuple(columns.reward)
-    reward, send = matrix(columns.reward, metrics), None
-    if columns.send is not None:
-        send = _numbers(table, columns.send)
-        reward[np.isnan(send)] = np.nan
-        send = np.nan_to_num(send)
-    found = checked_rows(
-        users, _numbers(table, columns.propensity), matrix(columns.target, policies), reward, send=send,
-        target_send=matrix(columns.target_send, policies) if columns.target_send else None,
-        unsupported=matrix(columns.unsupported, policies) if columns.unsupported else None,
-        log_rate=None if columns.log_rate is None else _numbers(table, columns.log_rate),
-        q_logged=matrix(columns.q_logged, metrics) if columns.q_logged else None,
-        q_target=np.stack([matrix(columns.q_target.get(one, {}), metrics) for one in policies], axis=1)
-        if columns.q_target
-        else None,
-        row_id=None if columns.row_id is None else _user_keys(table[columns.row_id], columns.row_id),
-    )  # fmt: skip
-    found.excluded[FAULTS.index("user_missing")] += lost
-    return found
-
-
-def _chosen(table: pa.Table, columns: RowColumns) -> pa.Table:
-    _check_columns(table.schema, columns, "the rows")
-    return table.select(columns.names())
-
-
-def _check_columns(schema: pa.Schema, columns: RowColumns, where: str) -> None:
-    for name in columns.names():
-        if name not in schema.names:
-            raise InvalidInput(f"{where} has no such column", field=name, hint=f"it has {', '.join(schema.names)}")
-
-
-def _written(suite: Suite) -> bytes:
+        suite, rows, whose = of()
+    except InvalidInput as error:
+        said = json.dumps([error.message, error.field, error.hint])
+        return {"sums": b"", "rows": 0, "whose": b"", "error": said}
     out = io.BytesIO()
     np.savez(out, allow_pickle=False, **suite.to_arrays())
-    return out.getvalue()
+    return {"sums": out.getvalue(), "rows": rows, "whose": whose.tobytes(), "error": ""}
 
 
 def _read(empty: Suite, data: bytes) -> Suite:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,16 @@ from typer.testing import CliRunner
 
 from serve_app.errors import InvalidInput
 from simulators.estimators import IPS, SNIPS, Per, Suite
-from simulators.estimators.dataset import RowColumns, _of_block, _of_file, _of_files, _read, estimate_table, parquet_files
+from simulators.estimators.dataset import (
+    RowColumns,
+    _keyed,
+    _of_block,
+    _of_grouped,
+    _of_share,
+    _read,
+    estimate_table,
+    parquet_files,
+)
 from tests.unit.estimator_support import POLICIES, columns, rows_of
 
 COLUMNS = RowColumns(
@@ -56,9 +66,49 @@ def test_the_order_of_rows_changes_no_byte() -> None:
     assert bytes_of(estimate_table(mixed, COLUMNS)) == bytes_of(estimate_table(table, COLUMNS))
 
 
-def test_parts_of_whole_users_add_up_to_the_same_bytes(tmp_path: Path) -> None:
+def test_rows_that_differ_only_in_what_a_target_would_do_have_an_order_of_their_own() -> None:
+    table = table_of(columns(42, 25))
+    for name in ("propensity", "click", "revenue"):  # what rows without a reward have in common
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(np.full(len(table), 0.3)))
+    expected = bytes_of(estimate_table(table, COLUMNS))
+    for seed in range(5):
+        mixed = table.take(np.random.default_rng(seed).permutation(len(table)))
+        assert bytes_of(estimate_table(mixed, COLUMNS)) == expected
+
+
+def test_a_user_of_many_rows_is_ordered_too() -> None:
+    table = table_of(columns(43, 3, most=4000))
+    assert len(table) > 1000
+    mixed = table.take(np.random.default_rng(1).permutation(len(table)))
+    assert bytes_of(estimate_table(mixed, COLUMNS)) == bytes_of(estimate_table(table, COLUMNS))
+
+
+def test_which_of_two_rows_with_one_identity_stays_does_not_depend_on_their_order() -> None:
+    table = table_of(columns(44, 20))
+    identity = pa.array(np.arange(len(table)) // 2)
+    table = table.append_column("id", identity)
+    named = replace(COLUMNS, row_id="id")
+    mixed = table.take(np.arange(len(table))[::-1].copy())
+    found = estimate_table(table, named)
+    assert found.weights_of("ips", "bold").excluded["duplicated"] > 0
+    assert bytes_of(estimate_table(mixed, named)) == bytes_of(found)
+
+
+def test_a_user_has_one_bucket_however_it_is_written() -> None:
+    table = table_of(columns(45, 30))
+    small = pa.array(table["user"].to_numpy() % 1000)
+    buckets = []
+    for users in (small, small.cast(pa.int16()), small.cast(pa.int64()).dictionary_encode()):
+        keyed = _keyed(table.set_column(0, "user", users), COLUMNS, 256)
+        assert keyed["user"].to_pylist() == small.to_pylist()
+        buckets.append(keyed.column(keyed.num_columns - 1).to_pylist())
+    assert buckets[0] == buckets[1] == buckets[2]
+    assert len(set(buckets[0])) > 10
+
+
+def test_parts_of_whole_users_add_up_to_the_same_bytes() -> None:
     found = columns(33, 50)
-    table = table_of(found)
+    table = _keyed(table_of(found), COLUMNS, 8)
     cut = int(np.flatnonzero(np.diff(found["user"]))[20]) + 1
     empty = COLUMNS.suite(("ips", "snips"))
     parts = [_of_block(one, COLUMNS, ("ips", "snips")) for one in (table.slice(cut), table.slice(0, cut))]
@@ -67,22 +117,30 @@ def test_parts_of_whole_users_add_up_to_the_same_bytes(tmp_path: Path) -> None:
     assert sum(one["rows"][0] for one in parts) == len(table)
 
 
-def test_few_rows_in_several_files_need_no_shuffle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shares", [1, 2, 5])
+def test_shares_of_the_users_of_several_files_add_up_to_the_same_bytes(
+    shares: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulators.estimators.dataset._READ_AT_ONCE", 9)
     table = table_of(columns(40, 30))
-    cut = 17  # in the middle of a user, maybe
-    for name, part in (("one", table.slice(0, cut)), ("two", table.slice(cut))):
+    users = [None if row % 11 == 0 else user for row, user in enumerate(table["user"].to_pylist())]
+    table = table.set_column(0, "user", pa.array(users, pa.uint64()))
+    for name, part in (("one", table.slice(0, 17)), ("two", table.slice(17)), ("three", table.slice(0, 0))):
         pq.write_table(part, tmp_path / f"{name}.parquet")
-    found = _of_files({"files": parquet_files(tmp_path)}, COLUMNS, ("ips", "snips"))
-    assert bytes_of(_read(COLUMNS.suite(("ips", "snips")), found["sums"])) == bytes_of(estimate_table(table, COLUMNS))
-    assert found["rows"] == len(table)
+    files, total, rows = parquet_files(tmp_path), COLUMNS.suite(("ips", "snips")), 0
+    for share in range(shares):
+        found = _of_share({"share": share}, files, COLUMNS, shares, ("ips", "snips"))
+        total, rows = total + _read(total, found["sums"]), rows + found["rows"]
+    assert bytes_of(total) == bytes_of(estimate_table(table, COLUMNS))
+    assert rows == len(table)
 
 
 def test_a_grouped_file_is_read_in_pieces_that_tear_no_user_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of(columns(34, 70))
     pq.write_table(table, tmp_path / "one.parquet")
-    whole = _of_file({"file": str(tmp_path / "one.parquet")}, COLUMNS, ("ips",))
+    whole = _of_grouped({"file": str(tmp_path / "one.parquet")}, COLUMNS, ("ips",))
     monkeypatch.setattr("simulators.estimators.dataset._BATCH", 7)
-    pieces = _of_file({"file": str(tmp_path / "one.parquet")}, COLUMNS, ("ips",))
+    pieces = _of_grouped({"file": str(tmp_path / "one.parquet")}, COLUMNS, ("ips",))
     assert pieces["rows"] == len(table)
     assert pieces["sums"] == whole["sums"]
 
@@ -91,8 +149,9 @@ def test_a_grouped_file_with_a_torn_user_is_an_error(tmp_path: Path, monkeypatch
     table = table_of(columns(35, 40))
     pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), tmp_path / "torn.parquet")
     monkeypatch.setattr("simulators.estimators.dataset._BATCH", 16)
-    with pytest.raises(InvalidInput, match="next to each other"):
-        _of_file({"file": str(tmp_path / "torn.parquet")}, COLUMNS, ("ips",))
+    found = _of_grouped({"file": str(tmp_path / "torn.parquet")}, COLUMNS, ("ips",))
+    assert "not next to each other" in found["error"]
+    assert found["sums"] == b""
 
 
 def test_bad_rows_are_left_out_and_counted_by_fault() -> None:
