@@ -46,7 +46,7 @@ class Failures:
 
 @kernel
 def _refund(
-    rows: I64, now: I64, read: npt.NDArray[np.int16], known: I64, begin: I64, end: I64, next_: I64, at: I64, request: U64,
+    rows: I64, now: I64, read: npt.NDArray[np.int16], end: I64, next_: I64, at: I64, request: U64,
     slot: npt.NDArray[np.int16], start: I64, length: I64, requests: U64, slots: npt.NDArray[np.int16], holdouts: U64,
     flags: npt.NDArray[np.uint8],
 ) -> None:  # fmt: skip
@@ -56,12 +56,7 @@ def _refund(
             seen += 1 if is_refunded(flags[e]) else 0
         while next_[row] < end[row]:
             f = next_[row]
-            if known[i] >= 0:
-                due = f - begin[row] < known[i]
-            elif read[i] >= 0:
-                due = seen < read[i]
-            else:
-                due = at[f] <= now[i]
+            due = seen < read[i] if read[i] >= 0 else at[f] <= now[i]
             if not due:
                 break
             first, last = start[row], start[row] + length[row]
@@ -87,12 +82,12 @@ class UserHistories:
         """Histories of distinct rows."""
         return Histories(*self._arena.gather(rows))
 
-    def refund(self, rows: I64, at: I64, read: npt.NDArray[np.int16], known: I64, failures: Failures) -> None:
-        """Flag the sends whose failure was known, for distinct rows: `known` i64 of the user's failures; where it is
-        -1, as many as make `read` refunded uses; where that is -1 too, those that failed by `at`."""
+    def refund(self, rows: I64, at: I64, read: npt.NDArray[np.int16], failures: Failures) -> None:
+        """Flag the sends whose failure was known, for distinct rows: as many as make `read` refunded uses; where that is -1,
+        those that failed by `at`."""
         records = self._arena.records
         _refund(
-            rows, at, read, known, failures.begin, failures.end, failures.next, failures.at, failures.request, failures.slot,
+            rows, at, read, failures.end, failures.next, failures.at, failures.request, failures.slot,
             self._arena.start, self._arena.length, records["request_id"], records["slot"], records["holdout"],
             records["flags"],
         )  # fmt: skip

@@ -25,8 +25,8 @@ from serve_app.kernels import kernel
 from serve_app.log.places import region_indices, zone_indices
 from serve_app.policy.assign import Assignment, assign
 from serve_app.policy.compile import CompiledPolicy
-from serve_app.vocabulary import Origin, Reason, StageBit, Surface
-from simulators.replay.memberships import members_of, segments_under
+from serve_app.vocabulary import Reason, StageBit, Surface
+from simulators.replay.memberships import members_of
 from simulators.replay.pack_columns import Decoder
 from simulators.replay.pack_lazy import replaced
 
@@ -95,13 +95,6 @@ class Opportunities:
             rescored=None if self.rescored is None else (self.rescored[0], self.rescored[1][flat]),
         )
 
-    def under(self, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy]) -> Opportunities:
-        """The same requests as asked of one other policy. behaviour: the policies of `revisions`. Raises InvalidInput where
-        it limits campaigns to a segment the log knows nothing of."""
-        if not any(policy is one for one in behaviour):
-            return self.scored()._under(policy, behaviour)
-        return self._under(policy, behaviour)
-
     def scored(self) -> Opportunities:
         """The same with the scores that other policies weigh: `rescored`, where there are any, in place of the logged."""
         if self.rescored is None:
@@ -110,15 +103,6 @@ class Opportunities:
         candidates = replaced(self.batch.candidates, CANDIDATE_COLUMNS, {"heads": heads})
         batch = Batch(self.batch.requests, candidates, self.batch.offsets, {**self.batch.meta, "heads": names})
         out = replace(self, batch=batch, rescored=None)
-        vars(out).update(begins=self.begins, users=self.users, owner=self.owner)
-        return out
-
-    def _under(self, policy: CompiledPolicy, behaviour: Sequence[CompiledPolicy]) -> Opportunities:
-        bits, index = segments_under(policy, behaviour, self.batch)
-        own: dict[str, Array] = {"policy": np.zeros(len(self), np.int16), "segments": bits}
-        requests = replaced(self.batch.requests, REQUEST_COLUMNS, own)
-        candidates = replaced(self.batch.candidates, CANDIDATE_COLUMNS, {"segment": index})
-        out = replace(self, batch=Batch(requests, candidates, self.batch.offsets, self.batch.meta))
         vars(out).update(begins=self.begins, users=self.users, owner=self.owner)
         return out
 
@@ -153,40 +137,9 @@ class Opportunities:
         column = pa.array(self.batch.candidates[name]).dictionary_encode()
         return column.dictionary.to_numpy(zero_copy_only=False), column.indices.to_numpy(zero_copy_only=False)
 
-    def children(self) -> I64:
-        """i64[n]: the row that decided each deferred request again; -1: none."""
-        requests = self.batch.requests
-        out = np.full(len(self), -1, np.int64)
-        again = np.flatnonzero(requests["origin"] == Origin.deferral)
-        if len(again):
-            owner = self.owner[again]
-            begin, end = self.begins[owner], self.begins[owner + 1]
-            _children(again, begin, end, requests["request_id"], requests["parent_request_id"], out)
-        return out
-
     def assigned(self, policy: CompiledPolicy) -> Assignment:
         """The policy's own assignment of each request to arms and cell."""
         return assign(policy.trials, self.batch.requests["user"], self.batch.requests["decided_at"])
-
-    def as_logged(self) -> Batch:
-        """The batch with the logged outcome in it: what the ledger was told. Its `policy` column names `revisions`."""
-        names = ("slot", "ghost", "holdout", "action", "reason", "p_choice")
-        own = {name: self.logged_candidates[name] for name in names}
-        own["slot"] = np.where(self.logged["granted"][self.batch.owner], own["slot"], -1).astype(np.int32)
-        candidates = replaced(self.batch.candidates, CANDIDATE_COLUMNS, own)
-        requests = replaced(self.batch.requests, REQUEST_COLUMNS, {"policy": self.logged["policy"]})
-        return Batch(requests, candidates, self.batch.offsets, self.batch.meta)
-
-
-@kernel
-def _children(again: I64, begin: I64, end: I64, ids: U64, parents: U64, out: I64) -> None:
-    """out[parent] = child for the rows `again`; begin, end: the rows of the user of each."""
-    for i in range(len(again)):
-        row = begin[i]
-        while row < end[i] and ids[row] != parents[again[i]]:
-            row += 1
-        if row < end[i]:
-            out[row] = again[i]
 
 
 @kernel

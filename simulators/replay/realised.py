@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch
-from serve_app.vocabulary import Action, Reason
+from serve_app.vocabulary import Reason
 from simulators.replay.opportunities import Opportunities
 
-__all__ = ["Realised", "RealisedTrack", "as_logged"]
+__all__ = ["Realised", "as_logged"]
 
 I64 = npt.NDArray[np.int64]
 I8 = npt.NDArray[np.int8]
@@ -49,57 +48,9 @@ class Realised:
         )  # fmt: skip
 
 
-class RealisedTrack:
-    """Takes the waves of a course."""
-
-    def __init__(self, asked: Opportunities, counts: Bools | None = None) -> None:
-        """counts bool[n]: logged requests whose candidates' reasons are counted; None: all."""
-        self._asked, self._counts = asked, counts
-        self._decisions: list[tuple[I64, I64, I8, I8]] = []
-        self._sends: list[tuple[I64, I64]] = []
-        self._reasons = np.zeros(len(Reason), np.int64)
-        self._count = 0
-
-    def __call__(self, rows: I64, decided: Batch) -> None:
-        """One wave."""
-        requests, candidates = decided.requests, decided.candidates
-        action = requests["action"]
-        reason = np.where(action == Action.send, np.int8(Reason.chosen), requests["reason"])
-        self._decisions.append((rows, requests["decided_at"], action, reason))
-        sent = np.flatnonzero(candidates["slot"] >= 0)
-        if len(sent):
-            owner = np.searchsorted(decided.offsets, sent, "right") - 1
-            order = np.lexsort((candidates["slot"][sent], owner))
-            sent, owner = sent[order], owner[order]
-            place = sent - decided.offsets[owner] + self._asked.batch.offsets[rows[owner]]
-            self._sends.append((owner + self._count, place))
-        reasons = candidates["reason"]
-        if self._counts is not None:
-            reasons = reasons[np.repeat(self._counts[rows], np.diff(decided.offsets))]
-        self._reasons += np.bincount(reasons, minlength=len(Reason))
-        self._count += len(rows)
-
-    def result(self, carried: int = 0) -> Realised:
-        """Everything, in order of user and time."""
-        empty = np.empty(0, np.int64)
-        rows, at, action, reason = (
-            np.concatenate([one[k] for one in self._decisions]) if self._decisions else empty.astype(dtype)
-            for k, dtype in enumerate((np.int64, np.int64, np.int8, np.int8))
-        )
-        decision, candidate = (np.concatenate([one[k] for one in self._sends]) if self._sends else empty for k in range(2))
-        order = np.lexsort((at, self._asked.owner[rows]))
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        decision = back[decision]
-        by_decision = np.argsort(decision, kind="stable")
-        return Realised(
-            rows[order], at[order], action[order], reason[order], decision[by_decision], candidate[by_decision],
-            self._reasons, carried,
-        )  # fmt: skip
-
-
 def as_logged(asked: Opportunities, counts: Bools | None = None) -> Realised:
-    """What the log says was done. counts: as for `RealisedTrack`."""
+    """What the log says was done. counts bool[n]: logged requests whose candidates' reasons are counted; None:
+    all."""
     candidates = asked.logged_candidates
     owner = asked.batch.owner
     sent = np.flatnonzero((candidates["slot"] >= 0) & asked.logged["granted"][owner])

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from serve_app.log.reader import bucket_groups
-from simulators.replay.course import Course, follow_log, follow_policy, in_waves
+from simulators.replay.course import Course, follow_log, in_waves
 from simulators.replay.parity import Parity, ParityCheck
 from simulators.replay.partition import TABLES_READ, Partition, read_partition
 from simulators.world.driver import world_policy
 from simulators.world.publish import publish, read_world
 from simulators.world.settings import world_settings
+from tests.unit.waves import WaveCourse, follow_policy
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_the_logs_own_policy_on_its_own_course_asks_and_decides_the_same(world: 
     for one in partitions:
         known = follow_log(one.asked, Course(one.asked, [policy], one.start, one.failures()), ParityCheck(one.asked))
         check = ParityCheck(one.asked)
-        course = Course(one.asked, [policy], one.start, one.failures())
+        course = WaveCourse(one.asked, [policy], one.start, one.failures())
         carried = follow_policy(one.asked, course, check, since=0, known=known)
         assert carried == 0
         assert check.result().same == len(one.asked)

@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 
 from serve_app.policy.compile import CompiledPolicy
 from simulators.replay import partition as partitions
-from simulators.replay.analytic import Support, on_log
-from simulators.replay.course import Course, follow_log, follow_policy
-from simulators.replay.realised import Realised, RealisedTrack
+from simulators.replay.analytic import Support
+from simulators.replay.course import Course, follow_log
+from simulators.replay.realised import Realised
 from simulators.replay.stream import stream_log, stream_on_log, stream_policy
 from tests.unit.stream_worlds import Log, a_log, some_policies
+from tests.unit.waves import RealisedTrack, WaveCourse, follow_policy
+from tests.unit.waves_asked import children, under
+from tests.unit.waves_views import on_log
 
 ALWAYS = np.iinfo(np.int64).min
 seeds = st.integers(0, 2**32)
@@ -65,9 +68,9 @@ def _check_log(log: Log) -> Any:
 
 def _check_policy(log: Log, policy: CompiledPolicy, since: int, known: Any, counts: Any = None) -> Realised:
     part = log.partition
-    course, track = Course(part.asked, [policy], part.start, log.failed()), RealisedTrack(part.asked, counts)
+    course, track = WaveCourse(part.asked, [policy], part.start, log.failed()), RealisedTrack(part.asked, counts)
     course.recall_before(part.asked, log.behaviour, since)
-    carried = follow_policy(part.asked.under(policy, log.behaviour), course, track, since=since, known=known)
+    carried = follow_policy(under(part.asked, policy, log.behaviour), course, track, since=since, known=known)
     args = (part.asked, policy, log.behaviour, part.start, log.failed())
     streamed = stream_policy(*args, since=since, known=known, counts=counts)
     _same_realised(track.result(carried), streamed)
@@ -152,7 +155,7 @@ def test_the_random_logs_hold_what_they_are_for() -> None:
     asked = [log.partition.asked for log in logs]
     known = [_check_log(log) for log in logs]
     done = [_check_policy(log, log.behaviour[1], ALWAYS, knew) for log, knew in zip(logs, known, strict=True)]
-    assert sum(int((one.children() >= 0).sum()) for one in asked) > 20  # deferrals that the log settled
+    assert sum(int((children(one) >= 0).sum()) for one in asked) > 20  # deferrals that the log settled
     assert sum(one.carried for one in done) > 20  # and such as it did not
     assert sum(int(one.logged_candidates["ghost"].sum()) for one in asked) > 20
     assert sum(int((one.logged_candidates["slot"] > 0).sum()) for one in asked) > 20  # several sends

@@ -1,9 +1,10 @@
 """The replay's fast engine: each user's requests in order, in one compiled loop, by the row kernels that the Decision stage
 loops over batches of.
 
-It does all that the waves of `simulators.replay.course` do (deferrals and their children, refunds, several policies,
-holdouts with their shadows and ghosts, several sends, cells, flips) and gives the same bits. What it does not write down is
-what each gate saw and when it opens (used, limit, next free time). Who wants those walks in waves.
+It does all that the Decision stage does (refunds, several policies, holdouts with their shadows and ghosts, several sends,
+cells, flips), follows deferrals to their children, and gives the bits that waves of `simulators.replay.course` give. What
+it does not write down is what each gate saw and when it opens (used, limit, next free time): parity, which compares those,
+walks in waves.
 """
 
 from __future__ import annotations
@@ -65,10 +66,17 @@ def stream_policy(
     known: I64,
     counts: npt.NDArray[np.bool_] | None = None,
 ) -> Realised:
-    """What a policy would have done from `since` on, on its own course: `simulators.replay.course.follow_policy`, after
-    `Course.recall_before`. behaviour: the policies of `asked.revisions`. known i64[n]: how many of its user's failed
+    """What a policy would have done from `since` on, on its own course, after all that was logged before.
+
+    A logged request is asked at its logged time. A deferral is asked again at its end: where the log deferred the same
+    request to the same moment, at the moment the log's re-decision happened and with its scores; where it deferred to
+    another moment, at the policy's own moment with the logged re-decision's scores; where it did not defer, with the
+    parent's scores (*carried*). Logged re-decisions of deferrals the policy does not make are never asked, but for those of
+    deferrals made before it began.
+
+    behaviour: the policies of `asked.revisions`. known i64[n]: how many of its user's failed
     deliveries each logged decision knew of. counts bool[n]: logged requests the reasons of whose candidates are counted;
-    None: all. Raises InvalidInput as `Opportunities.under`."""
+    None: all. Raises InvalidInput as `memberships.segments_under`."""
     room = _Room(asked, [policy], behaviour, start, failures, keep=[policy], own_segments=True)
     a, trials = room.asked, trials_of(policy)
     child, root = children_and_roots(a, asked.batch.requests["parent_request_id"], since)
@@ -86,8 +94,8 @@ def stream_policy(
 def stream_log(
     asked: Opportunities, behaviour: Sequence[CompiledPolicy], start: Histories | None, failures: Failures
 ) -> tuple[AsReplayed, I64]:
-    """Every logged request under the policy its `policy` column names: `simulators.replay.course.follow_log`. Returns what
-    was decided, and i64[n]: how many of its user's failed deliveries each decision knew of."""
+    """Every logged request under the policy its `policy` column names, as `simulators.replay.course.follow_log`. Returns
+    what was decided, and i64[n]: how many of its user's failed deliveries each decision knew of."""
     n, m = len(asked), asked.batch.candidates.rows
     room = _Room(asked, behaviour, behaviour, start, failures, keep=behaviour, own_segments=False)
     policy = plain(asked.batch.requests["policy"])

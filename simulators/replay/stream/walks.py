@@ -53,7 +53,7 @@ _FACTS = np.uint64(0)
 
 
 class Deferrals(NamedTuple):
-    """One user's open deferrals in the order they were made: see `simulators.replay.agenda`."""
+    """One user's open deferrals in the order they were made: see `simulators.replay.stream.stream_policy`."""
 
     due: I64
     row: I64

@@ -18,6 +18,7 @@ from serve_app.columns import REQUEST_COLUMNS
 from serve_app.stages.decision.deferrals import children_of
 from serve_app.vocabulary import Action, Origin
 from simulators.replay.opportunities import Opportunities
+from tests.unit.waves_asked import children
 
 __all__ = ["Agenda", "Turn"]
 
@@ -51,7 +52,7 @@ class Agenda:
         """known i64[n]: how many of its user's failed deliveries each logged decision knew of."""
         self._asked, self._known = asked, known
         self._at: I64 = asked.batch.requests["decided_at"]
-        self._child = asked.children()
+        self._child = children(asked)
         inherited = self._child[(self._at < since) & (self._child >= 0)]
         root = asked.batch.requests["origin"] != Origin.deferral
         root[inherited] = True
