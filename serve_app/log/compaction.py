@@ -1,9 +1,9 @@
 """Journal frames into Parquet user buckets, exactly once.
 
-One commit (`serve_app.log.snapshot`) holds the new files and the journal offsets they came from. Rows are merged into the
-small files of their day and bucket range, so that many compactions leave few files. Rows are deduplicated by their identity,
-against each other and against what the log holds: events by event id, of which the copy ingested first stays; decisions as
-`serve_app.log.once` says.
+One commit (`serve_app.log.snapshot`) holds the new files and the journal offsets they came from. Rows are merged with the
+small files of their day and bucket range, so that many compactions leave few files and none writes much anew. Rows are
+deduplicated by their identity, against each other and against what the log holds: events by event id, of which the copy
+ingested first stays; decisions as `serve_app.log.once` says.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from serve_app.ids import BUCKETS
 from serve_app.log.journal import JournalRead, journal_files, read_journal
 from serve_app.log.once import keep_once
 from serve_app.log.reader import read_files
 from serve_app.log.rows import fill
-from serve_app.log.snapshot import log_folder
+from serve_app.log.snapshot import LogFile, log_folder
 from serve_app.log.surroundings import environment_rows, outages
-from serve_app.log.writer import DAY_US, DEFAULT_GROUPS, LogWriter, day_text, sort_rows
+from serve_app.log.writer import DAY_US, DEFAULT_GROUPS, LogWriter, day_text
 
 __all__ = ["CompactionResult", "compact", "deduplicate", "merge_rows", "watermark_rows"]
 
 Bools = npt.NDArray[np.bool_]
 
 _MERGE_BELOW_ROWS = 2_000_000
+_SMALL_ROWS = 65_536
+_FAN_OUT = 8
 _PASS_BYTES = 256 << 20
 # The columns that say a row is the same row; a row may come twice when an append was retried.
 _IDENTITY = {
@@ -170,7 +174,7 @@ def deduplicate(writer: LogWriter, table: str, rows: pa.Table) -> pa.Table:
     if len(known):
         both = pa.concat_tables([known, rows.select(identity)])
         keep &= _first_of_each(both, identity)[len(known) :]
-    return rows.filter(pa.array(keep))
+    return rows if keep.all() else rows.filter(pa.array(keep))
 
 
 def _first_of_each(rows: pa.Table, identity: tuple[str, ...]) -> Bools:
@@ -186,30 +190,75 @@ def _first_of_each(rows: pa.Table, identity: tuple[str, ...]) -> Bools:
 
 
 def _known(writer: LogWriter, table: str, rows: pa.Table, identity: tuple[str, ...]) -> pa.Table:
+    """Identities in the log that may be those of `rows`: their last column is."""
     days = {day_text(one) for one in np.unique(rows["ts"].to_numpy() // DAY_US)} if table not in _OF_ANY_DAY else None
     files = [one for one in writer.live() if one.table == table and (days is None or one.day in days)]
-    root = log_folder(writer.data)
-    return read_files([str(root / one.path) for one in files], table, columns=identity)
+    wanted = pc.unique(rows[identity[-1]])
+    parts = [rows.select(identity).slice(0, 0)]
+    for one in files:
+        logged = read_files([str(log_folder(writer.data) / one.path)], table, columns=identity, in_order=False)
+        found = pc.is_in(logged[identity[-1]], value_set=wanted)
+        if pc.any(found).as_py():
+            parts.append(logged.filter(found))
+    return pa.concat_tables([one.cast(parts[0].schema) for one in parts])
 
 
 def merge_rows(writer: LogWriter, table: str, rows: pa.Table, merge_below: int = _MERGE_BELOW_ROWS) -> None:
-    """Write rows together with the small files of the same days and ranges, which they replace."""
+    """Write rows, together with such files of the same days and ranges as `_to_merge` says, which they replace."""
     if len(rows) == 0:
         return
     wanted = _partitions(writer, table, rows)
-    small = [one for one in writer.live() if (one.table, one.day, one.low, one.high) in wanted and one.rows < merge_below]
-    if small:
+    there: dict[tuple[str, int, int], list[LogFile]] = {}
+    for one in writer.live():
+        if one.table == table and (one.day, one.low, one.high) in wanted and one.rows < merge_below:
+            there.setdefault((one.day, one.low, one.high), []).append(one)
+    old = [one for place, files in there.items() for one in _to_merge(files, wanted[place], merge_below)]
+    if old:
         root = log_folder(writer.data)
-        rows = pa.concat_tables([_plain(read_files([str(root / one.path) for one in small], table)), _plain(rows)])
-        writer.drop(small)
-    writer.write(table, sort_rows(table, rows))
+        logged = read_files([str(root / one.path) for one in old], table, in_order=False)
+        rows = pa.concat_tables([_plain(logged), _plain(rows)]).unify_dictionaries()
+        writer.drop(old)
+    writer.write(table, rows)
+
+
+def _to_merge(files: list[LogFile], rows: int, merge_below: int) -> list[LogFile]:
+    """Of one partition's files, those to write anew together with `rows` new ones: smaller ones always, ones of the same
+    size once `_FAN_OUT` have gathered. So a row is written once for each size it passes through, not in every pass
+    (size-tiered, as in a log-structured merge tree: Luo and Carey, LSM-based storage techniques, VLDB Journal 2020)."""
+    left = sorted(files, key=lambda one: (one.rows, one.path))
+    chosen: list[LogFile] = []
+    while rows < merge_below:
+        size = _size_class(rows)
+        smaller = [one for one in left if _size_class(one.rows) < size]
+        alike = [one for one in left if _size_class(one.rows) == size]
+        more = smaller + alike if size == 0 or len(alike) + 1 >= _FAN_OUT else smaller
+        if not more:
+            break
+        for one in more:
+            if rows >= merge_below:
+                break
+            chosen.append(one)
+            left.remove(one)
+            rows += one.rows
+    return chosen
+
+
+def _size_class(rows: int) -> int:
+    """0 below `_SMALL_ROWS`, then one more for each `_FAN_OUT` times as many."""
+    size, limit = 0, _SMALL_ROWS
+    while rows >= limit:
+        size, limit = size + 1, limit * _FAN_OUT
+    return size
 
 
 def _plain(rows: pa.Table) -> pa.Table:
     return rows.replace_schema_metadata(None).cast(pa.schema([one.remove_metadata() for one in rows.schema]))
 
 
-def _partitions(writer: LogWriter, table: str, rows: pa.Table) -> set[tuple[str, str, int, int]]:
+def _partitions(writer: LogWriter, table: str, rows: pa.Table) -> dict[tuple[str, int, int], int]:
+    """Rows of each (day, first, last bucket)."""
     day, low, high = writer.ranges(table, rows)
-    unique = np.unique(np.stack([day, low, high], axis=1), axis=0)
-    return {(table, day_text(int(one[0])), int(one[1]), int(one[2])) for one in unique}
+    _, first, count = np.unique(day * BUCKETS + low, return_index=True, return_counts=True)
+    return {
+        (day_text(int(day[at])), int(low[at]), int(high[at])): int(number) for at, number in zip(first, count, strict=True)
+    }

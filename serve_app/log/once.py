@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from serve_app.log.reader import read_files
 from serve_app.log.snapshot import LogFile, log_folder
@@ -53,14 +54,23 @@ def days_near(ts: I64) -> set[str]:
 def groups_of(*sides: tuple[Array, ...]) -> list[I64]:
     """The same number for rows whose keys are equal, over all `sides` (each: equally long key columns)."""
     keys = [np.concatenate(columns) for columns in zip(*sides, strict=True)]
-    order = np.lexsort(keys[::-1])
-    new = np.zeros(len(order), np.int64)
-    for key in keys:
-        new[1:] |= key[order][1:] != key[order][:-1]
+    order = np.argsort(keys[-1])  # ids are nearly unique: by them alone, equal rows are neighbours
+    new = _changes(keys[-1], order)
+    if any(bool((_changes(key, order) & ~new).any()) for key in keys[:-1]):
+        order = np.lexsort(keys[::-1])
+        new = np.logical_or.reduce([_changes(key, order) for key in keys])
     number = np.empty(len(order), np.int64)
     number[order] = np.cumsum(new)
     ends = np.cumsum([len(side[0]) for side in sides])[:-1]
     return list(np.split(number, ends))
+
+
+def _changes(key: Array, order: I64) -> Bools:
+    """bool[n]: in this order, not the value of the row before."""
+    values = key[order]
+    out = np.zeros(len(order), np.bool_)
+    out[1:] = values[1:] != values[:-1]
+    return out
 
 
 def find_requests(
@@ -80,7 +90,9 @@ def find_requests(
         mine = np.flatnonzero((buckets >= one.low) & (buckets <= one.high) & (found.state < COMMITTED))
         if not len(mine):
             continue
-        rows = read_files([str(log_folder(data) / one.path)], "decisions", columns=["user", "request_id", "commit_version"])
+        rows = _of_ids(str(log_folder(data) / one.path), pa.array(request_ids[mine]))
+        if not len(rows):
+            continue
         logged, wanted = groups_of(
             (rows["user"].to_numpy(), rows["request_id"].to_numpy()), (users[mine], request_ids[mine])
         )
@@ -91,6 +103,16 @@ def find_requests(
             found.partitions.add((one.day, one.low, one.high))
         found.state[mine] = np.maximum(found.state[mine], state[wanted])
     return found
+
+
+def _of_ids(path: str, request_ids: pa.Array) -> pa.Table:
+    """User, request_id and commit_version of decisions with such ids. Mostly a file has none, which one column says."""
+    ids = read_files([path], "decisions", columns=["request_id"], in_order=False)["request_id"]
+    found = pc.is_in(ids, value_set=request_ids)
+    columns = ["user", "request_id", "commit_version"]
+    if not pc.any(found).as_py():
+        return read_files([], "decisions", columns=columns)
+    return read_files([path], "decisions", columns=columns, in_order=False).filter(found)
 
 
 def supersede(writer: LogWriter, found: Found, users: U64, request_ids: U64) -> int:
@@ -143,7 +165,8 @@ def keep_once(
     out = {}
     for name, rows in given.items():
         mine = number[name]
-        out[name] = rows.filter(pa.array(beats[mine] & (frames[name] == rank.frame[mine])))
+        stays = beats[mine] & (frames[name] == rank.frame[mine])
+        out[name] = rows if stays.all() else rows.filter(pa.array(stays))
     return out
 
 
@@ -163,6 +186,11 @@ class _Ranks:
 
 def _ranks(group: I64, frame: I64, committed: Bools, count: int) -> _Ranks:
     """A copy is committed where any of its rows is; the first committed copy counts, else the first."""
+    only = _Ranks(np.empty(count, np.int64), np.zeros(count, np.bool_))
+    only.frame[group] = frame
+    if bool((only.frame[group] == frame).all()):  # one copy of each
+        only.committed[group[committed]] = True
+        return only
     copies = groups_of((group, frame))[0]
     whole = np.zeros(int(copies.max()) + 1, np.bool_)
     np.logical_or.at(whole, copies, committed)

@@ -103,14 +103,18 @@ def read_files(
     columns: Sequence[str] | None = None,
     with_erased: bool = False,
     buckets: tuple[int, int] | None = None,
+    in_order: bool = True,
 ) -> pa.Table:
     """Rows of the given files of one table (see `bucket_groups`), in the order of `SORT_KEYS`. with_erased: also what is to
     be forgotten (to check a file, or to write it anew). buckets: of users in this inclusive range alone, for which no more
-    is read than the row groups that hold them."""
+    is read than the row groups that hold them. in_order=False: one file after the other, which spares the keys and the
+    sort."""
     wanted = _check(table, columns)
-    needed = list(dict.fromkeys([*wanted, *SORT_KEYS[table]]))
+    needed = list(dict.fromkeys([*wanted, *(SORT_KEYS[table] if in_order else [])]))
     parts = _read_parts(paths, table, needed, with_erased=with_erased, buckets=buckets)
     rows = pa.concat_tables([_bare(table, needed).empty_table(), *parts])
+    if not in_order:
+        return rows
     return sort_rows(table, rows.unify_dictionaries()).select(wanted)
 
 

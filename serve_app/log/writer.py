@@ -10,6 +10,7 @@ import os
 import uuid
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +32,11 @@ I64 = npt.NDArray[np.int64]
 DAY_US = 86_400_000_000
 DEFAULT_GROUPS = 4
 _ROW_GROUP = 131_072  # rows: what a reader that wants a few buckets has to decode at least
+# Columns of which nearly every row has its own value.
+_MANY_VALUES = frozenset(
+    {"ts", "decided_at", "ingested_at", "request_id", "root_id", "event_id", "retrieval_score", "value"}
+    | {"heads", "features", "used", "next_free_at"}
+)
 
 
 def day_text(day: int) -> str:
@@ -46,6 +52,9 @@ def sort_rows(table: str, rows: pa.Table, first: I64 | None = None) -> pa.Table:
         keys.insert(0, first)
     if _is_sorted(keys):
         return rows
+    if first is not None and bool((first == first[0]).all()):
+        first = None
+        del keys[0]
     # Files of several days one after the other: by the first keys alone they are merged, and mostly that is all.
     order = np.argsort(keys[0], kind="stable") if first is None else np.lexsort(keys[1::-1])
     if not _is_sorted([key[order] for key in keys]):
@@ -148,7 +157,8 @@ class LogWriter:
         (self._root / folder).mkdir(parents=True, exist_ok=True)
         aside = self._root / folder / f".{Path(path).name}.tmp"
         with aside.open("wb") as out:
-            pq.write_table(rows, out, compression="zstd", row_group_size=_ROW_GROUP)
+            encoded = _of_few_values(table)
+            pq.write_table(rows, out, compression="zstd", row_group_size=_ROW_GROUP, use_dictionary=encoded)
             out.flush()
             os.fsync(out.fileno())
         aside.replace(self._root / path)
@@ -177,6 +187,20 @@ class LogWriter:
             for path in self._root.glob(pattern):
                 if path.relative_to(self._root).as_posix() not in known:
                     path.unlink()
+
+
+@cache
+def _of_few_values(table: str) -> list[str]:
+    """Parquet columns of `table` to encode with a dictionary: of others it is dear to make, and larger than the values."""
+    return [path for one in TABLES[table] if one.name not in _MANY_VALUES for path in _leaves(one.name, one.type)]
+
+
+def _leaves(path: str, dtype: pa.DataType) -> list[str]:
+    if pa.types.is_list(dtype):
+        return _leaves(f"{path}.list.element", dtype.value_type)
+    if pa.types.is_struct(dtype):
+        return [leaf for one in dtype for leaf in _leaves(f"{path}.{one.name}", one.type)]
+    return [path]
 
 
 def _as_table(table: str, rows: pa.Table | pa.RecordBatch | Iterable[pa.RecordBatch]) -> pa.Table:

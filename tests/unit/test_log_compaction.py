@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from serve_app.errors import DamagedArtifact, InvalidInput, NotReady
 from serve_app.ids import bucket_of
+from serve_app.log import compaction
 from serve_app.log import snapshot as snapshot_module
 from serve_app.log import writer as writer_module
 from serve_app.log.compaction import compact
 from serve_app.log.journal import Journal, journal_files
+from serve_app.log.once import groups_of
 from serve_app.log.reader import bucket_groups, log_days, read_files, read_log
 from serve_app.log.rows import fill
 from serve_app.log.schema import SORT_KEYS, TABLES
@@ -187,6 +189,54 @@ def test_small_files_are_merged(tmp_path: Path) -> None:
         compact(tmp_path, now_us=one)
     assert len([one for one in load_snapshot(tmp_path).files if one.table == "events"]) == 1
     assert len(list((tmp_path / "log" / "events").glob("*/*/*.parquet"))) == 2  # the live one, and its predecessor
+
+
+def test_a_row_is_written_anew_a_few_times_however_many_compactions_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "_SMALL_ROWS", 10)
+    written: list[int] = []
+    real = LogWriter._write_part
+
+    def write_part(self: LogWriter, table: str, *rest: object) -> None:
+        real(self, table, *rest)  # type: ignore[arg-type]
+        written.extend([self._written[-1].rows] if table == "events" else [])
+
+    monkeypatch.setattr(LogWriter, "_write_part", write_part)
+    passes, rows = 70, 10
+    for one in range(passes):
+        _journal(tmp_path, [[(one, number, number) for number in range(rows)]])
+        compact(tmp_path, now_us=one, groups=1)
+    files = [one.rows for one in load_snapshot(tmp_path).files if one.table == "events"]
+    assert sorted(files) == [10] * 6 + [640]  # 70 passes: 64 of them gathered by eights, twice; six on their own
+    assert sum(written) == 62 * 10 + 7 * 80 + 640  # a row at most once for each size
+    assert len(_read(tmp_path)) == passes * rows
+
+
+@given(batches=BATCHES, below=st.integers(1, 40))
+@settings(max_examples=25, deadline=None)
+def test_no_row_is_lost_or_doubled_where_files_are_of_all_sizes(batches: list, below: int) -> None:
+    batches = _distinct(batches)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compaction, "_SMALL_ROWS", 2)
+        patch.setattr(compaction, "_FAN_OUT", 2)
+        for batch in batches:
+            _journal(Path(folder), [batch])
+            compact(folder, groups=1, now_us=1, merge_below_rows=below)
+        assert _read(Path(folder)) == _sorted({one for batch in batches for one in batch})
+
+
+KEYS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
+
+
+@given(sides=st.lists(KEYS, min_size=1, max_size=3))
+def test_rows_have_the_same_number_where_user_and_request_are_the_same(sides: list[list[tuple[int, int]]]) -> None:
+    numbers = groups_of(*((np.array(one)[:, 0], np.array(one)[:, 1]) for one in sides))
+    found = {}
+    for keys, of_side in zip(sides, numbers, strict=True):
+        for key, number in zip(keys, of_side.tolist(), strict=True):
+            assert found.setdefault(key, number) == number
+    assert len(set(found.values())) == len(found)
 
 
 def test_an_event_sent_again_after_a_compaction_is_dropped_and_counted(tmp_path: Path) -> None:
