@@ -6,6 +6,7 @@ result follows from; files of another digest are not reused. Sums are added in b
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import date
@@ -28,6 +29,7 @@ from simulators.replay.pack_shelf import (
     erased_among,
     lone_packs,
     pack_path,
+    read_ahead,
     shelf_of,
     split,
 )
@@ -61,7 +63,7 @@ def run_replay(
     missing = [group for group in groups if not _file(folder, group).is_file()]
     done = len(groups) - len(missing)
     progress(done, len(groups))
-    for _ in (map if local else on_ray)(_task(spec, folder, shelf), [_as_task(one) for one in missing]):
+    for _ in (map if local else on_ray)(_task(spec, folder, shelf), _tasks(missing)):
         done += 1
         progress(done, len(groups))
     total = summed([_file(folder, group) for group in groups], spec)
@@ -160,14 +162,23 @@ def _file(folder: Path, group: BucketGroup) -> Path:
     return folder / f"buckets-{group.low:04d}-{group.high:04d}.npz"
 
 
-def _as_task(group: BucketGroup) -> Task:
-    return {"low": group.low, "high": group.high, "files": orjson.dumps({k: list(v) for k, v in group.files.items()})}
+def _tasks(groups: Sequence[BucketGroup]) -> list[Task]:
+    """One a group; each names the group whose pack should be read meanwhile."""
+    workers = os.cpu_count() or 1
+    out: list[Task] = []
+    for place, group in enumerate(groups):
+        files = orjson.dumps({k: list(v) for k, v in group.files.items()})
+        ahead = groups[min(place + workers, len(groups) - 1)]
+        out.append({"low": group.low, "high": group.high, "files": files, "ahead": (ahead.low, ahead.high)})
+    return out
 
 
 def _task(spec: ReplaySpec, folder: Path, shelf: Path) -> Callable[[Task], Task]:
     def run(task: Task) -> Task:
         files = {name: tuple(paths) for name, paths in orjson.loads(task["files"]).items()}
         group = BucketGroup(int(task["low"]), int(task["high"]), files)
+        low, high = task["ahead"]
+        read_ahead(shelf, int(low), int(high))
         write_shard(_file(folder, group), replay_group(group, spec, shelf))
         return {"low": group.low}
 

@@ -36,6 +36,7 @@ __all__ = [
     "erased_among",
     "lone_packs",
     "pack_path",
+    "read_ahead",
     "remove_stale",
     "shelf_of",
     "source_of",
@@ -87,6 +88,18 @@ def lone_packs(shelf: Path) -> list[BucketGroup]:
     """Groups of a log that consists of packs, by buckets; they have no files."""
     found = [match for one in shelf.glob("buckets-*") if (match := _NAME.fullmatch(one.name)) and match[3] == SOURCE_ITSELF]
     return [BucketGroup(int(one[1]), int(one[2]), {}) for one in sorted(found, key=lambda match: match[0])]
+
+
+def read_ahead(shelf: Path, low: int, high: int) -> None:
+    """Ask the system to have the packs of these buckets in memory soon. Computing on one pack then hides the reading of the
+    next; a hint, which does nothing where there is no such pack."""
+    for pack in shelf.glob(f"buckets-{low:04d}-{high:04d}-*"):
+        for file in pack.glob("*.parquet"):
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
 
 
 def digest_of(path: Path) -> str:

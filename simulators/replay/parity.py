@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch
+from serve_app.policy.gates import GATE_NAMES, HISTORY_GATES
 from serve_app.vocabulary import Action, Reason
 from simulators.replay.opportunities import Opportunities
 
@@ -21,6 +22,7 @@ I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _REQUEST_COLUMNS = ("action", "reason", "until", "p_none", "forced", "explored")
+_OF_NO_HISTORY = [place for place, name in enumerate(GATE_NAMES) if name not in HISTORY_GATES]
 _EXAMPLES = 20
 
 
@@ -65,6 +67,7 @@ class ParityCheck:
     def __init__(self, asked: Opportunities) -> None:
         self._asked = asked
         self._same = np.ones(len(asked), np.bool_)
+        self._certain = np.zeros(len(asked), np.bool_)  # differs in what no history has a say in
         self._seen = np.zeros(len(asked), np.bool_)
         self._columns: dict[str, int] = {}
         self._examples: list[Mismatch] = []
@@ -88,6 +91,7 @@ class ParityCheck:
             by_request[owner[first]] = True
             if len(first):
                 self._note(name, rows, by_request, _of_first(mine, owner, first), _of_first(theirs, owner, first))
+                self._certain[rows[owner[_free_of_history(name, differs)]]] = True
 
     def take(self, told: AsReplayed) -> None:
         """A whole run over the log by the fast engine: what it writes down."""
@@ -128,17 +132,26 @@ class ParityCheck:
 
     def result(self, unsure: Bools | None = None) -> Parity:
         """The counts. Requests that were never decided count as mismatches. unsure bool[n]: of users whose past is not all
-        known; mismatches among these are left out, and counted."""
+        known; mismatches among these are left out, and counted, unless they are in what no history has a say in."""
         missing = int((~self._seen).sum())
         columns = dict(sorted(self._columns.items())) | ({"not replayed": missing} if missing else {})
         same = self._same & self._seen
-        asked = len(same) - (0 if unsure is None else int((unsure & ~same).sum()))
+        asked = len(same) - (0 if unsure is None else int((unsure & ~same & ~self._certain).sum()))
         return Parity(asked, int(same.sum()), columns, self._examples, len(same) - asked)
 
 
 def _equal(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Bools:
     same: Bools = a == b
     return same | ((a != a) & (b != b)) if a.dtype.kind == "f" else same
+
+
+def _free_of_history(name: str, differs: Bools) -> I64:
+    """Candidates that differ in a column, or in words of gates, that no history has a say in. differs: bool[m, ...]."""
+    if name == "value":
+        return np.flatnonzero(differs)
+    if differs.ndim == 2 and differs.shape[1] == len(GATE_NAMES):
+        return np.flatnonzero(differs[:, _OF_NO_HISTORY].any(axis=1))
+    return np.empty(0, np.int64)
 
 
 def _of_first(values: npt.NDArray[Any], owner: I64, first: I64) -> dict[int, Any]:
