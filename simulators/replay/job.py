@@ -13,13 +13,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow.compute as pc
 
 from serve_app.errors import InvalidInput
 from serve_app.ids import BUCKETS
 from serve_app.log.reader import BucketGroup, bucket_groups, log_days, read_files
-from serve_app.release.manifest import write_text_atomically
 from serve_app.vocabulary import Surface
 from simulators.replay.pack import pack_manifest
 from simulators.replay.pack_shelf import (
@@ -34,12 +32,12 @@ from simulators.replay.pack_shelf import (
     split,
 )
 from simulators.replay.partition import TABLES_READ
+from simulators.replay.parts import Task, group_of, make_missing, part_file, parts_folder, task_of
 from simulators.replay.shard import Shard, empty_shard, read_shard, replay_group, write_shard
 from simulators.replay.spec import ReplaySpec
 
-__all__ = ["Task", "groups_of", "log_end", "log_start", "logged_heads", "logged_revisions", "on_ray", "run_replay", "summed"]
+__all__ = ["groups_of", "log_end", "log_start", "logged_heads", "logged_revisions", "run_replay", "summed"]
 
-Task = dict[str, Any]
 _DAY_US = 86_400_000_000
 
 
@@ -60,13 +58,9 @@ def run_replay(
     if not any(group.files.get("requests") for group in groups) and not lone_packs(shelf):
         raise InvalidInput("the log holds no compacted requests", field="log", hint="run `hindcast log compact` first")
     folder = _folder(out, spec, groups, shelf)
-    missing = [group for group in groups if not _file(folder, group).is_file()]
-    done = len(groups) - len(missing)
-    progress(done, len(groups))
-    for _ in (map if local else on_ray)(_task(spec, folder, shelf), _tasks(missing)):
-        done += 1
-        progress(done, len(groups))
-    total = summed([_file(folder, group) for group in groups], spec)
+    missing = [group for group in groups if not part_file(folder, group).is_file()]
+    make_missing(_task(spec, folder, shelf), _tasks(missing), len(groups), progress, local=local)
+    total = summed([part_file(folder, group) for group in groups], spec)
     _refuse_nothing(total)
     return total
 
@@ -146,49 +140,27 @@ def _midnight(day: str) -> int:
 
 
 def _folder(out: Path, spec: ReplaySpec, groups: Sequence[BucketGroup], shelf: Path) -> Path:
-    """The folder of this replay's parts, with what it is of."""
+    """The folder of this replay's parts."""
     data = Path(spec.data)
     ranges = [(group.low, group.high) for group in groups]
     of = {str(Path(path).relative_to(data)) for group in groups for some in group.files.values() for path in some}
     of |= {digest_of(pack_path(shelf, group, SOURCE_ITSELF)) for group in groups if not group.files}
-    folder = out / "parts" / spec.digest([*of, f"{ranges}", erased_among(data, 0, BUCKETS - 1)])
-    folder.mkdir(parents=True, exist_ok=True)
-    said = {**asdict(spec), "groups": ranges}
-    write_text_atomically(folder / "replay.json", orjson.dumps(said, option=orjson.OPT_INDENT_2).decode())
-    return folder
-
-
-def _file(folder: Path, group: BucketGroup) -> Path:
-    return folder / f"buckets-{group.low:04d}-{group.high:04d}.npz"
+    name = spec.digest([*of, f"{ranges}", erased_among(data, 0, BUCKETS - 1)])
+    return parts_folder(out, name, asdict(spec), groups)
 
 
 def _tasks(groups: Sequence[BucketGroup]) -> list[Task]:
     """One a group; each names the group whose pack should be read meanwhile."""
     workers = os.cpu_count() or 1
-    out: list[Task] = []
-    for place, group in enumerate(groups):
-        files = orjson.dumps({k: list(v) for k, v in group.files.items()})
-        ahead = groups[min(place + workers, len(groups) - 1)]
-        out.append({"low": group.low, "high": group.high, "files": files, "ahead": (ahead.low, ahead.high)})
-    return out
+    ahead = [groups[min(place + workers, len(groups) - 1)] for place in range(len(groups))]
+    return [task_of(group, ahead=(later.low, later.high)) for group, later in zip(groups, ahead, strict=True)]
 
 
 def _task(spec: ReplaySpec, folder: Path, shelf: Path) -> Callable[[Task], Task]:
     def run(task: Task) -> Task:
-        files = {name: tuple(paths) for name, paths in orjson.loads(task["files"]).items()}
-        group = BucketGroup(int(task["low"]), int(task["high"]), files)
-        low, high = task["ahead"]
+        group, (low, high) = group_of(task), task["ahead"]
         read_ahead(shelf, int(low), int(high))
-        write_shard(_file(folder, group), replay_group(group, spec, shelf))
+        write_shard(part_file(folder, group), replay_group(group, spec, shelf))
         return {"low": group.low}
 
     return run
-
-
-def on_ray(run: Callable[[Task], Task], tasks: Sequence[Task]) -> Any:
-    """Results as they come."""
-    if not tasks:
-        return ()
-    import ray.data
-
-    return ray.data.from_items(list(tasks), override_num_blocks=len(tasks)).map(run).iter_rows()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +11,6 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from serve_app.errors import DamagedArtifact
 from serve_app.ledger.protocol import NEVER_KNOWN
 from serve_app.log.reader import BucketGroup
 from serve_app.policy.compile import CompiledPolicy
@@ -42,6 +38,7 @@ from simulators.replay.opening import behaviour_of, opened
 from simulators.replay.opportunities import Opportunities
 from simulators.replay.parity import Mismatch, Parity
 from simulators.replay.partition import Partition
+from simulators.replay.parts import counts_as_bytes, counts_from_bytes, part_arrays, write_part
 from simulators.replay.realised import Realised, as_logged
 from simulators.replay.roll_out import RollOuts
 from simulators.replay.scored_again import scored_again
@@ -202,30 +199,18 @@ def _begun(
 
 
 def write_shard(path: Path, shard: Shard) -> None:
-    """Replace `path` in one step: a zip of arrays, the counts as an Arrow stream among them."""
+    """Replace `path` in one step."""
     examples = [one.plain() for one in shard.examples]
     meta = {"requests": shard.requests, "parity": asdict(shard.parity), "examples": examples}
-    stream = pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, COUNTS) as writer:
-        writer.write_table(shard.counts)
-    arrays = shard.sums.to_arrays()
-    arrays |= {"counts": np.frombuffer(stream.getvalue(), np.uint8), "meta": np.frombuffer(orjson.dumps(meta), np.uint8)}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with aside.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    os.replace(aside, path)
+    own = {"counts": counts_as_bytes(shard.counts), "meta": np.frombuffer(orjson.dumps(meta), np.uint8)}
+    write_part(path, shard.sums.to_arrays() | own)
 
 
 def read_shard(path: Path, spec: ReplaySpec) -> Shard:
     """DamagedArtifact where it cannot be read."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        meta = orjson.loads(arrays.pop("meta").tobytes())
-        counts = pa.ipc.open_stream(arrays.pop("counts").tobytes()).read_all()
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, pa.ArrowException, KeyError) as error:
-        raise DamagedArtifact(f"this part of a replay cannot be read: {error}", field=str(path), hint="delete it") from None
+    with part_arrays(path) as arrays:
+        meta, counts = orjson.loads(arrays.pop("meta").tobytes()), counts_from_bytes(arrays.pop("counts"))
     said = meta["parity"]
     mismatches = [Mismatch(**one) for one in said.pop("examples")]
     sums, parity = Sums.empty(spec).load(arrays), Parity(**said, examples=mismatches)
-    return Shard(sums, meta["requests"], parity, counts.cast(COUNTS), examples_from(meta["examples"]))
+    return Shard(sums, meta["requests"], parity, counts, examples_from(meta["examples"]))

@@ -13,6 +13,7 @@ from serve_app.log.reader import bucket_groups
 from simulators.replay.items import job
 from simulators.replay.items.job import lists_spec, run_lists
 from simulators.replay.items.shard import ListsShard, read_shard
+from simulators.replay.parts import task_of
 from simulators.report.items import lists_content, write_lists_report
 from tests.unit.items_support import other
 from tests.unit.world_log import behaviour, world_data
@@ -67,7 +68,7 @@ def test_tasks_travel_to_workers(tmp_path: Path) -> None:
     spec = _spec()
     groups = bucket_groups(spec.data, ("requests", "candidates", "events"))
     run = cloudpickle.loads(cloudpickle.dumps(job._task(spec, tmp_path)))
-    run({"low": groups[0].low, "high": groups[0].high, "files": job._plain(groups[0])})
+    run(task_of(groups[0]))
     assert read_shard(next(tmp_path.glob("*.npz")), spec).surfaces["gateway"].parity.share == 1.0
 
 

@@ -8,13 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import orjson
 import pyarrow.compute as pc
 
 from serve_app.errors import InvalidInput
+from serve_app.ids import BUCKETS
 from serve_app.log.reader import BucketGroup, bucket_groups, read_files
 from serve_app.policy.document import PolicyDocument, canonical_json
-from serve_app.release.manifest import write_text_atomically
 from serve_app.vocabulary import Surface
 from simulators.estimators.outcome_model import OutcomeModel, load_outcome_model
 from simulators.replay.items.logged import read_lists
@@ -24,7 +23,9 @@ from simulators.replay.items.rewards import EVENT_COLUMNS, slot_rewards
 from simulators.replay.items.scoring import Scorer
 from simulators.replay.items.shard import ListsShard, empty_shard, people_of, read_shard, replay_lists, write_shard
 from simulators.replay.items.spec import ListsSpec
-from simulators.replay.job import Task, log_end, on_ray
+from simulators.replay.job import log_end
+from simulators.replay.pack_shelf import erased_among
+from simulators.replay.parts import Task, group_of, make_missing, part_file, parts_folder, task_of
 from simulators.replay.spec import Target, logged_document
 
 __all__ = ["lists_spec", "run_lists"]
@@ -73,16 +74,11 @@ def run_lists(
     groups = bucket_groups(spec.data, _TABLES)
     folder = _folder(out, spec, groups)
     _fit(spec, groups, folder)
-    missing = [group for group in groups if not _file(folder, group).is_file()]
-    done = len(groups) - len(missing)
-    progress(done, len(groups))
-    tasks: list[Task] = [{"low": one.low, "high": one.high, "files": _plain(one)} for one in missing]
-    for _ in (map if local else on_ray)(_task(spec, folder), tasks):
-        done += 1
-        progress(done, len(groups))
+    tasks = [task_of(group) for group in groups if not part_file(folder, group).is_file()]
+    make_missing(_task(spec, folder), tasks, len(groups), progress, local=local)
     total = empty_shard(spec)
     for group in groups:
-        total = total + read_shard(_file(folder, group), spec)
+        total = total + read_shard(part_file(folder, group), spec)
     return total
 
 
@@ -99,29 +95,18 @@ def _logged(data: Path) -> dict[Surface, set[str]]:
 
 
 def _folder(out: Path, spec: ListsSpec, groups: Sequence[BucketGroup]) -> Path:
+    """The folder of this replay's parts."""
     files = [str(Path(path).relative_to(spec.data)) for group in groups for some in group.files.values() for path in some]
-    folder = out / "parts" / f"lists-{spec.digest(files)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    said = {**asdict(spec), "groups": [(group.low, group.high) for group in groups]}
-    write_text_atomically(folder / "replay.json", orjson.dumps(said, option=orjson.OPT_INDENT_2).decode())
-    return folder
-
-
-def _file(folder: Path, group: BucketGroup) -> Path:
-    return folder / f"buckets-{group.low:04d}-{group.high:04d}.npz"
-
-
-def _plain(group: BucketGroup) -> bytes:
-    return orjson.dumps({name: list(paths) for name, paths in group.files.items()})
+    name = spec.digest([*files, erased_among(Path(spec.data), 0, BUCKETS - 1)])
+    return parts_folder(out, f"lists-{name}", asdict(spec), groups)
 
 
 def _task(spec: ListsSpec, folder: Path) -> Callable[[Task], Task]:
     def run(task: Task) -> Task:
-        files = {name: tuple(paths) for name, paths in orjson.loads(task["files"]).items()}
-        group = BucketGroup(int(task["low"]), int(task["high"]), files)
+        group = group_of(task)
         folders = {name: folder / f"outcome-{name}" for name in spec.surfaces}
         models = {name: _model(str(one)) for name, one in folders.items() if one.is_dir()}
-        write_shard(_file(folder, group), replay_lists(group, spec, models, _scorer(spec)))
+        write_shard(part_file(folder, group), replay_lists(group, spec, models, _scorer(spec)))
         return {"low": group.low}
 
     return run

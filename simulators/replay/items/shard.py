@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +12,6 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serve_app.errors import DamagedArtifact
 from serve_app.log.reader import BucketGroup, read_files
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.vocabulary import EventType, Surface
@@ -32,6 +28,7 @@ from simulators.replay.items.scoring import Scorer
 from simulators.replay.items.spec import ListsSpec, compiled_for
 from simulators.replay.memberships import members_of
 from simulators.replay.parity import Mismatch, Parity
+from simulators.replay.parts import counts_as_bytes, counts_from_bytes, part_arrays, write_part
 
 __all__ = ["ListsShard", "SurfaceSums", "empty_shard", "people_of", "read_shard", "replay_lists", "write_shard"]
 
@@ -163,32 +160,22 @@ def people_of(lists: Lists, events: pa.Table) -> Bools:
 
 
 def write_shard(path: Path, shard: ListsShard) -> None:
-    """Replace `path` in one step: a zip of arrays, counts as Arrow streams among them."""
+    """Replace `path` in one step."""
     arrays: dict[str, npt.NDArray[np.generic]] = {}
     parity = {name: asdict(one.parity) for name, one in shard.surfaces.items()}
     arrays["parity"] = np.frombuffer(orjson.dumps(parity), np.uint8)
     for name, one in shard.surfaces.items():
-        stream = pa.BufferOutputStream()
-        with pa.ipc.new_stream(stream, COUNTS) as writer:
-            writer.write_table(one.counts)
-        arrays[f"{name}/counts"] = np.frombuffer(stream.getvalue(), np.uint8)
+        arrays[f"{name}/counts"] = counts_as_bytes(one.counts)
         for kind, suite in one.suites.items():
             arrays |= {f"{name}/{kind}/{key}": values for key, values in suite.to_arrays().items()}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with aside.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    os.replace(aside, path)
+    write_part(path, arrays)
 
 
 def read_shard(path: Path, spec: ListsSpec) -> ListsShard:
     """DamagedArtifact where it cannot be read."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+    with part_arrays(path) as arrays:
         said = orjson.loads(arrays["parity"].tobytes())
         return ListsShard({name: _read_surface(name, one, arrays, said[name]) for name, one in _empty(spec).items()})
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, pa.ArrowException, KeyError) as error:
-        raise DamagedArtifact(f"this part of a replay cannot be read: {error}", field=str(path), hint="delete it") from None
 
 
 def _empty(spec: ListsSpec) -> dict[str, SurfaceSums]:
@@ -198,7 +185,7 @@ def _empty(spec: ListsSpec) -> dict[str, SurfaceSums]:
 def _read_surface(
     name: str, empty: SurfaceSums, arrays: Mapping[str, npt.NDArray[np.generic]], said: dict[str, object]
 ) -> SurfaceSums:
-    counts = pa.ipc.open_stream(arrays[f"{name}/counts"].tobytes()).read_all().cast(COUNTS)
+    counts = counts_from_bytes(arrays[f"{name}/counts"])
     examples = [Mismatch(**one) for one in said.pop("examples")]  # type: ignore[attr-defined]
     suites = {
         kind: suite.load({key.removeprefix(f"{name}/{kind}/"): a for key, a in arrays.items() if f"{name}/{kind}/" in key})
