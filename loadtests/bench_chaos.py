@@ -1,0 +1,197 @@
+"""kill -9 of every kind of process a server has, one after the other, under steady load from a client that tries again.
+
+Run: ``python -m loadtests.bench_chaos --out bench-results``. It makes a small world and a release, starts `hindcast up`,
+asks for lists and send decisions at a steady rate (open loop), and kills. The next kill comes when the dead process has a
+successor and the last calls were answered at the first attempt and at once. At the end log and ledger are examined. Exit
+code 1 where a target is missed: under 0.1 % of calls fail for the client, under 10 s of trouble after a kill, books whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from loadtests.bench_chain import hardware
+from loadtests.chaos_books import Books, examine
+from loadtests.chaos_figures import Call, Figures, Targets, figures_of, untroubled
+from loadtests.chaos_load import ChaosLoad, Patience, Shop
+from loadtests.chaos_victims import Victims, kinds_of
+from loadtests.decide_data import Size, prepare, seed_people
+from loadtests.decide_server import served
+from loadtests.scenarios.answers import Contract
+from serve_app.catalogue import read_catalogue
+
+__all__ = ["Kill", "fire", "main"]
+
+_SETTLED_CALLS = 80
+_LIMIT_S = 90.0
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A process of a kind died at `at`; `whole` after so many seconds, None where the wait was given up."""
+
+    what: str
+    at: float
+    whole_s: float | None
+
+
+async def fire(load: ChaosLoad, victims: Victims, kinds: Sequence[str], console: Console) -> list[Kill]:
+    """Kill one process of each kind in turn, while the load runs."""
+    running, kills = asyncio.create_task(load.run()), []
+    try:
+        await _until(lambda: untroubled(load.calls, 0.0, _SETTLED_CALLS))
+        for kind in kinds:
+            before, at = await asyncio.to_thread(victims.kill, kind)
+            console.print(f"  {kind} {before[-1]} is killed", highlight=False)
+
+            def has_successor(kind: str = kind, before: list[int] = before) -> bool:
+                return any(pid not in before for pid in victims.find(kind))
+
+            succeeded = await _until(has_successor)
+            settled = await _until(lambda at=at: untroubled(load.calls, at, _SETTLED_CALLS))
+            whole = None if succeeded is None or settled is None else time.monotonic() - at
+            kills.append(Kill(kind, at, whole))
+        load.stop()
+        await running
+    finally:
+        running.cancel()
+    return kills
+
+
+async def _until(condition: Any) -> float | None:
+    """When `condition` came true; None: not in time."""
+    limit = time.monotonic() + _LIMIT_S
+    while not await asyncio.to_thread(condition):
+        if time.monotonic() > limit:
+            return None
+        await asyncio.sleep(0.2)
+    return time.monotonic()
+
+
+def shop_of(data: Path) -> Shop:
+    """What the world has; of its users a thousand, so that some come often enough to meet their caps."""
+    catalogue = read_catalogue(data / "catalogue")
+    return Shop(
+        catalogue.items["item_id"].to_pylist(),
+        catalogue.users["user_id"].to_pylist()[:1_000],
+        catalogue.campaigns["campaign_id"].to_pylist(),
+    )
+
+
+def run(
+    data: Path, topology: str, rate: float, patience: Patience, console: Console
+) -> tuple[list[Figures], list[Kill], Books]:
+    """One server, every kill, and the books after it."""
+    with served(data, {}, topology) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        contract = Contract(httpx.get(f"{url}/openapi.json", timeout=30.0).json())
+        load = ChaosLoad(url, shop_of(data), contract, rate=rate, patience=patience)
+        kills = asyncio.run(fire(load, Victims.of(server.process), kinds_of(topology), console))
+    return figures(load.calls, kills), kills, examine(data, load.calls)
+
+
+def figures(calls: Sequence[Call], kills: Sequence[Kill]) -> list[Figures]:
+    """Those of each kill: from it to the next."""
+    ends = [*(kill.at for kill in kills[1:]), float("inf")]
+    return [figures_of(kill.what, calls, kill.at, end) for kill, end in zip(kills, ends, strict=True)]
+
+
+def missed(found: Sequence[Figures], kills: Sequence[Kill], books: Books) -> list[str]:
+    """Every target that was missed, in words."""
+    out = [fault for one in found for fault in Targets().missed(one)]
+    out += [f"{kill.what}: not whole within {_LIMIT_S:g} s" for kill in kills if kill.whole_s is None]
+    return out + books.findings
+
+
+def main(
+    out: Annotated[Path | None, typer.Option(help="Folder for chaos-TOPOLOGY.json.")] = None,
+    topology: Annotated[str, typer.Option(help="fused or chain.")] = "chain",
+    rate: Annotated[float, typer.Option(help="Calls a second: half of them lists, half send decisions.")] = 40.0,
+    gives_up_s: Annotated[float, typer.Option(help="Time after which the client begins no further attempt.")] = 20.0,
+    data: Annotated[Path | None, typer.Option(help="A data folder made by an earlier run; it is written to.")] = None,
+) -> None:
+    """Kill, measure, examine, judge."""
+    console, patience = Console(), Patience(gives_up_s=gives_up_s)
+    with tempfile.TemporaryDirectory(prefix="hc-chaos-") as scratch:
+        folder = data or Path(scratch) / "data"
+        if not (folder / "releases").is_dir():
+            make_data(folder, console)
+        found, kills, books = run(folder, topology, rate, patience, console)
+    faults = missed(found, kills, books)
+    report = {
+        "hardware": hardware(),
+        "topology": topology,
+        "rate": rate,
+        "client": asdict(patience),
+        "targets": asdict(Targets()),
+        "kills": [
+            {**one.told(), "whole_s": kill.whole_s and round(kill.whole_s, 1)}
+            for one, kill in zip(found, kills, strict=True)
+        ],
+        "books": asdict(books),
+        "missed": faults,
+    }
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"chaos-{topology}.json").write_text(json.dumps(report, indent=1))
+    show(console, report, found, books)
+    sys.exit(1 if faults else 0)
+
+
+def make_data(folder: Path, console: Console) -> None:
+    """A small world whose campaigns run, a release, and a ledger that knows its users."""
+    size, now = Size(world_users=2_000, items=600, days=6, population=2_000), time.time_ns() // 1_000
+    prepare(folder, size, now, lambda text: console.print(f"  {text}"))
+    seed_people(folder, now)
+
+
+def show(console: Console, report: dict[str, Any], found: Sequence[Figures], books: Books) -> None:
+    """The table."""
+    client = report["client"]
+    table = Table(title=f"kill -9 at {report['rate']:g} calls/s, {report['topology']}")
+    table.caption = (
+        f"attempts are repeated for {client['gives_up_s']:g} s; foreign: answered without a problem document; "
+        "trouble: until the last failed attempt or held-up answer had ended"
+    )
+    for heading in (
+        "killed",
+        "calls",
+        "failed attempts",
+        "foreign",
+        "failed for the client",
+        "degraded",
+        "trouble s",
+        "slowest s",
+    ):
+        table.add_column(heading, justify="left" if heading in ("killed", "failed attempts") else "right")
+    for one in found:
+        failed = ", ".join(f"{count} {what}" for what, count in sorted(one.failed_attempts.items())) or "none"
+        table.add_row(
+            one.what, str(one.calls), failed, str(one.foreign), str(one.visible), str(one.degraded),
+            f"{one.recovery_s:.1f}", f"{one.slowest_s:.1f}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"{books.answered:,} answers ({books.decisions:,} decisions, {books.grants:,} granted sends): "
+        f"{books.missing} missing in the log, {books.keys_twice} keys decided twice"
+    )
+    for fault in report["missed"]:
+        console.print(f"[red]{fault}[/]")
+    console.print("[red]targets missed[/]" if report["missed"] else "[green]every target held[/]")
+
+
+if __name__ == "__main__":
+    typer.run(main)
