@@ -87,31 +87,25 @@ def _chart(rows: Sequence[Row]) -> str:
 
 def attribution_tables(content: Content) -> tuple[list[Row], list[float]]:
     """Rows (policy, measure, a cell a window), and the windows in hours."""
-    rows = content["attribution"]
-    hours = list(dict.fromkeys(one["hours"] for one in rows))
-    out: list[Row] = []
-    for policy in dict.fromkeys(one["policy"] for one in rows):
-        for place, metric in enumerate(dict.fromkeys(one["metric"] for one in rows)):
-            said = measure(metric, "user")
-            mine = [one for one in rows if (one["policy"], one["metric"]) == (policy, metric)]
-            by_hours = {one["hours"]: _small(one, said) for one in mine}
-            cells = [by_hours[one] for one in hours if one in by_hours]
-            out.append({"policy": policy, "text": said.text, "first": place == 0, "cells": cells})
-    return out, hours
+    return _across(content["attribution"], "hours")
 
 
 def roll_out_tables(content: Content) -> tuple[list[Row], list[float]]:
     """Rows (policy, measure, a cell an assumption), and the assumed effects."""
-    rows = content["roll_out"]
-    assumed = list(dict.fromkeys(one["tiring"] for one in rows))
+    return _across(content["roll_out"], "tiring")
+
+
+def _across(rows: Sequence[Row], column: str) -> tuple[list[Row], list[float]]:
+    """A row a policy and measure, with a cell for each value of `column`; and those values."""
+    values = list(dict.fromkeys(one[column] for one in rows))
     out: list[Row] = []
     for policy in dict.fromkeys(one["policy"] for one in rows):
         for place, metric in enumerate(dict.fromkeys(one["metric"] for one in rows)):
             said = measure(metric, "user")
-            mine = {one["tiring"]: one for one in rows if (one["policy"], one["metric"]) == (policy, metric)}
-            cells = [_small(mine[one], said) for one in assumed]
+            mine = {one[column]: one for one in rows if (one["policy"], one["metric"]) == (policy, metric)}
+            cells = [_small(mine[one], said) for one in values if one in mine]
             out.append({"policy": policy, "text": said.text, "first": place == 0, "cells": cells})
-    return out, assumed
+    return out, values
 
 
 def _small(one: Row, said: Measure) -> Row:

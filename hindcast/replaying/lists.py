@@ -15,39 +15,24 @@ __all__ = ["finish_lists", "leave_without_parity", "lists_replayed"]
 
 
 def lists_replayed(
-    data: Path, documents: Mapping[str, PolicyDocument], surfaces: Sequence[str], out: Path, *, address: str = "",
-    in_process: bool = False, **how: Any,
-) -> tuple[list[dict[str, Any]], Any]:  # fmt: skip
-    """(content of the report, one entry a surface; the spec). how: as `simulators.replay.items.job.lists_spec` takes it."""
+    data: Path, documents: Mapping[str, PolicyDocument], surfaces: Sequence[str], out: Path, *, ray: str | None, **how: Any
+) -> tuple[list[dict[str, Any]], Any]:
+    """(content of the report, one entry a surface; the spec). ray: see `on_ray`. how: as
+    `simulators.replay.items.job.lists_spec` takes it."""
     from rich.console import Console
 
+    from hindcast.replaying.runs import on_ray, progress_bar
     from simulators.replay.items.job import lists_spec, run_lists
     from simulators.report.items import lists_content
 
     spec = lists_spec(data, documents, surfaces, **how)
-    if not in_process:
-        import ray
-
-        if not ray.is_initialized():
-            ray.init(address=address or None, log_to_driver=False, configure_logging=True, logging_level="error")
-        ray.data.DataContext.get_current().enable_progress_bars = False
-    with _progress() as shown:
-        task = shown.add_task("ranking lists again", total=None)
-        result = run_lists(
-            spec, out, local=in_process, progress=lambda done, total: shown.update(task, completed=done, total=total)
-        )
+    on_ray(ray)
+    with progress_bar("ranking lists again") as progress:
+        result = run_lists(spec, out, local=ray is None, progress=progress)
     content = lists_content(result, spec)
     for one in content:
         _show(one, Console())
     return content, spec
-
-
-def _progress() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    look = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("groups"), TimeElapsedColumn())
-    return Progress(*look, console=Console(stderr=True))
 
 
 def _show(one: Mapping[str, Any], console: Any) -> None:
