@@ -13,8 +13,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,10 +33,21 @@ from loadtests.decide_server import served
 from loadtests.scenarios.answers import Contract
 from serve_app.catalogue import read_catalogue
 
-__all__ = ["Kill", "fire", "main"]
+__all__ = ["Kill", "Outcome", "Plan", "main", "run"]
 
 _SETTLED_CALLS = 80
 _LIMIT_S = 90.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do to which server. shop: what may be asked about, given the server's address."""
+
+    topology: str
+    kinds: Sequence[str]
+    shop: Callable[[str], Shop]
+    rate: float = 40.0
+    patience: Patience = field(default_factory=Patience)
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,22 @@ class Kill:
     whole_s: float | None
 
 
-async def fire(load: ChaosLoad, victims: Victims, kinds: Sequence[str], console: Console) -> list[Kill]:
+@dataclass(frozen=True)
+class Outcome:
+    """figures: of each kill, in order."""
+
+    kills: list[Kill]
+    figures: list[Figures]
+    books: Books
+
+    def missed(self, targets: Targets) -> list[str]:
+        """Every target that was missed, in words."""
+        out = [fault for one in self.figures for fault in targets.missed(one)]
+        out += [f"{kill.what}: not whole within {_LIMIT_S:g} s" for kill in self.kills if kill.whole_s is None]
+        return out + self.books.findings
+
+
+async def _fire(load: ChaosLoad, victims: Victims, kinds: Sequence[str], console: Console) -> list[Kill]:
     """Kill one process of each kind in turn, while the load runs."""
     running, kills = asyncio.create_task(load.run()), []
     try:
@@ -91,29 +117,20 @@ def shop_of(data: Path) -> Shop:
     )
 
 
-def run(
-    data: Path, topology: str, rate: float, patience: Patience, console: Console
-) -> tuple[list[Figures], list[Kill], Books]:
+def run(data: Path, plan: Plan, console: Console) -> Outcome:
     """One server, every kill, and the books after it."""
-    with served(data, {}, topology) as server:
+    with served(data, {}, plan.topology) as server:
         url = f"http://127.0.0.1:{server.port}"
         contract = Contract(httpx.get(f"{url}/openapi.json", timeout=30.0).json())
-        load = ChaosLoad(url, shop_of(data), contract, rate=rate, patience=patience)
-        kills = asyncio.run(fire(load, Victims.of(server.process), kinds_of(topology), console))
-    return figures(load.calls, kills), kills, examine(data, load.calls)
+        load = ChaosLoad(url, plan.shop(url), contract, rate=plan.rate, patience=plan.patience)
+        kills = asyncio.run(_fire(load, Victims.of(server.process), plan.kinds, console))
+    return Outcome(kills, _figures(load.calls, kills), examine(data, load.calls))
 
 
-def figures(calls: Sequence[Call], kills: Sequence[Kill]) -> list[Figures]:
+def _figures(calls: Sequence[Call], kills: Sequence[Kill]) -> list[Figures]:
     """Those of each kill: from it to the next."""
     ends = [*(kill.at for kill in kills[1:]), float("inf")]
     return [figures_of(kill.what, calls, kill.at, end) for kill, end in zip(kills, ends, strict=True)]
-
-
-def missed(found: Sequence[Figures], kills: Sequence[Kill], books: Books) -> list[str]:
-    """Every target that was missed, in words."""
-    out = [fault for one in found for fault in Targets().missed(one)]
-    out += [f"{kill.what}: not whole within {_LIMIT_S:g} s" for kill in kills if kill.whole_s is None]
-    return out + books.findings
 
 
 def main(
@@ -124,66 +141,71 @@ def main(
     data: Annotated[Path | None, typer.Option(help="A data folder made by an earlier run; it is written to.")] = None,
 ) -> None:
     """Kill, measure, examine, judge."""
-    console, patience = Console(), Patience(gives_up_s=gives_up_s)
+    console = Console()
     with tempfile.TemporaryDirectory(prefix="hc-chaos-") as scratch:
         folder = data or Path(scratch) / "data"
         if not (folder / "releases").is_dir():
-            make_data(folder, console)
-        found, kills, books = run(folder, topology, rate, patience, console)
-    faults = missed(found, kills, books)
-    report = {
-        "hardware": hardware(),
-        "topology": topology,
-        "rate": rate,
-        "client": asdict(patience),
-        "targets": asdict(Targets()),
-        "kills": [
-            {**one.told(), "whole_s": kill.whole_s and round(kill.whole_s, 1)}
-            for one, kill in zip(found, kills, strict=True)
-        ],
-        "books": asdict(books),
-        "missed": faults,
-    }
+            _make_data(folder, console)
+        plan = Plan(topology, kinds_of(topology), lambda _: _shop_of(folder), rate, Patience(gives_up_s=gives_up_s))
+        outcome = run(folder, plan, console)
+    report = _report(plan, outcome)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / f"chaos-{topology}.json").write_text(json.dumps(report, indent=1))
-    show(console, report, found, books)
-    sys.exit(1 if faults else 0)
+    _show(console, report, outcome)
+    sys.exit(1 if report["missed"] else 0)
 
 
-def make_data(folder: Path, console: Console) -> None:
+def _make_data(folder: Path, console: Console) -> None:
     """A small world whose campaigns run, a release, and a ledger that knows its users."""
     size, now = Size(world_users=2_000, items=600, days=6, population=2_000), time.time_ns() // 1_000
     prepare(folder, size, now, lambda text: console.print(f"  {text}"))
     seed_people(folder, now)
 
 
-def show(console: Console, report: dict[str, Any], found: Sequence[Figures], books: Books) -> None:
-    """The table."""
-    client = report["client"]
+def _shop_of(data: Path) -> Shop:
+    """What the world has; of its users a thousand, so that some come often enough to meet their caps."""
+    catalogue = read_catalogue(data / "catalogue")
+    return Shop(
+        catalogue.items["item_id"].to_pylist(),
+        catalogue.users["user_id"].to_pylist()[:1_000],
+        catalogue.campaigns["campaign_id"].to_pylist(),
+    )
+
+
+def _report(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    pairs = zip(outcome.figures, outcome.kills, strict=True)
+    return {
+        "hardware": hardware(),
+        "topology": plan.topology,
+        "rate": plan.rate,
+        "client": asdict(plan.patience),
+        "targets": asdict(Targets()),
+        "kills": [{**one.told(), "whole_s": kill.whole_s and round(kill.whole_s, 1)} for one, kill in pairs],
+        "books": asdict(outcome.books),
+        "missed": outcome.missed(Targets()),
+    }
+
+
+_HEADINGS = ("killed", "calls", "failed attempts", "foreign", "failed for the client", "degraded", "trouble s", "slowest s")
+
+
+def _show(console: Console, report: dict[str, Any], outcome: Outcome) -> None:
     table = Table(title=f"kill -9 at {report['rate']:g} calls/s, {report['topology']}")
     table.caption = (
-        f"attempts are repeated for {client['gives_up_s']:g} s; foreign: answered without a problem document; "
+        f"attempts are repeated for {report['client']['gives_up_s']:g} s; foreign: answered without a problem document; "
         "trouble: until the last failed attempt or held-up answer had ended"
     )
-    for heading in (
-        "killed",
-        "calls",
-        "failed attempts",
-        "foreign",
-        "failed for the client",
-        "degraded",
-        "trouble s",
-        "slowest s",
-    ):
+    for heading in _HEADINGS:
         table.add_column(heading, justify="left" if heading in ("killed", "failed attempts") else "right")
-    for one in found:
+    for one in outcome.figures:
         failed = ", ".join(f"{count} {what}" for what, count in sorted(one.failed_attempts.items())) or "none"
         table.add_row(
             one.what, str(one.calls), failed, str(one.foreign), str(one.visible), str(one.degraded),
             f"{one.recovery_s:.1f}", f"{one.slowest_s:.1f}",
         )  # fmt: skip
     console.print(table)
+    books = outcome.books
     console.print(
         f"{books.answered:,} answers ({books.decisions:,} decisions, {books.grants:,} granted sends): "
         f"{books.missing} missing in the log, {books.keys_twice} keys decided twice"
