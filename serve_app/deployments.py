@@ -9,6 +9,7 @@ up with the catalogue's changes before it serves a request that knows newer ones
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,10 @@ class RetrievalReplica:
         await self._process.catch_up(pins)
         return await self._process.work(lambda: self._host.run(batch, pins, kinds))
 
+    def check_health(self) -> None:
+        """Called by Serve."""
+        self._process.check_health()
+
 
 class FeaturesReplica:
     """Feature values."""
@@ -74,6 +79,10 @@ class FeaturesReplica:
         """See FeaturesHost."""
         await self._process.catch_up(pins)
         return await self._process.work(lambda: self._host.run(batch, pins))
+
+    def check_health(self) -> None:
+        """Called by Serve."""
+        self._process.check_health()
 
 
 class RankingReplica:
@@ -97,6 +106,10 @@ class RankingReplica:
         """See RankFlow."""
         await self._process.catch_up(call.pins)
         return await self._flow(call)
+
+    def check_health(self) -> None:
+        """Called by Serve."""
+        self._process.check_health()
 
 
 class DecisionReplica:
@@ -136,6 +149,10 @@ class DecisionReplica:
         """See DecideFlow."""
         await self._process.catch_up(call.pins)
         return await self._flow(call)
+
+    def check_health(self) -> None:
+        """Called by Serve."""
+        self._process.check_health()
 
 
 class WorkerReplica:
@@ -179,7 +196,7 @@ class _RemoteStages:
 
     async def decide(self, call: DecideCall) -> Decided:
         from serve_app.ingress.batcher import overloaded
-        from serve_app.serving.lost import own_error, undecided
+        from serve_app.serving.lost import called_off, own_error, undecided
 
         try:
             return await self._decide.remote(call)
@@ -187,7 +204,9 @@ class _RemoteStages:
             raise overloaded("too many decisions are waiting already") from None
         except RayTaskError as error:  # raised by our code over there
             raise own_error(error) or error from error
-        except Exception as error:  # the process is gone, or the way to it
+        except (Exception, asyncio.CancelledError) as error:  # the process is gone, or the way to it
+            if called_off(error):
+                raise
             raise undecided(error, committing=call.commit) from error
 
 

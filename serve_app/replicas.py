@@ -35,6 +35,7 @@ def begin(settings: Settings, process: str, admin_token: str = "") -> None:
     from serve_app.running.logs import configure_logs
     from serve_app.running.loopback import keep_replica_ports_on_loopback
     from serve_app.running.ray_meters import RayMeters
+    from serve_app.serving import faults
     from serve_app.serving.meters import install
 
     keep_replica_ports_on_loopback()
@@ -46,6 +47,7 @@ def begin(settings: Settings, process: str, admin_token: str = "") -> None:
         from serve_app.serving.spans import install_tracer
 
         install_tracer(trace.get_tracer("hindcast"))
+    faults.install(settings.testing.faults)
     if settings.testing.clock_skew_ms:
         _skew_clock(settings.testing.clock_skew_ms)
 
@@ -72,13 +74,14 @@ class StageProcess:
         from serve_app.policies import read_policy
         from serve_app.serving.follower import Follower
         from serve_app.serving.library import ALL_ROLES, Library, Role
+        from serve_app.serving.threads import WorkThreads
 
         role = Role(part)
         self.settings = settings
         self.owner = OwnerHandle(owner)
         self.name = name
         threads = getattr(settings.deployments, role.value).threads
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix=role.value)
+        self.pool = WorkThreads(threads, role.value, stuck_s=settings.budgets.stuck_s)
         roles = ALL_ROLES if whole else {role}
         self.library = Library(settings.data, roles, lambda revision: read_policy(settings.data, revision))
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
@@ -89,6 +92,10 @@ class StageProcess:
         """Hold what the board wants, and every catalogue change so far."""
         await self._follower.start()
         await self._learn()
+
+    def check_health(self) -> None:
+        """HindcastError where a thread is stuck."""
+        self.pool.check()
 
     async def catch_up(self, pins: Pins) -> None:
         """Learn the catalogue changes up to `pins.seq`."""

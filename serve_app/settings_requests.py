@@ -78,6 +78,9 @@ class BudgetSettings(Group):
     """Ranking including its features; fall-back: retrieval order."""
     journal_ms: Milliseconds = 250
     """Journal append; recommendations then answer `degraded: ["log"]`, send decisions 503."""
+    stuck_s: float = Field(30, ge=1, le=3_600)
+    """A thread that works on one thing for longer is stuck: its replica fails its health check and is replaced. Longer than
+    `commit_ms`."""
 
 
 class BatchingSettings(Group):

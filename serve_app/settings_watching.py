@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -42,6 +43,8 @@ class TestingSettings(Group):
 
     clock_skew_ms: tuple[Annotated[int, Field(ge=-60_000, le=60_000)], ...] = ()
     """How far the clocks of replicas run ahead: replica number k of each deployment takes entry k modulo their number."""
+    faults: Path | None = None
+    """File of faults, which each process reads again when it changes: see serve_app/serving/faults.py."""
     capacity_per_s: float | None = Field(None, gt=0, le=1e6)
     """Lists and single decisions each ingress makes in a second at most, so that a small machine can offer it many times
     what it can do. Those beyond wait, as they would for a processor."""

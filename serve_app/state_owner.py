@@ -51,6 +51,7 @@ class LedgerReplica:
             ledger,
             board,
             threads=settings.deployments.ledger.threads,
+            stuck_s=settings.budgets.stuck_s,
             window_us=lambda revision: read_policy(data, revision).longest_window_us,
         )
         self._owner.keep_histories()
@@ -82,6 +83,10 @@ class LedgerReplica:
     async def replicas(self) -> Sequence[Report]:
         """See StateOwner."""
         return await self._owner.replicas()
+
+    def check_health(self) -> None:
+        """Called by Serve."""
+        self._owner.check_health()
 
     def __del__(self) -> None:
         if hasattr(self, "_owner"):

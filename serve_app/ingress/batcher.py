@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from serve_app.ingress.deadlines import leaving_by
 from serve_app.ingress.problems import ProblemError
 from serve_app.serving import scope, spans
 
@@ -37,11 +38,12 @@ class BatcherStats:
     refused: int = 0
     abandoned: int = 0
     expired: int = 0
+    late: int = 0
     in_flight: int = 0
     queued: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting(Generic[T, R]):
     item: T
     key: Hashable
@@ -49,6 +51,7 @@ class _Waiting(Generic[T, R]):
     answer: asyncio.Future[R]
     scopes: tuple[scope.CallScope, ...]
     trace: Any
+    started: bool = False
 
 
 def overloaded(detail: str) -> ProblemError:
@@ -71,9 +74,10 @@ class MicroBatcher(Generic[T, R]):
         self.stats = BatcherStats()
 
     async def submit(self, item: T, *, key: Hashable, leave_by_s: float) -> R:
-        """Run `item` in some batch. leave_by_s: the event loop's time after which the item is not worth starting.
+        """Run `item` in some batch. leave_by_s: the event loop's time at which the caller must leave.
 
-        Raises ProblemError 503 when the queue is full or the time passed while queued; whatever the batch gave the item.
+        Raises ProblemError 503 when the queue is full or the time passed while queued; TimeoutError when it passed while a
+        batch was at it (which goes on: what is begun is never cancelled); whatever the batch gave the item.
         """
         if len(self._queue) >= self._max_queued:
             self.stats.refused += 1
@@ -84,7 +88,22 @@ class MicroBatcher(Generic[T, R]):
         if not self._wake_scheduled:
             self._wake_scheduled = True
             loop.call_soon(self._wake)
-        return await waiting.answer
+        try:
+            async with asyncio.timeout_at(leave_by_s):
+                return await waiting.answer
+        except TimeoutError:
+            if waiting.started or not waiting.answer.cancelled():
+                self.stats.late += waiting.answer.cancelled()
+                raise
+            self.stats.expired += 1
+            raise overloaded("the request's time passed while it waited its turn") from None
+        except asyncio.CancelledError:  # the client went away
+            self.stats.abandoned += not waiting.started
+            raise
+        finally:
+            if not waiting.started and waiting in self._queue:
+                self._queue.remove(waiting)
+                self.stats.queued = len(self._queue)
 
     def _wake(self) -> None:
         self._wake_scheduled = False
@@ -105,20 +124,21 @@ class MicroBatcher(Generic[T, R]):
             if batch and head.key != batch[0].key:
                 break
             self._queue.popleft()
-            if head.answer.done():  # the client went away
-                self.stats.abandoned += 1
-            elif head.leave_by_s <= now:
-                self.stats.expired += 1
-                head.answer.set_exception(overloaded("the request's time passed while it waited its turn"))
-            else:
-                batch.append(head)
+            if head.answer.done() or head.leave_by_s <= now:  # the caller leaves; `submit` says so
+                continue
+            head.started = True
+            batch.append(head)
         return batch
 
     async def _serve(self, batch: list[_Waiting[T, R]]) -> None:
         self.stats.batches += 1
         self.stats.requests += len(batch)
         try:
-            with scope.joined(one.scopes for one in batch), spans.batch_span([one.trace for one in batch]):
+            with (
+                scope.joined(one.scopes for one in batch),
+                spans.batch_span([one.trace for one in batch]),
+                leaving_by(min(one.leave_by_s for one in batch)),
+            ):
                 results = await self._run([one.item for one in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} requests")
@@ -127,6 +147,10 @@ class MicroBatcher(Generic[T, R]):
         except Exception as error:  # noqa: BLE001 - every waiting caller must hear of it
             for one in batch:
                 _settle(one.answer, error)
+        except asyncio.CancelledError:  # of the batch, or of a call on its way: callers hear that nobody answers them
+            for one in batch:
+                _settle(one.answer, TimeoutError("the work was cut short"))
+            raise
         finally:
             self.stats.in_flight -= 1
             self._wake()

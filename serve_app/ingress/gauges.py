@@ -11,7 +11,7 @@ from serve_app.serving.meters import count, gauge
 __all__ = ["BatcherGauges"]
 
 _EVERY_S = 2.0
-_OUTCOMES = {"requests": "batched", "refused": "refused", "abandoned": "abandoned", "expired": "expired"}
+_OUTCOMES = {"requests": "batched", "refused": "refused", "abandoned": "abandoned", "expired": "expired", "late": "late"}
 
 
 class BatcherGauges:

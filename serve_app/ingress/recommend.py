@@ -15,10 +15,12 @@ from serve_app.batch import Batch, Columns
 from serve_app.columns import REQUEST_COLUMNS
 from serve_app.errors import NotReady
 from serve_app.ingress.asks import Ask, Known, request_batch, users_of
+from serve_app.ingress.deadlines import left_s, within
 from serve_app.noise import hash_key, salt_of
 from serve_app.serving.hosts import RankCall, flagged
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Edition, Library, Pins
+from serve_app.serving.lost import called_off
 from serve_app.serving.meters import count, observe, timed
 from serve_app.serving.owner import LiveAnswer
 from serve_app.serving.pages import unranked
@@ -32,6 +34,7 @@ __all__ = ["Lists", "ListsOptions", "LiveCall", "Recommender"]
 
 _LOG = logging.getLogger("hindcast.ingress")
 _RETRY_SALT = salt_of("request answered by a fall-back")
+_SPARE = 0.2  # of a request's time is kept for the fall-backs of its stages
 _POPULAR = SurfaceRetrieval({Source.popular: 100, Source.fresh: 10})
 
 LiveCall = Callable[[npt.NDArray[np.uint64], int], Awaitable[LiveAnswer]]
@@ -82,6 +85,7 @@ class Recommender:
         self._library, self._stages, self._live, self._journal, self._pool = library, stages, live, journal, pool
         self._budgets = budgets
         self._recents_kept, self._log_rate = recents_kept, log_rate
+        self._spare_s = _SPARE * budgets.request_ms / 1000
 
     async def lists(self, asks: Sequence[Ask], options: ListsOptions) -> Lists:
         """One list per ask. NotReady when live changes cannot be learned: nothing unverified is served."""
@@ -96,7 +100,7 @@ class Recommender:
         observe("hindcast_batch_requests", len(asks), stage=asks[0].surface.name)
         try:
             with timed("hindcast_stage_ms", stage="live"):
-                async with asyncio.timeout(self._budgets.live_ms / 1000):
+                async with within(self._budgets.live_ms / 1000):
                     live = await self._live(users_of(asks), self._library.seq)
         except TimeoutError:
             raise NotReady("live catalogue changes could not be checked in time", field="availability") from None
@@ -115,11 +119,11 @@ class Recommender:
         """Candidates; popular items by the same filters where retrieval fails or is late. kinds: see RetrievalHost."""
         try:
             with timed("hindcast_stage_ms", stage="retrieval"):
-                async with asyncio.timeout(self._budgets.retrieval_ms / 1000):
+                async with within(self._budgets.retrieval_ms / 1000, spare_s=self._spare_s):
                     return await self._stages.retrieve(batch, pins, kinds)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - any failure of retrieval has the one declared fall-back
+        except (Exception, asyncio.CancelledError) as error:  # any failure of retrieval has the one declared fall-back
+            if called_off(error):
+                raise
             count("hindcast_degraded", stage="retrieval")
             _LOG.warning("retrieval fell back to popular items: %s: %s", type(error).__name__, error)
         return await in_pool(self._pool, lambda: _popular(batch, edition))
@@ -137,19 +141,23 @@ class Recommender:
     async def _ranked(self, call: RankCall, edition: Edition) -> Batch:
         surfaces = {Surface(int(surface)).name for surface in np.unique(call.batch.requests["surface"])}
         if not surfaces <= set(edition.held.heads):  # the release declares that it has no model for this surface
-            return await in_pool(self._pool, lambda: self._unranked(call, edition, late=False))
+            return await self._fall_back(call, edition, late=False)
         try:
             with timed("hindcast_stage_ms", stage="ranking"):
-                async with asyncio.timeout(self._budgets.ranking_ms / 1000):
+                async with within(self._budgets.ranking_ms / 1000, spare_s=self._spare_s):
                     return await self._stages.rank(call)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - any failure of ranking has the one declared fall-back
+        except (Exception, asyncio.CancelledError) as error:  # any failure of ranking has the one declared fall-back
+            if called_off(error):
+                raise
             count("hindcast_degraded", stage="ranking")
             _LOG.warning("ranking fell back to retrieval's order: %s: %s", type(error).__name__, error)
-            return await in_pool(self._pool, lambda: self._unranked(call, edition, late=True))
+            return await self._fall_back(call, edition, late=True)
 
-    def _unranked(self, call: RankCall, edition: Edition, *, late: bool) -> Batch:
+    async def _fall_back(self, call: RankCall, edition: Edition, *, late: bool) -> Batch:
+        within_s = max(left_s() - self._spare_s / 2, 0.0)
+        return await in_pool(self._pool, lambda: self._unranked(call, edition, within_s, late=late))
+
+    def _unranked(self, call: RankCall, edition: Edition, within_s: float, *, late: bool) -> Batch:
         """Retrieval's order. Where ranking is late it goes out under fresh request ids: ranking may yet journal the old
         ones, which nobody will have seen."""
         batch = flagged(call.batch, StageBit.ranking)
@@ -158,7 +166,7 @@ class Recommender:
             requests["request_id"] = hash_key(_RETRY_SALT, batch.requests["request_id"])
             batch = Batch(requests, batch.candidates, batch.offsets, batch.meta)
         ranked = unranked(batch, call.page)
-        if call.log and not self._journal.append(ranked, edition):
+        if call.log and not self._journal.append(ranked, edition, within_s=within_s):
             ranked = flagged(ranked, StageBit.log)
         return ranked
 

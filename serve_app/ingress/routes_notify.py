@@ -23,9 +23,9 @@ from serve_app.ingress.arrow import ARROW_NOTES, ARROW_STREAM, rows_from_arrow, 
 from serve_app.ingress.asked import AskedRows
 from serve_app.ingress.asked_json import batch_from_json
 from serve_app.ingress.auth import Scope
-from serve_app.ingress.batcher import MicroBatcher
+from serve_app.ingress.batcher import MicroBatcher, overloaded
 from serve_app.ingress.calls import Call, Incoming, json_answer
-from serve_app.ingress.deadlines import by_deadline
+from serve_app.ingress.deadlines import by_deadline, undecided_in_time
 from serve_app.ingress.decision_chunks import Answer, Chunk, cuts, rows_of, table_of
 from serve_app.ingress.decisions import Asking, prepare_decisions, row_ids
 from serve_app.ingress.problems import ProblemError, problem_of
@@ -93,7 +93,10 @@ class NotifyRoutes:
         with admitted(incoming, body, self._library, self._settings.budgets.decide_ms) as one:
             key = (*one.pins, one.dry, body.explain)
             asked = _Ask(body, one, incoming.caller.name)
-            answer = await by_deadline(self.batcher.submit((asked, key), key=key, leave_by_s=one.leave_by_s), one)
+            try:
+                answer = await self.batcher.submit((asked, key), key=key, leave_by_s=one.leave_by_s)
+            except TimeoutError:
+                raise undecided_in_time(one) from None
         return json_answer({**answer, **_envelope(one)})
 
     async def _run(self, batch: Sequence[tuple[_Ask, Key]]) -> list[Answer]:
@@ -150,7 +153,11 @@ class NotifyRoutes:
         rows, asked = await in_pool(self._pool, lambda: _read_batch(incoming, arrow))
         with admitted(incoming, asked, self._library, self._settings.budgets.decide_batch_ms) as one:
             edition, ledgered = await self._edition_or_last(*one.pins)
-            chunks = await by_deadline(self._chunks(rows, one, edition, incoming.caller.name, ledgered), one)
+            gone = asyncio.Event()
+            try:
+                chunks = await by_deadline(self._chunks(rows, one, edition, incoming.caller.name, ledgered, gone), one)
+            finally:
+                gone.set()
 
         def answer() -> Response:
             if arrow:
@@ -160,8 +167,11 @@ class NotifyRoutes:
 
         return await in_pool(self._pool, answer)
 
-    async def _chunks(self, rows: AskedRows, one: Admitted, edition: Edition, client: str, ledgered: bool) -> list[Chunk]:
-        """Decide chunk by chunk; chunks run side by side unless a user stands in several rows."""
+    async def _chunks(
+        self, rows: AskedRows, one: Admitted, edition: Edition, client: str, ledgered: bool, gone: asyncio.Event
+    ) -> list[Chunk]:
+        """Decide chunk by chunk; chunks run side by side unless a user stands in several rows. None is begun once the caller
+        is `gone`: nobody would hear of its grants."""
         most = _CANDIDATES_PER_CHUNK[self._settings.topology]
         size = self._settings.limits.decide_batch_rows_per_chunk
         parts = cuts(rows, edition, most_rows=size, most_candidates=most)
@@ -177,6 +187,8 @@ class NotifyRoutes:
 
             async with gate:
                 try:
+                    if gone.is_set():
+                        raise overloaded("the caller left before these rows had their turn")
                     return await self._decided(asking, edition, dry=one.dry, explain=False, ledgered=ledgered)
                 except Exception as error:  # noqa: BLE001 - rows of other chunks are decided all the same
                     return Chunk.failed(part, error, edition)

@@ -14,7 +14,7 @@ from serve_app.ingress.admission import Admitted, admitted
 from serve_app.ingress.answers import envelope, explained, ranked_items
 from serve_app.ingress.asks import Ask
 from serve_app.ingress.auth import Scope
-from serve_app.ingress.batcher import MicroBatcher
+from serve_app.ingress.batcher import MicroBatcher, overloaded
 from serve_app.ingress.calls import Call, Incoming, json_answer
 from serve_app.ingress.gateway import PageAsk, Pages
 from serve_app.ingress.recommend import Lists, ListsOptions, Recommender
@@ -77,7 +77,10 @@ class RecommendRoutes:
         with admitted(incoming, body, self._library, self._settings.budgets.request_ms) as one:
             ask = make(one)
             key = ListsOptions(*one.pins, body.explain, not one.dry)
-            answer = await self.batchers[name].submit((ask, key, body), key=key, leave_by_s=one.leave_by_s)
+            try:
+                answer = await self.batchers[name].submit((ask, key, body), key=key, leave_by_s=one.leave_by_s)
+            except TimeoutError:
+                raise overloaded("the list was not made in time") from None
         return json_answer(answer)
 
     async def _related(self, incoming: Incoming) -> Any:

@@ -37,8 +37,10 @@ from serve_app.serving.follower import Follower
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.ledger_client import translated
 from serve_app.serving.library import Library
+from serve_app.serving.lost import called_off
 from serve_app.serving.owner import LiveAnswer, Optings
 from serve_app.serving.stages import Stages
+from serve_app.serving.threads import WorkThreads
 from serve_app.settings import Settings
 
 __all__ = ["IngressServer", "OwnerPort"]
@@ -86,9 +88,9 @@ class _Owner:
             try:
                 async with asyncio.timeout(self._limit_s if name in _TIMED else None):
                     return await method(*arguments, **keywords)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if called_off(error):
+                    raise
                 said = str(arguments[0]) if name == "call" else name
                 raise translated(error, said) from error
 
@@ -111,7 +113,7 @@ class IngressServer:
     ) -> None:
         self.settings, self.library = settings, library
         self._owner: Any = _Owner(owner, settings.budgets.commit_ms / 1000)
-        self._pool = ThreadPoolExecutor(settings.deployments.ingress.threads, thread_name_prefix="ingress")
+        self._pool = WorkThreads(settings.deployments.ingress.threads, "ingress", stuck_s=settings.budgets.stuck_s)
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
         journal = Journal(
             settings.data,
@@ -182,6 +184,7 @@ class IngressServer:
         """Raise where this replica can serve nothing."""
         if not self.library.releases.loaded():
             raise HindcastError("no release is loaded")
+        self._pool.check()
 
 
 def _constant_json(document: dict[str, Any]) -> Callable[..., Any]:

@@ -13,17 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch, Columns, lengths_to_offsets
+from serve_app.clock import monotonic_s
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.decide import DecidedBatch, DecideStatus, decide
-from serve_app.errors import LedgerUnavailable
+from serve_app.errors import HindcastError, LedgerUnavailable, NotReady, OutcomeUnknown
 from serve_app.ledger.memory import MemoryLedger
 from serve_app.ledger.protocol import Ledger, LedgerView
 from serve_app.log.fingerprint import code_version, fingerprint
-from serve_app.serving import scope
+from serve_app.serving import faults, scope
 from serve_app.serving.budgets import stretched
 from serve_app.serving.hosts import RankCall, flagged
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Library, Pins
+from serve_app.serving.lost import called_off
 from serve_app.serving.measuring import measure_decisions
 from serve_app.serving.meters import count, timed
 from serve_app.serving.stages import in_pool
@@ -84,10 +86,11 @@ class DecideFlow:
 
     async def __call__(self, call: DecideCall) -> Decided:
         """Decide one batch. Never raises for a ledger that is away: such rows are closed with the reason."""
+        began = monotonic_s()
         with nullcontext() if scope.current() else scope.of_requests(call.batch.requests["request_id"]):
             scored = await self._scored(call)
             with timed("hindcast_stage_ms", stage="decision"):
-                return await in_pool(self._pool, lambda: self._decide(call, scored))
+                return await in_pool(self._pool, lambda: self._in_time(call, scored, began))
 
     async def _scored(self, call: DecideCall) -> Batch:
         held = self._library.edition(call.pins).held
@@ -96,13 +99,30 @@ class DecideFlow:
         try:
             async with asyncio.timeout(stretched(self._ranking_s, len(call.batch))):
                 ranked = await self._rank(RankCall(call.batch, call.pins, explain=True, log=False))
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - without scores the gates fail closed
+        except (Exception, asyncio.CancelledError) as error:  # without scores the gates fail closed
+            if called_off(error):
+                raise
             count("hindcast_degraded", stage="ranking")
             _LOG.warning("decisions go unscored: %s: %s", type(error).__name__, error)
             return flagged(call.batch, StageBit.ranking)
         return ranked
+
+    def _in_time(self, call: DecideCall, scored: Batch, began: float) -> Decided:
+        """Decide, unless the callers have left already: what nobody hears of is not granted. What fails on the way, nobody
+        knows how far it came."""
+        try:
+            faults.strike(faults.Point.decision, call.batch)
+            if call.commit and 0 < _time_given_s(call.batch) < monotonic_s() - began:
+                raise NotReady("the decision could not be begun in time", field="decision", hint="retry")
+            return self._decide(call, scored)
+        except HindcastError:
+            raise
+        except Exception as error:
+            if not call.commit:
+                raise
+            _LOG.exception("a decision failed on the way")
+            said = f"the decision failed on the way: {type(error).__name__}"
+            raise OutcomeUnknown(said, field="decision", hint="retry with the same idempotency key") from error
 
     def _decide(self, call: DecideCall, scored: Batch) -> Decided:
         edition = self._library.edition(call.pins)
@@ -141,6 +161,12 @@ class DecideFlow:
         if not call.explain:
             decided.batch = _answered(decided.batch)
         return Decided(decided, logged)
+
+
+def _time_given_s(batch: Batch) -> float:
+    """From admission to the latest deadline, by the clock that stamped both."""
+    given = batch.requests["deadline_at"] - batch.requests["decided_at"]
+    return float(given.max(initial=0)) / 1e6
 
 
 class _Away(MemoryLedger):

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from serve_app.batch import Array, Batch, Columns
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
+from serve_app.serving import faults
 from serve_app.serving.given import KindPolicies
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Edition, Library, Pins
@@ -78,6 +79,7 @@ class RetrievalHost:
     def run(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
         """Candidates of a batch, dropped ones included, with the sequence number their filter knew. kinds: kind of the
         widget each request fills; None: the policy's own sources."""
+        faults.strike(faults.Point.retrieval, batch)
         edition = self._library.edition(pins)
         assert edition.held.retrieval is not None
         asked, context = batch, edition.context
@@ -107,6 +109,7 @@ class FeaturesHost:
 
     def run(self, batch: Batch, pins: Pins) -> FeatureMatrix:
         """The matrix of a batch whose candidates are all to be ranked."""
+        faults.strike(faults.Point.features, batch)
         edition = self._library.edition(pins)
         assert edition.held.features is not None
         out = edition.held.features.run(batch, edition.context)
@@ -142,6 +145,7 @@ class RankingHost:
 
     def run(self, call: RankCall, matrix: FeatureMatrix, *, degraded: bool) -> Batch:
         """Rank, select, journal. The answer holds chosen candidates only, or all of them where an explanation is wanted."""
+        faults.strike(faults.Point.ranking, call.batch)
         edition = self._library.edition(call.pins)
         assert edition.held.ranking is not None
         batch = flagged(call.batch, StageBit.features) if degraded else call.batch

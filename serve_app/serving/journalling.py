@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 
 from serve_app.batch import Batch
-from serve_app.errors import HindcastError
+from serve_app.clock import monotonic_s
 from serve_app.log.assigned import assigned_columns
 from serve_app.log.fingerprint import code_version, fingerprint
 from serve_app.log.journal import Journal
 from serve_app.log.rows import EntityHashes, rows_from_batch
+from serve_app.serving import faults
 from serve_app.serving.budgets import stretched
 from serve_app.serving.library import Edition
 from serve_app.serving.meters import count, timed
@@ -23,19 +24,27 @@ from serve_app.serving.meters import count, timed
 __all__ = ["JournalHost"]
 
 _LOG = logging.getLogger("hindcast.serving")
+_PATIENCE = 4.0
+_MOST_WAITING = 256
 
 
 class JournalHost:
-    """Appends finished batches to this process's journal, within a budget."""
+    """Appends finished batches to this process's journal, within a budget.
+
+    An append cannot be taken back, so one that is late goes on by itself. Where one has hung for several budgets, or very
+    many wait, further ones are not begun: nobody waits for a disk that does not answer, and memory stays bounded.
+    """
 
     def __init__(self, journal: Journal, budget_ms: float) -> None:
         self.journal = journal
         self._budget_s = budget_ms / 1000
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="journal")
+        self._waiting: dict[Future[None], float] = {}  # in order of beginning
 
-    def append(self, batch: Batch, edition: Edition, **ledgered: Any) -> bool:
+    def append(self, batch: Batch, edition: Edition, *, within_s: float | None = None, **ledgered: Any) -> bool:
         """Whether the batch is durable in time. An append that is late may still happen, and is then in the log.
-        ledgered: what `rows_from_batch` takes of the ledger's answer."""
+        within_s: what the caller has left, if less than the budget. ledgered: what `rows_from_batch` takes of the ledger's
+        answer."""
         catalogue = edition.release.catalogue
         hashes = EntityHashes(
             edition.view.hashes, catalogue.review_hashes, catalogue.widget_hashes, catalogue.category_hashes
@@ -51,25 +60,46 @@ class JournalHost:
             **assigned_columns(batch.requests, edition.context.policies),
             **ledgered,
         )
-        return self.write(rows, budget_s=stretched(self._budget_s, len(batch)))
+        budget_s = stretched(self._budget_s, len(batch))
+        return self.write(rows, budget_s=budget_s if within_s is None else min(budget_s, within_s))
 
     def write(self, rows: Mapping[str, pa.RecordBatch], *, budget_s: float | None = None) -> bool:
         """Whether rows of log tables are durable in time: the journal's own budget, or the one given."""
-        budget_s = budget_s or self._budget_s
-        done: Future[None] = self._pool.submit(self.journal.append, rows)
+        budget_s = self._budget_s if budget_s is None else budget_s
+        if (why := self._hangs(max(budget_s, self._budget_s))) is not None:
+            return _late(why)
+        done = self._pool.submit(self._append, rows)
+        self._waiting[done] = monotonic_s()
+        done.add_done_callback(self._waiting.pop)
         try:
             with timed("hindcast_stage_ms", stage="log"):
                 done.result(budget_s)
         except FutureTimeout:
-            count("hindcast_degraded", stage="log")
-            _LOG.warning("the journal missed its budget of %g s", budget_s)
-            return False
-        except HindcastError as error:
-            _LOG.error("the journal refused a write: %s", error)
-            return False
+            return _late(f"the journal missed its budget of {budget_s:g} s")
+        except Exception as error:  # noqa: BLE001 - whatever failed, the rows are not known to be durable
+            return _late(f"the journal refused a write: {type(error).__name__}: {error}")
         return True
+
+    def _append(self, rows: Mapping[str, pa.RecordBatch]) -> None:
+        faults.strike(faults.Point.journal)
+        self.journal.append(rows)
+
+    def _hangs(self, budget_s: float) -> str | None:
+        """Why no further append is begun now."""
+        waiting = list(self._waiting.values())
+        if len(waiting) >= _MOST_WAITING:
+            return f"{len(waiting)} appends to the journal wait already"
+        if waiting and (since := monotonic_s() - waiting[0]) > _PATIENCE * budget_s:
+            return f"an append to the journal has hung for {since:.1f} s"
+        return None
 
     def close(self) -> None:
         """Finish what is under way."""
         self._pool.shutdown(wait=True)
         self.journal.close()
+
+
+def _late(why: str) -> bool:
+    count("hindcast_degraded", stage="log")
+    _LOG.warning("%s", why)
+    return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from serve_app.regions import region_index
 from serve_app.release.load import Release, load_release
 from serve_app.release.registry import release_folder
 from serve_app.segments.shelf import SegmentShelf
+from serve_app.serving import faults
 from serve_app.serving.board import Kind
 from serve_app.serving.live import ItemsView
 from serve_app.serving.versions import VersionStore
@@ -217,6 +218,8 @@ def hold(release: Release, roles: frozenset[Role]) -> Held:
     heads = {name: tuple(names) for name, names in release.manifest.heads.items()}
     retrieval = features = ranking = None
     if roles & {Role.retrieval, Role.ingress}:
+        if faults.planted():
+            tables = replace(tables, neighbours=faults.FaultySearch(tables.neighbours))
         retrieval = Retrieval(tables, {region_index(code): row for row, code in enumerate(tables.regions)})
     if roles & {Role.features, Role.ranking}:  # ranking needs the plans and defaults, for when features are late
         features = _features(release, release.features, base.facts)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from serve_app.errors import HindcastError, LedgerUnavailable, OutcomeUnknown
 
-__all__ = ["own_error", "undecided"]
+__all__ = ["called_off", "own_error", "undecided"]
+
+
+def called_off(error: BaseException) -> bool:
+    """Whether the task under way was itself told to end. Else a CancelledError only says that a call was cut short: a
+    channel closes with the replica at its other end."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def own_error(error: BaseException | None) -> HindcastError | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +26,10 @@ from serve_app.ledger.protocol import (
     UserRecord,
     UserState,
 )
+from serve_app.serving import faults
 from serve_app.serving.board import Board, Kind, Orders, Report
 from serve_app.serving.snapshot_pages import SnapshotPages
+from serve_app.serving.threads import WorkThreads
 
 __all__ = ["LiveAnswer", "Optings", "StateOwner"]
 
@@ -36,6 +37,7 @@ U64 = npt.NDArray[np.uint64]
 _LOCKS = 256
 _GAP = 10_000
 _SLACK_US = 86_400_000_000
+_FAULTS = {"read": faults.Point.ledger_read, "commit": faults.Point.ledger_commit}
 
 _CALLABLE = frozenset(
     {
@@ -75,14 +77,16 @@ class StateOwner:
         board: Board,
         *,
         threads: int = 4,
+        stuck_s: float = 30.0,
         clock: Callable[[], int] = now_us,
         window_us: Callable[[str], int] | None = None,
     ) -> None:
-        """window_us: how far back a policy revision looks. Histories are kept as long from before it is in force."""
+        """stuck_s: no call of the ledger takes as long. window_us: how far back a policy revision looks; histories are kept
+        as long from before it is in force."""
         self._ledger = ledger
         self._window_us = window_us
         self.board = board
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ledger")
+        self._pool = WorkThreads(threads, "ledger", stuck_s=stuck_s)
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._clock = clock
         self._pages = SnapshotPages(ledger)
@@ -93,7 +97,10 @@ class StateOwner:
             return await self._run(getattr(self._pages, method.removeprefix("snapshot_")), *arguments)
         if method not in _CALLABLE:
             raise InvalidInput(f"the ledger has no method {method!r}", field="method")
-        return await self._run(getattr(self._ledger, method), *arguments, **keywords)
+        function = getattr(self._ledger, method)
+        if method in _FAULTS:
+            function = faults.before(_FAULTS[method], function)
+        return await self._run(function, *arguments, **keywords)
 
     async def live(self, users: U64, after_seq: int) -> LiveAnswer:
         """See LiveAnswer. The head is read after the call began: a change that was answered before is in."""
@@ -121,6 +128,10 @@ class StateOwner:
         """Reports of the living replicas."""
         return self.board.replicas()
 
+    def check_health(self) -> None:
+        """HindcastError where a thread is stuck in the ledger."""
+        self._pool.check()
+
     def close(self) -> None:
         """Finish what is under way and let the ledger go."""
         self._pool.shutdown(wait=True)
@@ -141,6 +152,7 @@ class StateOwner:
             self._ledger.set_history_horizon(self._window_us(revision) + _SLACK_US)
 
     def _live(self, users: U64, after_seq: int) -> LiveAnswer:
+        faults.strike(faults.Point.availability)
         head = self._ledger.catalogue_head()
         changes: list[CatalogueChange] = []
         while after_seq < head:

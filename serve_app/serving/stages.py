@@ -15,6 +15,7 @@ from serve_app.serving import scope
 from serve_app.serving.budgets import stretched
 from serve_app.serving.hosts import FeatureMatrix, FeaturesHost, RankCall, RankingHost, RetrievalHost
 from serve_app.serving.library import Pins
+from serve_app.serving.lost import called_off
 from serve_app.serving.meters import count, timed
 
 if TYPE_CHECKING:
@@ -64,9 +65,9 @@ class RankFlow:
             with timed("hindcast_stage_ms", stage="features"):
                 async with asyncio.timeout(stretched(self._budget_s, len(kept))):
                     matrix = await self._features(kept, call.pins)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - any failure of features has the one declared fall-back
+        except (Exception, asyncio.CancelledError) as error:  # any failure of features has the one declared fall-back
+            if called_off(error):
+                raise
             count("hindcast_degraded", stage="features")
             _LOG.warning("features fell back to their defaults: %s: %s", type(error).__name__, error)
             matrix, degraded = self._host.defaults(call, kept.candidates.rows), True
