@@ -1,9 +1,13 @@
 """The HAProxy that Ray ships, run so that nothing of it is open to strangers and whatever it answers is a problem document.
 
 Ray renders its configuration and knows no way to change what matters here: the statistics and metrics ports bind all
-interfaces, the admin socket is writable by everyone, a client may take an hour to send its headers, and its own errors are
-plain text (what is no HTTP at all it answers 400 or 408 in words of its own all the same, before any rule is asked). So Ray
-is given a script for a binary. It mends the rendered file, then becomes the shipped HAProxy.
+interfaces, the admin socket is writable by everyone, a client may take an hour to send its headers, files are reserved for
+connections nobody makes, and its own errors are plain text (what is no HTTP at all it answers 400 or 408 in words of its own
+all the same, before any rule is asked). So Ray is given a script for a binary. It mends the rendered file, then becomes the
+shipped HAProxy.
+
+Where Ray's manager of HAProxy is killed, HAProxy lives on by itself and keeps the port, so that the next manager's could not
+bind it. The script has the new one take the port over from it.
 """
 
 from __future__ import annotations
@@ -44,10 +48,33 @@ def _edits(folder: Path, stats: int, metrics: int, request_timeout_s: int) -> st
         (
             *(f"s|^( *bind )[*]?:{port}|\\1127.0.0.1:{port}|" for port in (stats, metrics)),
             "s|^( *stats socket .*) mode 666 |\\1 mode 600 |",
+            # Two files for every connection and more for splicing would be reserved, or it does not start.
+            "s|^( *)maxconn ([0-9]+)|\\1maxconn  \\2\\n    maxpipes 64\\n    no strict-limits|",
             f"s|^( *)timeout client (.*)|\\1timeout  client \\2\\n    timeout http-request {request_timeout_s}s|",
             *(f"s|^( *errorfile {status} ).*|\\1{folder}/problem-{status}.http|" for status in (502, 503, 504)),
         )
     )
+
+
+_SCRIPT = """#!/bin/sh
+# Ray renders side ports for all interfaces, an admin socket for everyone and plain-text errors. Mend that first.
+binary={binary} fresh=yes
+for argument in "$@"; do
+  case "$argument" in
+    *.cfg) configuration=$argument; sed -E -i {edits} "$argument" ;;
+    -sf | -c) fresh= ;;
+  esac
+done
+# Of a HAProxy that outlived its manager, this one takes the port over.
+if [ "$fresh" ] && [ -d /proc/self ]; then
+  for process in $(grep -lsF -e "$configuration" /proc/[0-9]*/cmdline); do
+    process=${{process#/proc/}} process=${{process%/cmdline}}
+    [ "/proc/$process/exe" -ef "$binary" ] && orphans="$orphans $process"
+  done
+  [ "$orphans" ] && set -- "$@" -sf $orphans
+fi
+exec "$binary" "$@"
+"""
 
 
 def haproxy_script(folder: Path, stats: int, metrics: int, request_timeout_s: int) -> Path:
@@ -61,13 +88,6 @@ def haproxy_script(folder: Path, stats: int, metrics: int, request_timeout_s: in
         (folder / f"problem-{status}.http").write_bytes(document)
     edits = shlex.quote(_edits(folder, stats, metrics, request_timeout_s))
     script = folder / "haproxy"
-    script.write_text(
-        "#!/bin/sh\n"
-        "# Ray renders side ports for all interfaces, an admin socket for everyone and plain-text errors. Mend that first.\n"
-        'for argument in "$@"; do\n'
-        f'  case "$argument" in *.cfg) sed -E -i {edits} "$argument" ;; esac\n'
-        "done\n"
-        f'exec {shlex.quote(get_haproxy_binary())} "$@"\n'
-    )
+    script.write_text(_SCRIPT.format(edits=edits, binary=shlex.quote(get_haproxy_binary())))
     script.chmod(0o700)
     return script

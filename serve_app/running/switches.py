@@ -84,7 +84,16 @@ def _haproxy(settings: Settings, folder: Path) -> dict[str, str]:
     }
 
 
+_BESIDES = 1024
+_BUSY = 4096
+"""Requests under way at once for which files are kept: twice what an ingress takes by default."""
+
+
 def _connections_allowed() -> int:
-    """HAProxy needs two files a connection and some besides, and does not start where the limit is lower."""
+    """By the limit on files: HAProxy needs one for a connection, another while a request of it is under way, and some
+    besides. Where fewer files are left than requests are under way, some of these are answered 503."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1_000_000 if hard == resource.RLIM_INFINITY else max(64, (hard - 1024) // 3)
+    if hard == resource.RLIM_INFINITY:
+        return 1_000_000
+    files = hard - _BESIDES
+    return max(64, files // 2, files - _BUSY)

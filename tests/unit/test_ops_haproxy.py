@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -11,10 +16,13 @@ from ray.serve._private import haproxy_templates
 
 from serve_app.errors import InvalidInput
 from serve_app.running.haproxy import haproxy_script, proxy_documents
+from serve_app.running.switches import free_port
 
 RENDERED = """global
     stats socket {folder}/admin.sock mode 666 level admin expose-fd listeners
     stats timeout 30s
+    maxconn 300
+    nbthread 1
 defaults
     mode http
     timeout connect 5s
@@ -35,6 +43,10 @@ listen stats
 MENDED = """global
     stats socket {folder}/admin.sock mode 600 level admin expose-fd listeners
     stats timeout 30s
+    maxconn  300
+    maxpipes 64
+    no strict-limits
+    nbthread 1
 defaults
     mode http
     timeout connect 5s
@@ -77,10 +89,52 @@ def test_the_shipped_haproxy_accepts_the_mended_configuration(tmp_path: Path) ->
     assert checked.returncode == 0, checked.stderr
 
 
+@contextmanager
+def running(script: Path, path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A HAProxy of this configuration, once it answers its admin socket."""
+    with subprocess.Popen([str(script), "-db", "-f", str(path)]) as process:
+        try:
+            while pid_of(path.parent / "admin.sock") != process.pid:
+                assert process.poll() is None, "it ended"
+                time.sleep(0.01)
+            yield process
+        finally:
+            process.kill()
+
+
+def pid_of(admin: Path) -> int:
+    """The process that answers an admin socket; 0: none."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        try:
+            asking.connect(str(admin))
+        except OSError:
+            return 0
+        asking.sendall(b"show info\n")
+        said = b"".join(iter(lambda: asking.recv(65536), b"")).decode()
+    return int(said.split("\nPid: ")[1].split("\n")[0])
+
+
+def test_a_haproxy_whose_manager_died_hands_its_port_to_the_next() -> None:
+    with tempfile.TemporaryDirectory(prefix="hc-") as name:  # sockets' paths are short
+        script, path = haproxy_script(Path(name), 9101, 9102, 7), written(Path(name))
+        ports = {old: f"127.0.0.1:{free_port()}" for old in (":9102", "0.0.0.0:8000", "*:9101")}
+        text = path.read_text()
+        for old, new in ports.items():
+            text = text.replace(f"bind {old}", f"bind {new}")
+        path.write_text(text)
+        with running(script, path) as orphan, running(script, path):
+            assert orphan.wait(10) == 0
+            host, port = ports["0.0.0.0:8000"].split(":")
+            with socket.create_connection((host, int(port)), timeout=5) as asking:
+                asking.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert asking.recv(100).startswith(b"HTTP/1.1 503 ")
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "mode 666 level admin",
+        "    maxconn {{ config.maxconn }}",
         "    {% if config.timeout_client_s is not none %}timeout client {{ config.timeout_client_s }}s",
         "    bind :{{ config.metrics_port }}",
         "  bind *:{{ config.stats_port }}",
