@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from serve_app.batch import Batch, Ragged
 from serve_app.ids import hash_id, hash_ids
+from serve_app.ingress.quality import narrowed
 from serve_app.ledger.protocol import Recents, UserState
 from serve_app.policy.assign import assign
 from serve_app.policy.compile import CompiledPolicy
@@ -33,7 +34,7 @@ _HOUR_S = 3600
 
 @dataclass(slots=True)
 class Ask:
-    """One list to make. slots, width: None takes the policy's. anchor: an item's id."""
+    """One list to make. slots: None takes the policy's. anchor: an item's id."""
 
     surface: Surface
     request_id: int
@@ -47,7 +48,6 @@ class Ask:
     exclude: Sequence[str] = ()
     categories: Sequence[str] = ()
     slots: int | None = None
-    width: int | None = None
     root_id: int | None = None
     parent_request_id: int = 0
     user_hash: int = field(init=False)
@@ -69,8 +69,11 @@ def users_of(asks: Sequence[Ask]) -> U64:
     return np.array([ask.user_hash for ask in asks], np.uint64)
 
 
-def request_batch(asks: Sequence[Ask], edition: Edition, known: Known, *, recents_kept: int, log_rate: float) -> Batch:
-    """Requests without candidates. Recent, excluded and category names that nothing known carries are passed over."""
+def request_batch(
+    asks: Sequence[Ask], edition: Edition, known: Known, *, recents_kept: int, log_rate: float, quality: float = 1.0
+) -> Batch:
+    """Requests without candidates. Recent, excluded and category names that nothing known carries are passed over. quality:
+    share of the policy's width to look at; never less than its `min_width`, or than the slots to fill."""
     rows, policy = edition.release.catalogue, edition.policy
     users, at = users_of(asks), np.array([ask.decided_at for ask in asks], np.int64)
     user_row = np.where(users == 0, -1, rows.user_rows(users)).astype(np.int32)
@@ -79,6 +82,8 @@ def request_batch(asks: Sequence[Ask], edition: Edition, known: Known, *, recent
     drawn = assign(policy.trials, np.where(users == 0, _ids(asks), users), at)
     segments, segments_at = lookup(edition, users)
     surfaces = [policy.variants[v].surfaces.by_name(a.surface.name) for v, a in zip(drawn.variant, asks, strict=True)]
+    slots = [own.slots if ask.slots is None else ask.slots for own, ask in zip(surfaces, asks, strict=True)]
+    width = [narrowed(own.width, max(own.min_width, most), quality) for own, most in zip(surfaces, slots, strict=True)]
     n = len(asks)
     return Batch.of_requests(
         request_id=_ids(asks),
@@ -102,8 +107,8 @@ def request_batch(asks: Sequence[Ask], edition: Edition, known: Known, *, recent
         bought=bought,
         excluded=_rows_of_each([ask.exclude for ask in asks], edition),
         categories=_categories(asks, rows),
-        width=np.array([s.width if a.width is None else a.width for s, a in zip(surfaces, asks, strict=True)], np.int32),
-        slots=np.array([s.slots if a.slots is None else a.slots for s, a in zip(surfaces, asks, strict=True)], np.int32),
+        width=np.array(width, np.int32),
+        slots=np.array(slots, np.int32),
         context_hour=(local_second_of_day(at, zone) // _HOUR_S).astype(np.int8),
         context_device=np.array([DEVICES.index(ask.device) for ask in asks], np.int8),
         degraded=np.zeros(n, np.uint8),

@@ -5,6 +5,9 @@ in the same turn of the event loop leave together). While all lanes are busy, ar
 up to `max_requests` of them. So with one caller every batch holds one request and waits for nothing; with 128 callers and
 8 lanes batches hold about 16. The wait in the queue runs against the request's own deadline.
 
+Overload: where micro-batches take longer than they should, fewer requests are under way at once (see `pace`); who would
+wait too long at the present pace is refused on arrival, which costs little and tells the caller while there is time.
+
 A batch holds requests of one `key` only (the pinned release): the queue keeps arrival order, and a batch ends where the key
 changes.
 """
@@ -12,13 +15,16 @@ changes.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from serve_app.ingress.deadlines import leaving_by
+from serve_app.ingress.pace import Pace
 from serve_app.ingress.problems import ProblemError
+from serve_app.ingress.quality import Quality
 from serve_app.serving import scope, spans
 
 __all__ = ["BatcherStats", "MicroBatcher", "overloaded"]
@@ -40,6 +46,7 @@ class BatcherStats:
     expired: int = 0
     late: int = 0
     in_flight: int = 0
+    under_way: int = 0
     queued: int = 0
 
 
@@ -47,6 +54,8 @@ class BatcherStats:
 class _Waiting(Generic[T, R]):
     item: T
     key: Hashable
+    came_s: float
+    start_by_s: float
     leave_by_s: float
     answer: asyncio.Future[R]
     scopes: tuple[scope.CallScope, ...]
@@ -54,20 +63,34 @@ class _Waiting(Generic[T, R]):
     started: bool = False
 
 
-def overloaded(detail: str) -> ProblemError:
+def overloaded(detail: str, retry_after_s: int = 1) -> ProblemError:
     """The refusal that asks the caller to come back."""
-    return ProblemError(503, "overloaded", detail, hint="retry after the time in Retry-After", retry_after_s=1)
+    return ProblemError(503, "overloaded", detail, hint="retry after the time in Retry-After", retry_after_s=retry_after_s)
 
 
 class MicroBatcher(Generic[T, R]):
     """Groups concurrent submissions into batches. Use it from one event loop."""
 
-    def __init__(self, run: Runner[T, R], *, max_requests: int, lanes: int, max_queued: int) -> None:
-        """run: takes the items of one batch and returns, in order, a result or an exception for each."""
+    def __init__(
+        self,
+        run: Runner[T, R],
+        *,
+        max_requests: int,
+        lanes: int,
+        max_queued: int,
+        run_s: float = math.inf,
+        wait_share: float = 1.0,
+        quality: Quality | None = None,
+    ) -> None:
+        """run: takes the items of one batch and returns, in order, a result or an exception for each. run_s: time a batch
+        should take; no more requests are under way than are answered in it. wait_share: of the time a request has, what it
+        may spend waiting. quality: hears how long every request stayed, and of those refused."""
         self._run = run
         self._max_requests = max_requests
         self._lanes = lanes
         self._max_queued = max_queued
+        self._run_s, self._wait_share, self._quality = run_s, wait_share, quality
+        self._pace = Pace()
         self._queue: deque[_Waiting[T, R]] = deque()
         self._wake_scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,14 +99,16 @@ class MicroBatcher(Generic[T, R]):
     async def submit(self, item: T, *, key: Hashable, leave_by_s: float) -> R:
         """Run `item` in some batch. leave_by_s: the event loop's time at which the caller must leave.
 
-        Raises ProblemError 503 when the queue is full or the time passed while queued; TimeoutError when it passed while a
-        batch was at it (which goes on: what is begun is never cancelled); whatever the batch gave the item.
+        Raises ProblemError 503 when the queue is full or too long for the time there is, or when the time passed while
+        queued; TimeoutError when it passed while a batch was at it (which goes on: what is begun is never cancelled);
+        whatever the batch gave the item.
         """
-        if len(self._queue) >= self._max_queued:
-            self.stats.refused += 1
-            raise overloaded(f"{self._max_queued} requests are already waiting")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(item, key, leave_by_s, loop.create_future(), scope.current(), spans.here())
+        now = loop.time()
+        time_s = leave_by_s - now
+        self._refuse_if_full(time_s, now)
+        start_by_s = leave_by_s - min(self._run_s, time_s / 2) if self._run_s < math.inf else leave_by_s
+        waiting = _Waiting(item, key, now, start_by_s, leave_by_s, loop.create_future(), scope.current(), spans.here())
         self._queue.append(waiting)
         if not self._wake_scheduled:
             self._wake_scheduled = True
@@ -95,8 +120,7 @@ class MicroBatcher(Generic[T, R]):
             if waiting.started or not waiting.answer.cancelled():
                 self.stats.late += waiting.answer.cancelled()
                 raise
-            self.stats.expired += 1
-            raise overloaded("the request's time passed while it waited its turn") from None
+            raise self._expired() from None
         except asyncio.CancelledError:  # the client went away
             self.stats.abandoned += not waiting.started
             raise
@@ -105,26 +129,44 @@ class MicroBatcher(Generic[T, R]):
                 self._queue.remove(waiting)
                 self.stats.queued = len(self._queue)
 
+    def _refuse_if_full(self, time_s: float, now: float) -> None:
+        """time_s: what the request has."""
+        ahead = len(self._queue)
+        wait_s = self._pace.wait_s(ahead, now)
+        if ahead < self._max_queued and (ahead == 0 or wait_s <= self._wait_share * time_s):
+            return
+        self.stats.refused += 1
+        if self._quality is not None:
+            self._quality.refused(now)
+        raise overloaded(f"{ahead} requests are already waiting", retry_after_s=min(60, max(1, math.ceil(wait_s))))
+
     def _wake(self) -> None:
         self._wake_scheduled = False
-        while self._queue and self.stats.in_flight < self._lanes:
-            batch = self._next_batch()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        room = self._pace.room(self._run_s, now) if self._run_s < math.inf else math.inf
+        while self._queue and self.stats.in_flight < self._lanes and self.stats.under_way < room:
+            batch = self._next_batch(min(self._max_requests, room - self.stats.under_way), now)
             if batch:
                 self.stats.in_flight += 1
-                task = asyncio.get_running_loop().create_task(self._serve(batch))
+                self.stats.under_way += len(batch)
+                task = loop.create_task(self._serve(batch))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         self.stats.queued = len(self._queue)
+        self._pace.waiting(now, bool(self._queue))
 
-    def _next_batch(self) -> list[_Waiting[T, R]]:
-        now = asyncio.get_running_loop().time()
+    def _next_batch(self, most: float, now: float) -> list[_Waiting[T, R]]:
         batch: list[_Waiting[T, R]] = []
-        while self._queue and len(batch) < self._max_requests:
+        while self._queue and len(batch) < most:
             head = self._queue[0]
             if batch and head.key != batch[0].key:
                 break
             self._queue.popleft()
-            if head.answer.done() or head.leave_by_s <= now:  # the caller leaves; `submit` says so
+            if head.answer.done():  # the caller left
+                continue
+            if head.start_by_s <= now:
+                head.answer.set_exception(self._expired())
                 continue
             head.started = True
             batch.append(head)
@@ -153,7 +195,22 @@ class MicroBatcher(Generic[T, R]):
             raise
         finally:
             self.stats.in_flight -= 1
+            self.stats.under_way -= len(batch)
+            self._tell(batch)
             self._wake()
+
+    def _expired(self) -> ProblemError:
+        self.stats.expired += 1
+        if self._quality is not None:
+            self._quality.refused(asyncio.get_running_loop().time())
+        return overloaded("the request's time passed while it waited its turn")
+
+    def _tell(self, batch: Sequence[_Waiting[T, R]]) -> None:
+        now = asyncio.get_running_loop().time()
+        self._pace.answered(len(batch), now)
+        if self._quality is not None:
+            for one in batch:
+                self._quality.answered(now - one.came_s, now)
 
     async def drain(self) -> None:
         """Wait until every batch under way has ended."""

@@ -61,8 +61,8 @@ class Pages:
     def __init__(self, recommender: Recommender) -> None:
         self._recommender = recommender
 
-    async def pages(self, asks: Sequence[PageAsk], options: ListsOptions) -> list[dict[str, Any]]:
-        """One answer per ask."""
+    async def pages(self, asks: Sequence[PageAsk], options: ListsOptions, quality: float = 1.0) -> list[dict[str, Any]]:
+        """One answer per ask. quality: share of the policy's width to fill widgets from; see request_batch."""
         recommender, roots = self._recommender, [ask.root for ask in asks]
         edition, known = await recommender.admit(roots, options)
         pins = Pins(options.release, options.policy, edition.view.seq)
@@ -72,7 +72,8 @@ class Pages:
         children, owners, widgets = _children(asks, page)
         if not children:
             return [self._answer(ask, row, page, None, [], []) for row, ask in enumerate(asks)]
-        filled = await self._fill(children, owners, widgets, edition, known_of(known, owners), pins, options)
+        own_known = known_of(known, owners)
+        filled = await self._fill(children, owners, widgets, edition, own_known, pins, options, quality)
         answers = []
         for row, ask in enumerate(asks):
             own = [at for at, owner in enumerate(owners) if owner == row]
@@ -88,10 +89,11 @@ class Pages:
         known: Known,
         pins: Pins,
         options: ListsOptions,
+        quality: float,
     ) -> Lists:
         rows = edition.release.catalogue
         kinds = rows.widgets["kind"].to_pylist()
-        batch = self._recommender.requests(children, edition, known)
+        batch = self._recommender.requests(children, edition, known, quality)
         found = await self._recommender.retrieve(batch, pins, edition, [kinds[widget] for widget in widgets])
         found = _marked(found, np.array(widgets, np.int32))
         return await self._recommender.rank(found, pins, edition, known, options, np.array(owners, np.int32))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from serve_app.ingress.batcher import BatcherStats
+from serve_app.ingress.quality import Quality
 from serve_app.serving.meters import count, gauge
 
 __all__ = ["BatcherGauges"]
@@ -15,10 +16,10 @@ _OUTCOMES = {"requests": "batched", "refused": "refused", "abandoned": "abandone
 
 
 class BatcherGauges:
-    """Queue, batches under way, and what became of requests, by lane (surface)."""
+    """Queue, batches under way, what became of requests, and how widely lists look, by lane (surface)."""
 
-    def __init__(self, lanes: Mapping[str, BatcherStats]) -> None:
-        self._lanes = lanes
+    def __init__(self, lanes: Mapping[str, BatcherStats], qualities: Mapping[str, Quality]) -> None:
+        self._lanes, self._qualities = lanes, qualities
         self._told = {(lane, field): 0 for lane in lanes for field in _OUTCOMES}
 
     def tell(self) -> None:
@@ -30,6 +31,10 @@ class BatcherGauges:
                 total = getattr(stats, field)
                 count("hindcast_batcher_requests", total - self._told[lane, field], lane=lane, outcome=outcome)
                 self._told[lane, field] = total
+        for lane, quality in self._qualities.items():
+            stats = self._lanes[lane]
+            factor = quality.factor(asyncio.get_running_loop().time(), busy=stats.in_flight > 0 or stats.queued > 0)
+            gauge("hindcast_quality", factor, lane=lane)
 
     async def run(self) -> None:
         """Until cancelled."""

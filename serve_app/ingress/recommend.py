@@ -111,9 +111,9 @@ class Recommender:
         edition = self._library.edition(Pins(options.release, options.policy, live.head))
         return edition, Known(live.recents, live.state)
 
-    def requests(self, asks: Sequence[Ask], edition: Edition, known: Known) -> Batch:
-        """Request columns of the asks."""
-        return request_batch(asks, edition, known, recents_kept=self._recents_kept, log_rate=self._log_rate)
+    def requests(self, asks: Sequence[Ask], edition: Edition, known: Known, quality: float = 1.0) -> Batch:
+        """Request columns of the asks. quality: see request_batch."""
+        return request_batch(asks, edition, known, recents_kept=self._recents_kept, log_rate=self._log_rate, quality=quality)
 
     async def retrieve(self, batch: Batch, pins: Pins, edition: Edition, kinds: Sequence[str] | None = None) -> Batch:
         """Candidates; popular items by the same filters where retrieval fails or is late. kinds: see RetrievalHost."""

@@ -39,6 +39,7 @@ from serve_app.ingress.schemas_notify import (
     StoredDecision,
 )
 from serve_app.ingress.stored import stored_decision, told
+from serve_app.ingress.throttle import Throttle, throttled
 from serve_app.serving.deciding import DecideCall
 from serve_app.serving.editions import edition_with_changes
 from serve_app.serving.library import Edition, Library, Pins
@@ -68,12 +69,18 @@ class _Ask:
 class NotifyRoutes:
     """Handlers of notification decisions."""
 
-    def __init__(self, owner: Any, library: Library, stages: Stages, pool: Executor, settings: Settings, lanes: int) -> None:
+    def __init__(
+        self, owner: Any, library: Library, stages: Stages, pool: Executor, settings: Settings, lanes: int,
+        throttle: Throttle | None = None,
+    ) -> None:  # fmt: skip
         self._owner, self._library, self._stages, self._pool, self._settings = owner, library, stages, pool, settings
         batching = settings.batching
         self.batcher: MicroBatcher[tuple[_Ask, Key], dict[str, Any]] = MicroBatcher(
-            self._run, max_requests=batching.max_requests, lanes=lanes, max_queued=batching.max_queued
-        )
+            throttled(self._run, throttle), max_requests=batching.max_requests, lanes=lanes,
+            max_queued=batching.max_queued, wait_share=batching.wait_share,
+            # As short as lists', with which decisions share the machine; what is left of their budget is for the ledger.
+            run_s=batching.run_share * min(settings.budgets.request_ms, settings.budgets.decide_ms) / 1000,
+        )  # fmt: skip
 
     def calls(self) -> list[Call]:
         """The calls of this module."""

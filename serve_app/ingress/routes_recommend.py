@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from serve_app.ingress.auth import Scope
 from serve_app.ingress.batcher import MicroBatcher, overloaded
 from serve_app.ingress.calls import Call, Incoming, json_answer
 from serve_app.ingress.gateway import PageAsk, Pages
+from serve_app.ingress.quality import Quality
 from serve_app.ingress.recommend import Lists, ListsOptions, Recommender
 from serve_app.ingress.schemas import (
     Asked,
@@ -29,6 +31,7 @@ from serve_app.ingress.schemas import (
     WidgetsAnswer,
     WidgetsRequest,
 )
+from serve_app.ingress.throttle import Throttle, throttled
 from serve_app.release.rows import CatalogueRows
 from serve_app.serving.given import given_reviews, given_widgets
 from serve_app.serving.library import Library, Pins
@@ -43,19 +46,27 @@ Answers = list[dict[str, Any] | Exception]
 class RecommendRoutes:
     """Handlers of the list surfaces, with a micro-batcher for each."""
 
-    def __init__(self, recommender: Recommender, library: Library, settings: Settings, lanes: int) -> None:
+    def __init__(
+        self, recommender: Recommender, library: Library, settings: Settings, lanes: int, throttle: Throttle | None = None
+    ) -> None:
         self._recommender, self._library, self._settings = recommender, library, settings
         self._pages = Pages(recommender)
+        # Widgets and reviews are given, by the catalogue or the caller: there is nothing to look for less widely.
+        budget_ms = settings.budgets.request_ms
+        self.qualities = {name: Quality(settings.quality, budget_ms) for name in ("related", "gateway")}
 
-        def batcher(run: Callable[[Sequence[Any]], Awaitable[Answers]]) -> MicroBatcher[Any, dict[str, Any]]:
-            limits = settings.batching
-            return MicroBatcher(run, max_requests=limits.max_requests, lanes=lanes, max_queued=limits.max_queued)
+        def batcher(name: str, run: Callable[[Sequence[Any]], Awaitable[Answers]]) -> MicroBatcher[Any, dict[str, Any]]:
+            own = settings.batching
+            return MicroBatcher(
+                throttled(run, throttle), max_requests=own.max_requests, lanes=lanes, max_queued=own.max_queued,
+                run_s=own.run_share * budget_ms / 1000, wait_share=own.wait_share, quality=self.qualities.get(name),
+            )  # fmt: skip
 
         self.batchers = {
-            "related": batcher(self._run_related),
-            "gateway": batcher(self._run_gateway),
-            "widgets": batcher(self._run_widgets),
-            "reviews": batcher(self._run_reviews),
+            "related": batcher("related", self._run_related),
+            "gateway": batcher("gateway", self._run_gateway),
+            "widgets": batcher("widgets", self._run_widgets),
+            "reviews": batcher("reviews", self._run_reviews),
         }
 
     def calls(self) -> list[Call]:
@@ -82,6 +93,12 @@ class RecommendRoutes:
             except TimeoutError:
                 raise overloaded("the list was not made in time") from None
         return json_answer(answer)
+
+    def _quality(self, name: str, options: ListsOptions) -> float:
+        """Share of the policy's width for a micro-batch that runs now. A rehearsal sees what the policy says."""
+        if not options.log:
+            return 1.0
+        return self.qualities[name].factor(asyncio.get_running_loop().time(), busy=True)
 
     async def _related(self, incoming: Incoming) -> Any:
         body: RelatedRequest = incoming.body
@@ -111,7 +128,7 @@ class RecommendRoutes:
         options = batch[0][1]
         asks = [ask for ask, _, _ in batch]
         edition, known = await self._recommender.admit(asks, options)
-        requests = self._recommender.requests(asks, edition, known)
+        requests = self._recommender.requests(asks, edition, known, self._quality("related", options))
         good = np.flatnonzero(requests.requests["anchor"] >= 0)
         answers: Answers = [_unknown_item(ask) for ask in asks]
         if len(good):
@@ -124,7 +141,8 @@ class RecommendRoutes:
         return answers
 
     async def _run_gateway(self, batch: Sequence[tuple[PageAsk, ListsOptions, Any]]) -> Answers:
-        made = await self._pages.pages([ask for ask, _, _ in batch], batch[0][1])
+        options = batch[0][1]
+        made = await self._pages.pages([ask for ask, _, _ in batch], options, self._quality("gateway", options))
         return list(made)
 
     async def _run_widgets(self, batch: Sequence[tuple[Ask, ListsOptions, WidgetsRequest]]) -> Answers:

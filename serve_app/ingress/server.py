@@ -26,6 +26,7 @@ from serve_app.ingress.routes_operate import OperateRoutes
 from serve_app.ingress.routes_outbox import OutboxRoutes
 from serve_app.ingress.routes_recommend import RecommendRoutes
 from serve_app.ingress.routes_state import StateRoutes
+from serve_app.ingress.throttle import Throttle
 from serve_app.ingress.warming import warm_up
 from serve_app.ledger.protocol import UserChanges, UserRecord
 from serve_app.log.fingerprint import code_version
@@ -71,6 +72,7 @@ class OwnerPort(Protocol):
         """Reports of living replicas."""
 
 
+_FALL_BACK_THREADS = 4
 _TIMED = frozenset({"call", "live", "change_user"})  # promotions and polls keep times of their own
 
 
@@ -123,13 +125,15 @@ class IngressServer:
         )
         self.journal = JournalHost(journal, settings.budgets.journal_ms)
         self.stages = make_stages(self.journal, self._pool)
+        # Threads of their own: stages that hang in this process must not hold up what answers instead of them.
+        self._fall_backs = WorkThreads(_FALL_BACK_THREADS, "fall-back", stuck_s=settings.budgets.stuck_s)
         self._follower = Follower(replica, "ingress", library.stores, self._owner.poll, self._loading, admits=True)
         self.recommender = Recommender(
             library,
             self.stages,
             self._owner.live,
             self.journal,
-            self._pool,
+            self._fall_backs,
             settings.budgets,
             recents_kept=settings.limits.recents_kept,
             log_rate=settings.journal.log_rate,
@@ -139,8 +143,10 @@ class IngressServer:
     def _build(self, keys: KeyRing, metrics: Callable[[], Sequence[str]] | None) -> FastAPI:
         batching = self.settings.batching
         lanes = batching.in_flight_chain if self.settings.topology == "chain" else batching.in_flight_fused
-        self.recommend_routes = RecommendRoutes(self.recommender, self.library, self.settings, lanes)
-        self.notify_routes = NotifyRoutes(self._owner, self.library, self.stages, self._pool, self.settings, lanes)
+        capacity = self.settings.testing.capacity_per_s
+        throttle = None if capacity is None else Throttle(capacity)
+        self.recommend_routes = RecommendRoutes(self.recommender, self.library, self.settings, lanes, throttle)
+        self.notify_routes = NotifyRoutes(self._owner, self.library, self.stages, self._pool, self.settings, lanes, throttle)
         edition = editions(self.library, self._owner.live, self.settings.budgets.live_ms)
         parts: list[Any] = [
             self.recommend_routes,
@@ -165,7 +171,8 @@ class IngressServer:
         await self._follower.start()
         await warm_up(self.library, self.stages, self.recommender, self._owner.live)
         lanes = {name: batcher.stats for name, batcher in self._batchers().items()}
-        self._telling = asyncio.get_running_loop().create_task(BatcherGauges(lanes).run())
+        gauges = BatcherGauges(lanes, self.recommend_routes.qualities)
+        self._telling = asyncio.get_running_loop().create_task(gauges.run())
 
     async def stop(self) -> None:
         """Answer what is under way, then let go of threads and files."""
@@ -174,6 +181,7 @@ class IngressServer:
         for batcher in self._batchers().values():
             await batcher.drain()
         self._pool.shutdown(wait=True)
+        self._fall_backs.shutdown(wait=True)
         self._loading.shutdown(wait=True)
         self.journal.close()
 
@@ -184,7 +192,8 @@ class IngressServer:
         """Raise where this replica can serve nothing."""
         if not self.library.releases.loaded():
             raise HindcastError("no release is loaded")
-        self._pool.check()
+        for pool in (self._pool, self._fall_backs):
+            pool.check()
 
 
 def _constant_json(document: dict[str, Any]) -> Callable[..., Any]:

@@ -1,0 +1,149 @@
+"""A micro-batcher in front of stages that are slow: few under way, early refusals, and as many answers as there can be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from serve_app.ingress.batcher import MicroBatcher
+from serve_app.ingress.problems import ProblemError
+from serve_app.ingress.quality import Quality
+from serve_app.ingress.throttle import Throttle, throttled
+from serve_app.settings import QualitySettings
+
+BUDGET_S = 1.0
+
+
+class Clock(asyncio.SelectorEventLoop):
+    """An event loop whose time jumps to the next thing that is due: minutes of load in no time, and always the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._at = 1_000.0
+
+    def time(self) -> float:
+        return self._at
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
+            self._at = max(self._at, self._scheduled[0].when())  # type: ignore[attr-defined]
+        super()._run_once()  # type: ignore[misc]
+
+
+class Spike:
+    """What came of requests that arrived evenly at a rate, for some seconds, where so many a second can be answered."""
+
+    def __init__(self, capacity: float, *, quality: Quality | None = None) -> None:
+        async def run(items: Sequence[float]) -> Sequence[float | Exception]:
+            self.most_under_way = max(self.most_under_way, self.batcher.stats.under_way)
+            return items
+
+        self.most_under_way = 0
+        self.batcher: MicroBatcher[float, float] = MicroBatcher(
+            throttled(run, Throttle(capacity)), max_requests=16, lanes=8, max_queued=512, run_s=0.25, wait_share=0.5,
+            quality=quality,
+        )  # fmt: skip
+        self.stays: list[float] = []
+        self.refusals: list[tuple[float, ProblemError]] = []
+        self.late = 0
+
+    async def ask(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            await self.batcher.submit(began, key="r", leave_by_s=began + BUDGET_S)
+            self.stays.append(loop.time() - began)
+        except ProblemError as refusal:
+            self.refusals.append((loop.time() - began, refusal))
+        except TimeoutError:
+            self.late += 1
+
+    async def arrive(self, rate: float, seconds: float) -> None:
+        tasks = []
+        for _ in range(int(rate * seconds)):
+            tasks.append(asyncio.create_task(self.ask()))
+            await asyncio.sleep(1 / rate)
+        await asyncio.gather(*tasks)
+
+
+def simulated(spike: Spike, *loads: tuple[float, float]) -> Spike:
+    async def run() -> None:
+        for rate, seconds in loads:
+            await spike.arrive(rate, seconds)
+
+    with asyncio.Runner(loop_factory=Clock) as runner:
+        runner.run(run())
+    return spike
+
+
+def test_ten_times_the_capacity_loses_little_of_it() -> None:
+    spike = simulated(Spike(60), (600, 30))
+    assert len(spike.stays) >= 0.9 * 60 * 30
+    assert len(spike.stays) + len(spike.refusals) + spike.late == 600 * 30
+
+
+def test_everybody_is_answered_within_the_deadline() -> None:
+    spike = simulated(Spike(60), (600, 10))
+    assert max(spike.stays) <= BUDGET_S
+    assert max(stay for stay, _ in spike.refusals) <= BUDGET_S
+    assert spike.late <= 0.01 * 6_000
+
+
+def test_nearly_all_refusals_are_said_at_once_and_say_when_to_come_back() -> None:
+    spike = simulated(Spike(60), (600, 10))
+    at_once = sum(stay == 0 for stay, _ in spike.refusals)
+    assert at_once >= 0.95 * len(spike.refusals)
+    assert {refusal.problem.status for _, refusal in spike.refusals} == {503}
+    assert all(int(refusal.headers["Retry-After"]) >= 1 for _, refusal in spike.refusals)
+
+
+def test_below_capacity_nobody_is_refused() -> None:
+    spike = simulated(Spike(60), (45, 30))
+    assert (spike.refusals, spike.late) == ([], 0)
+
+
+def test_after_a_spike_nobody_is_refused_any_more() -> None:
+    spike = Spike(60)
+    simulated(spike, (600, 10), (0.5, 6))
+    refused, late = len(spike.refusals), spike.late
+    simulated(spike, (45, 20))
+    assert (len(spike.refusals), spike.late) == (refused, late)
+
+
+def test_fast_stages_are_not_held_back() -> None:
+    spike = simulated(Spike(2_000), (4_000, 2))
+    assert len(spike.stays) >= 0.9 * 2_000 * 2
+    assert spike.most_under_way == 8 * 16
+
+
+def test_overload_narrows_before_anybody_is_refused() -> None:
+    quality = Quality(QualitySettings(), BUDGET_S * 1000)
+    spike = Spike(60, quality=quality)
+    narrowed_at = refused_at = None
+
+    async def watch() -> None:
+        nonlocal narrowed_at, refused_at
+        while refused_at is None or narrowed_at is None:
+            now = asyncio.get_running_loop().time()
+            if narrowed_at is None and quality.factor(now, busy=True) < 1:
+                narrowed_at = now
+            if refused_at is None and spike.refusals:
+                refused_at = now
+            await asyncio.sleep(0.01)
+
+    async def run() -> None:
+        await asyncio.gather(spike.arrive(75, 30), watch())
+
+    with asyncio.Runner(loop_factory=Clock) as runner:
+        runner.run(run())
+    assert narrowed_at is not None
+    assert refused_at is not None
+    assert narrowed_at < refused_at
+
+
+@pytest.mark.parametrize("capacity", [5.0, 60.0])
+def test_the_set_capacity_is_what_is_done(capacity: float) -> None:
+    spike = simulated(Spike(capacity), (capacity * 3, 20))
+    assert len(spike.stays) == pytest.approx(capacity * 20, rel=0.25)
