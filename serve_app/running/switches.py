@@ -80,7 +80,9 @@ def _haproxy(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_script(folder, stats, metrics, settings.http.header_timeout_s)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(
+            haproxy_script(folder, stats, metrics, settings.http.header_timeout_s, settings.http.client_timeout_s)
+        ),
     }
 
 

