@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
 import numpy as np
 
 from serve_app.clock import now_us
-from serve_app.errors import HindcastError
 from serve_app.ingress.asked import AskedRows
 from serve_app.ingress.asks import Ask, Known
 from serve_app.ingress.decisions import Asking, prepare_decisions
@@ -24,19 +24,21 @@ from serve_app.vocabulary import Surface
 __all__ = ["warm_decisions", "warm_up"]
 
 _LOG = logging.getLogger("hindcast.ingress")
+_LIMIT_S = 120.0  # kernels may have to be compiled; a stage that hangs must not keep an ingress from starting
 
 
 async def warm_up(library: Library, stages: Stages, recommender: Recommender, live: LiveCall) -> None:
-    """Run dry requests without budgets. A surface that fails here is logged; it would fall back in service, too."""
+    """Run dry requests with time for compiling. A surface that fails here is logged; it would fall back in service, too."""
     answer = await live(np.zeros(1, np.uint64), library.seq)
     library.learn(answer.changes)
     pins = Pins(library.releases.current, library.policies.current, library.seq)
     edition, known = library.edition(pins), Known(answer.recents, answer.state)
     for surface in (Surface.related, Surface.gateway, Surface.widgets, Surface.reviews):
         try:
-            await _list(surface, pins, edition, known, stages, recommender)
-        except HindcastError as error:
-            _LOG.warning("surface %s cannot be warmed up: %s", surface.name, error)
+            async with asyncio.timeout(_LIMIT_S):
+                await _list(surface, pins, edition, known, stages, recommender)
+        except Exception as error:  # noqa: BLE001 - a stage that fails or hangs has its fall-back, here as in service
+            _LOG.warning("surface %s cannot be warmed up: %s: %s", surface.name, type(error).__name__, error)
     await warm_decisions(pins, edition, stages.decide)
 
 
@@ -68,6 +70,7 @@ async def warm_decisions(pins: Pins, edition: Edition, decide: Callable[[DecideC
     prepared = prepare_decisions(asking, edition)
     if prepared.batch is not None:
         try:
-            await decide(DecideCall(prepared.batch, pins, None, None, commit=False, explain=False))
-        except HindcastError as error:
-            _LOG.warning("decisions cannot be warmed up: %s", error)
+            async with asyncio.timeout(_LIMIT_S):
+                await decide(DecideCall(prepared.batch, pins, None, None, commit=False, explain=False))
+        except Exception as error:  # noqa: BLE001 - it fails closed in service, too
+            _LOG.warning("decisions cannot be warmed up: %s: %s", type(error).__name__, error)

@@ -23,6 +23,7 @@ from serve_app.running.instance import Instance, await_ready
 from serve_app.running.switches import free_port
 from serve_app.serving.assemble import bridged, local_stages
 from serve_app.serving.board import Board
+from serve_app.serving.ledger_client import LedgerClient
 from serve_app.serving.library import ALL_ROLES, Library
 from serve_app.serving.owner import StateOwner
 from serve_app.settings import Settings, load_settings
@@ -102,9 +103,8 @@ class _InProcess(threading.Thread):
         assert policy is not None
         owner = StateOwner(open_ledger(data, durability="process"), Board(release, policy))
         library = Library(data, ALL_ROLES, lambda revision: read_policy(data, revision))
-        ledger = bridged(owner.call, asyncio.get_running_loop(), 30.0)
-        make = local_stages(self.settings, library, ledger)
-        server = IngressServer(self.settings, "test", library, owner, make, admin_token=TOKEN)
+        make = local_stages(self.settings, library, self._ledger(owner))
+        self.server = server = IngressServer(self.settings, "test", library, owner, make, admin_token=TOKEN)
         await server.start()
         config = uvicorn.Config(server.app, port=self.port, log_level="error", timeout_graceful_shutdown=5)
         self.uvicorn = uvicorn.Server(config)
@@ -116,6 +116,10 @@ class _InProcess(threading.Thread):
         await serving
         await server.stop()
         owner.close()
+
+    def _ledger(self, owner: StateOwner) -> LedgerClient:
+        """As the stages see it."""
+        return bridged(owner.call, asyncio.get_running_loop(), 30.0)
 
 
 @contextmanager
