@@ -3,7 +3,7 @@ and two ingress replicas whose clocks disagree, kill -9 of each kind of process,
 change.
 
 Every run is audited by the independent checker (`exactness_checker`), which sees what clients were answered, the ledger and
-the log. FIRE_DECISIONS in the environment sets how many decisions are driven in all: 24,000 where it says nothing, 200,000
+the log. FIRE_DECISIONS in the environment sets how many decisions are driven in all: 12,000 where it says nothing, 200,000
 in `make chaos`.
 """
 
@@ -45,7 +45,7 @@ from tests.unit.ledger_support import RedisServer, require_redis
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
-DECISIONS = int(os.environ.get("FIRE_DECISIONS", "24000"))
+DECISIONS = int(os.environ.get("FIRE_DECISIONS", "12000"))
 RECOVERY_S = 30.0
 """From a kill to the first answer of a call sent after it."""
 CONNECTIONS = 64

@@ -57,7 +57,9 @@ def test_a_change_of_numbers_replaces_no_replica(cluster: Cluster) -> None:
     with Load(cluster.url, 2) as load:
         cluster.deploy(deployments={"ingress": {**grown, "target_ongoing": 4}, "ranking": {**grown, "target_ongoing": 4}})
         until(cluster.steady, UPDATE_S)
-        assert cluster.replicas() == before
+        after = cluster.replicas()  # one that load had called for may be gone by now, but none is new
+    assert after.keys() <= before.keys()
+    assert set(after.values()) == set(before.values())
     assert not load.failures, load.failures[:5]
 
 
