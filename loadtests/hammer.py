@@ -56,10 +56,10 @@ class Connection(asyncio.Protocol):
                 return
         elif not self._buffer.endswith(b"0\r\n\r\n"):  # chunked: the last chunk is empty
             return
-        good = headers[9:12] == b"200"
-        if not (good or self._run.first_failure):
+        status = headers[9:12]
+        if not (status == b"200" or self._run.first_failure):
             self._run.first_failure = bytes(self._buffer[:600]).decode(errors="replace")
-        self._run.answered(good, time.perf_counter() - self._sent)
+        self._run.answered(status, time.perf_counter() - self._sent)
         self._buffer.clear()
         self._send()
 
@@ -80,19 +80,25 @@ class _Run:
     def __init__(self, requests: list[bytes], end: float) -> None:
         self.requests, self.end = requests, end
         self.latency = HdrHistogram(1, 600_000_000, 3)
-        self.good = self.failed = 0
+        self.refusal = HdrHistogram(1, 600_000_000, 3)
+        self.good = self.refused = self.failed = 0
         self.first_failure = ""
 
-    def answered(self, good: bool, seconds: float) -> None:
-        if good:
+    def answered(self, status: bytes, seconds: float) -> None:
+        took_us = max(1, round(seconds * 1e6))
+        if status == b"200":
             self.good += 1
-            self.latency.record_value(max(1, round(seconds * 1e6)))
-        else:
-            self.failed += 1
+            self.latency.record_value(took_us)
+            return
+        self.failed += 1
+        if status in (b"429", b"503"):
+            self.refused += 1
+            self.refusal.record_value(took_us)
 
 
 async def hammer(port: int, path: str, bodies: list[Any], connections: int, seconds: float) -> dict[str, Any]:
-    """Answers of status 200 in `seconds`, and their latencies (microseconds, encoded histogram)."""
+    """Answers of status 200 in `seconds`, and their latencies (microseconds, encoded histogram). Refusals (429, 503) are
+    among the failed, and counted and timed apart."""
     requests = []
     for body in bodies:
         raw = json.dumps(body).encode()
@@ -115,6 +121,8 @@ async def hammer(port: int, path: str, bodies: list[Any], connections: int, seco
         "good": run.good,
         "failed": run.failed + len(waiting),
         "first_failure": run.first_failure,
+        "refused": run.refused,
+        "refusal": base64.b64encode(run.refusal.encode()).decode(),
         "latency": base64.b64encode(run.latency.encode()).decode(),
     }
 
