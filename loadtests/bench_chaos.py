@@ -76,20 +76,13 @@ class Outcome:
 
 async def _fire(load: ChaosLoad, victims: Victims, kinds: Sequence[str], console: Console) -> list[Kill]:
     """Kill one process of each kind in turn, while the load runs."""
-    running, kills = asyncio.create_task(load.run()), []
+    running, kills = asyncio.create_task(load.run()), list[Kill]()
     try:
-        await _until(lambda: untroubled(load.calls, 0.0, _SETTLED_CALLS))
+        if await _until(lambda: untroubled(load.calls, 0.0, _SETTLED_CALLS), running) is None:
+            raise RuntimeError("the server does not bear this load even before anything is killed")
         for kind in kinds:
-            before, at = await asyncio.to_thread(victims.kill, kind)
-            console.print(f"  {kind} {before[-1]} is killed", highlight=False)
-
-            def has_successor(kind: str = kind, before: list[int] = before) -> bool:
-                return any(pid not in before for pid in victims.find(kind))
-
-            succeeded = await _until(has_successor)
-            settled = await _until(lambda at=at: untroubled(load.calls, at, _SETTLED_CALLS))
-            whole = None if succeeded is None or settled is None else time.monotonic() - at
-            kills.append(Kill(kind, at, whole))
+            kills.append(await _kill(load, victims, kind, running))
+            console.print(f"  {kind} was killed; all is well after {kills[-1].whole_s} s", highlight=False)
         load.stop()
         await running
     finally:
@@ -97,10 +90,20 @@ async def _fire(load: ChaosLoad, victims: Victims, kinds: Sequence[str], console
     return kills
 
 
-async def _until(condition: Any) -> float | None:
-    """When `condition` came true; None: not in time."""
+async def _kill(load: ChaosLoad, victims: Victims, kind: str, running: asyncio.Task[None]) -> Kill:
+    """Kill one, and wait for its successor and for calls that are answered as if nothing had happened."""
+    before, at = await asyncio.to_thread(victims.kill, kind)
+    succeeded = await _until(lambda: any(pid not in before for pid in victims.find(kind)), running)
+    settled = await _until(lambda: untroubled(load.calls, at, _SETTLED_CALLS), running)
+    return Kill(kind, at, None if succeeded is None or settled is None else round(max(succeeded, settled) - at, 1))
+
+
+async def _until(condition: Callable[[], bool], running: asyncio.Task[None]) -> float | None:
+    """When `condition` came true, while the load is `running`; None: not in time."""
     limit = time.monotonic() + _LIMIT_S
     while not await asyncio.to_thread(condition):
+        if running.done():
+            running.result()
         if time.monotonic() > limit:
             return None
         await asyncio.sleep(0.2)
@@ -181,7 +184,7 @@ def _report(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "rate": plan.rate,
         "client": asdict(plan.patience),
         "targets": asdict(Targets()),
-        "kills": [{**one.told(), "whole_s": kill.whole_s and round(kill.whole_s, 1)} for one, kill in pairs],
+        "kills": [{**one.told(), "whole_s": kill.whole_s} for one, kill in pairs],
         "books": asdict(outcome.books),
         "missed": outcome.missed(Targets()),
     }

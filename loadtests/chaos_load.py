@@ -73,16 +73,13 @@ class ChaosLoad:
         """Until `stop`."""
         limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=32)
         async with httpx.AsyncClient(base_url=self._url, timeout=self._patience.attempt_s, limits=limits) as http:
-            under_way: set[asyncio.Task[None]] = set()
             began, number = time.monotonic(), 0
-            while not self._stopping.is_set():
-                intended = began + number / self._rate
-                await asyncio.sleep(intended - time.monotonic())
-                task = asyncio.create_task(self._call(http, number, intended))
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
-                number += 1
-            await asyncio.gather(*under_way)
+            async with asyncio.TaskGroup() as under_way:  # a fault of ours ends the run
+                while not self._stopping.is_set():
+                    intended = began + number / self._rate
+                    await asyncio.sleep(intended - time.monotonic())
+                    under_way.create_task(self._call(http, number, intended))
+                    number += 1
 
     async def _call(self, http: httpx.AsyncClient, number: int, intended: float) -> None:
         path, body, check = self._related() if number % 2 else self._decide(number)
@@ -121,7 +118,7 @@ class ChaosLoad:
         body = {"item": item, "user": self._rng.choice(self._shop.users), "slots": 6}
 
         def check(said: Any) -> list[str]:
-            shown = [one["item"] for one in said["items"]]
+            shown = [one["id"] for one in said["items"]]
             out = [] if 0 < len(shown) <= 6 else [f"{len(shown)} related items"]
             out += [f"{item} is shown beside itself"] if item in shown else []
             return out + (["an item is shown twice"] if len(set(shown)) < len(shown) else [])
