@@ -37,6 +37,9 @@ frontend prometheus
     mode http
 frontend http_frontend
     bind 0.0.0.0:8000
+    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path \'%[path]\' not found."
 listen stats
   bind *:9101
   stats enable
@@ -63,6 +66,9 @@ frontend prometheus
     mode http
 frontend http_frontend
     bind 0.0.0.0:8000
+    default_backend default_backend
+backend default_backend
+    http-request deny deny_status 503
 listen stats
   bind 127.0.0.1:9101
   stats enable
@@ -129,7 +135,9 @@ def test_a_haproxy_whose_manager_died_hands_its_port_to_the_next() -> None:
             host, port = ports["0.0.0.0:8000"].split(":")
             with socket.create_connection((host, int(port)), timeout=5) as asking:
                 asking.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                assert asking.recv(100).startswith(b"HTTP/1.1 503 ")
+                said = asking.recv(1000)
+                assert said.startswith(b"HTTP/1.1 503 ")
+                assert b"urn:hindcast:problem:not-ready" in said
 
 
 @pytest.mark.parametrize(
@@ -141,6 +149,7 @@ def test_a_haproxy_whose_manager_died_hands_its_port_to_the_next() -> None:
         "timeout http-keep-alive {{ config.timeout_http_keep_alive_s }}s",
         "    bind :{{ config.metrics_port }}",
         "  bind *:{{ config.stats_port }}",
+        "backend default_backend\n    http-request return status 404 content-type text/plain",
         "    errorfile 502 {{ config.error_file_path }}",
     ],
 )
