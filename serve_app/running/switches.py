@@ -48,6 +48,8 @@ def node_switches(settings: Settings, folder: Path) -> dict[str, str]:
         # Nothing of this server calls home or shows up in other drivers' logs.
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Ray runs workers at niceness 15, as for batch jobs: whatever else the machine does would go before our answers.
+        "RAY_worker_niceness": "0",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
