@@ -36,7 +36,8 @@ from serve_app.catalogue import read_catalogue
 __all__ = ["Kill", "Outcome", "Plan", "main", "run"]
 
 _SETTLED_CALLS = 80
-_LIMIT_S = 90.0
+_LIMIT_S = 60.0
+_LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ async def _until(condition: Callable[[], bool], running: asyncio.Task[None]) -> 
             running.result()
         if time.monotonic() > limit:
             return None
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(_LOOK_EVERY_S)
     return time.monotonic()
 
 
