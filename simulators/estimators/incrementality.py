@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from serve_app.errors import DamagedArtifact, InvalidInput
 from simulators.estimators.intervals import Interval
@@ -202,6 +201,8 @@ def _scatter(arm: Moments) -> F64:
 
 @lru_cache(maxsize=256)
 def _normal(level: float) -> float:
+    from scipy import stats  # a second to import; what adds up needs none of it
+
     return float(stats.norm.ppf((1 + level) / 2))
 
 
@@ -209,6 +210,8 @@ def _difference(
     treated: Moments, control: Moments, up: F64, down: F64, level: float, values: tuple[float, float] | None = None
 ) -> Effect:
     """Treated minus control of a function of the means with gradients `up` and `down`; linear functions need no values."""
+    from scipy import stats
+
     means = []
     variance = 0.0
     for arm, gradient in ((treated, up), (control, down)):

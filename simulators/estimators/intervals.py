@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
 
 from serve_app.errors import InvalidInput
 
@@ -42,6 +41,8 @@ class Interval:
 
 @lru_cache(maxsize=4096)
 def _student(level: float, degrees: int) -> float:
+    from scipy import stats  # a second to import; what adds up needs none of it
+
     return float(stats.t.ppf((1 + level) / 2, degrees))
 
 
@@ -58,6 +59,8 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> Interva
     """Exact binomial interval (Clopper and Pearson 1934)."""
     if not 0 <= successes <= trials:
         raise InvalidInput(f"{successes} of {trials}", field="successes", hint="they cannot exceed the trials")
+    from scipy import stats
+
     tail = (1 - level) / 2
     low = float(stats.beta.ppf(tail, successes, trials - successes + 1)) if successes > 0 else 0.0
     high = float(stats.beta.ppf(1 - tail, successes + 1, trials - successes)) if successes < trials else 1.0

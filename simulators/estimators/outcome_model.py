@@ -13,14 +13,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import xgboost
 
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.noise import hash_key, salt_of, uniform
 from simulators.estimators.logistic import LogisticModel, fit_logistic, load_logistic, save_logistic
+
+if TYPE_CHECKING:
+    import xgboost
 
 __all__ = ["OutcomeModel", "OutcomeSettings", "fit_outcome_model", "load_outcome_model", "sampled_users"]
 
@@ -100,8 +103,9 @@ class OutcomeModel:
         files: dict[str, str] = {}
         for k, row in enumerate(self._models):
             for m, model in enumerate(row):
-                data = bytes(model.save_raw("ubj")) if isinstance(model, xgboost.Booster) else save_logistic(model)
-                name = f"fold-{k}.metric-{m}.{'ubj' if isinstance(model, xgboost.Booster) else 'json'}"
+                linear = isinstance(model, LogisticModel)
+                data = save_logistic(model) if isinstance(model, LogisticModel) else bytes(model.save_raw("ubj"))
+                name = f"fold-{k}.metric-{m}.{'json' if linear else 'ubj'}"
                 (folder / name).write_bytes(data)
                 files[name] = hashlib.sha256(data).hexdigest()
         head = {"schema": _SCHEMA, "settings": asdict(self.settings), "features": self.features, "metrics": self.metrics}
@@ -167,6 +171,8 @@ def _fitted(x: F32, y: F64, mass: F64, settings: OutcomeSettings) -> xgboost.Boo
     binary = bool(((y == 0) | (y == 1)).all())
     if settings.kind == "logistic":
         return fit_logistic(x, y, mass, l2=settings.l2, binary=binary)
+    import xgboost
+
     parameters = {
         "objective": "binary:logistic" if binary and 0 < y.mean() < 1 else "reg:squarederror",
         "max_depth": settings.depth, "eta": settings.learning_rate, "min_child_weight": settings.min_child_weight,
@@ -183,6 +189,8 @@ def _predicted(model: xgboost.Booster | LogisticModel, x: F32) -> F64:
 
 
 def _booster(data: bytes) -> xgboost.Booster:
+    import xgboost
+
     booster = xgboost.Booster()
     booster.load_model(bytearray(data))
     return booster

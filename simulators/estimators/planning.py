@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scipy import stats
-
 from serve_app.errors import InvalidInput
 from simulators.estimators.diagnostics import PolicyDiagnostics
 from simulators.estimators.settings import VerdictSettings
@@ -25,6 +23,8 @@ class Plan:
 
 def minimum_detectable(standard_error: float, *, level: float = 0.95, power: float = 0.8) -> float:
     """The true difference that an interval of this standard error would tell from 0 with probability `power`."""
+    from scipy import stats  # a second to import
+
     if not standard_error >= 0 or not 0 < power < 1:
         raise InvalidInput(f"{standard_error}, {power}", field="standard_error, power")
     return float((stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(power)) * standard_error)

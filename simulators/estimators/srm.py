@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from serve_app.errors import InvalidInput
 
@@ -27,6 +26,8 @@ class SampleRatio:
 
 def sample_ratio(observed: Sequence[int], shares: Sequence[float], *, alpha: float = 0.001) -> SampleRatio:
     """Pearson's chi-square test of users by arm against the design's shares (positive, summing to 1)."""
+    from scipy import stats  # a second to import
+
     total = sum(observed)
     if len(observed) != len(shares) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
         raise InvalidInput(

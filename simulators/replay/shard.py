@@ -41,7 +41,6 @@ from simulators.replay.partition import Partition
 from simulators.replay.parts import counts_as_bytes, counts_from_bytes, part_arrays, write_part
 from simulators.replay.realised import Realised, as_logged
 from simulators.replay.roll_out import RollOuts
-from simulators.replay.scored_again import scored_again
 from simulators.replay.spec import ReplaySpec, compiled
 from simulators.replay.stream import stream_policy
 from simulators.replay.sums import Sums
@@ -91,7 +90,11 @@ def replay_group(group: BucketGroup, spec: ReplaySpec, shelf: Path | None = None
     if not len(read.people.asked):
         return out
     behaviour = behaviour_of(read.people.asked, spec)
-    people, heads = (read.people, read.heads) if not spec.release else scored_again(read.people, group, spec)
+    people, heads = read.people, read.heads
+    if spec.release:
+        from simulators.replay.scored_again import scored_again  # models: a second to import
+
+        people, heads = scored_again(people, group, spec)
     return out + _judged(people, read.known, behaviour, heads, spec)
 
 
