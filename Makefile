@@ -8,7 +8,7 @@ DATA ?= demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bench-peers load soak honesty unit cluster chaos clean format
+.PHONY: help run test check bench bench-peers load soak honesty unit cluster chaos chaos-bench clean format
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,10 @@ cluster: $(STAMP) ## Tests that start Ray, and those that kill things
 
 chaos: $(STAMP) ## Exactness under fire at full length: 200,000 decisions while processes are killed
 	@FIRE_DECISIONS=200000 EVERY_TOPOLOGY=1 $(BIN)/pytest -s tests/chaos/test_exact_under_fire.py tests/cluster/test_server_deferrals.py
+
+chaos-bench: $(STAMP) ## kill -9 of every kind of process under steady load: what clients see, time to recover, log and ledger
+	@$(BIN)/python -m loadtests.bench_chaos --out bench-results
+	@$(BIN)/python -m loadtests.bench_chaos --out bench-results --topology fused
 
 check: $(STAMP) ## Lint, format check, types
 	@$(BIN)/ruff check .
