@@ -54,7 +54,9 @@ def replay(
     ] = "",
     surface: Annotated[
         list[str] | None,
-        typer.Option(help="notification (default), related, gateway, widgets, reviews or all; may be given several times"),
+        typer.Option(
+            help="notification (default), related, gateway, widgets, reviews, all (that are logged); several times for more"
+        ),
     ] = None,
     release: Annotated[str, typer.Option(help="score candidates anew by the models of this release")] = "",
     retrieval: Annotated[bool, typer.Option("--retrieval", help="lists: find candidates anew, too, by --release")] = False,
@@ -105,8 +107,9 @@ def replay(
         if sweep is not None or (not notifications and (rails or model is not None)):
             raise typer.BadParameter("is about notifications", param_hint="--sweep, --guardrails or --simulated")
         lists, spec_of_lists = lists_replayed(
-            data, documents, surfaces, out, ray=ray, **asked, retrieval=retrieval, drawings=drawings
-        )
+            data, documents, surfaces, out, ray=ray, **asked, retrieval=retrieval, drawings=drawings,
+            if_logged="all" in (surface or ()),
+        )  # fmt: skip
         if not notifications:
             finish_lists(lists, spec_of_lists, out, allow_mismatch=allow_mismatch, command=command)
             return

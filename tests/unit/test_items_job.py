@@ -93,3 +93,6 @@ def test_what_cannot_be_done_is_said(how: dict[str, Any], said: str, tmp_path: P
 def test_a_surface_without_lists_is_refused_with_those_there_are() -> None:
     with pytest.raises(InvalidInput, match="logged are"):
         lists_spec(world_data(), {"same": behaviour()}, ["reviews"])
+    assert lists_spec(world_data(), {"same": behaviour()}, ["reviews", "widgets"], if_logged=True).surfaces == ("widgets",)
+    with pytest.raises(InvalidInput, match="no list of reviews"):
+        lists_spec(world_data(), {"same": behaviour()}, ["reviews"], if_logged=True)

@@ -46,13 +46,17 @@ def lists_spec(
     release: str = "",
     retrieval: bool = False,
     drawings: int = 0,
+    if_logged: bool = False,
 ) -> ListsSpec:
-    """A replay of `targets` over the lists in `data`. Raises InvalidInput where no list of a surface is logged, and
-    UnknownIdentifier where a policy that made lists is neither stored nor given."""
+    """A replay of `targets` over the lists in `data`. if_logged: pass over surfaces of which no list is, unless that is all.
+    Raises InvalidInput where no list of a surface is logged, and UnknownIdentifier where a policy that made lists is
+    neither stored nor given."""
     if retrieval and not release:
         raise InvalidInput("needs the release whose retrieval is to run", field="retrieval", hint="pass --release R")
     logged = _logged(data)
     absent = [name for name in surfaces if not logged.get(Surface[name])]
+    if if_logged and len(absent) < len(surfaces):
+        surfaces, absent = [one for one in surfaces if one not in absent], []
     if absent:
         here = ", ".join(one.name for one in logged if one != Surface.notification) or "none"
         raise InvalidInput(f"no list of {', '.join(absent)} is logged", field="surface", hint=f"logged are {here}")
