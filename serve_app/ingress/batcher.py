@@ -84,7 +84,8 @@ class MicroBatcher(Generic[T, R]):
     ) -> None:
         """run: takes the items of one batch and returns, in order, a result or an exception for each. run_s: time a batch
         should take; no more requests are under way than are answered in it. wait_share: of the time a request has, what it
-        may spend waiting. quality: hears how long every request stayed, and of those refused."""
+        may expect to spend waiting; half of the rest it may wait beyond that. quality: hears how long every request stayed,
+        and of those refused."""
         self._run = run
         self._max_requests = max_requests
         self._lanes = lanes
@@ -107,7 +108,7 @@ class MicroBatcher(Generic[T, R]):
         now = loop.time()
         time_s = leave_by_s - now
         self._refuse_if_full(time_s, now)
-        start_by_s = leave_by_s - min(self._run_s, time_s / 2) if self._run_s < math.inf else leave_by_s
+        start_by_s = leave_by_s - (1 - self._wait_share) / 2 * time_s  # begun later, it would hardly be done
         waiting = _Waiting(item, key, now, start_by_s, leave_by_s, loop.create_future(), scope.current(), spans.here())
         self._queue.append(waiting)
         if not self._wake_scheduled:

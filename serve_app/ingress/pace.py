@@ -15,6 +15,7 @@ __all__ = ["Pace"]
 
 _MEMORY_S = 1.0  # of time with requests waiting: older answers weigh less by a factor of e for each
 _FORGET_S = 5.0  # without any waiting: what was slow then may not be slow now
+_PRIOR = (8.0, 0.05)  # requests and seconds that the first answers are added to: one slow answer is no pace
 
 
 class Pace:
@@ -23,7 +24,7 @@ class Pace:
     def __init__(self) -> None:
         self._since_s: float | None = None
         self._last_s = -math.inf
-        self._requests = self._seconds = 0.0
+        self._requests, self._seconds = _PRIOR
 
     def waiting(self, now_s: float, any_waiting: bool) -> None:
         """Whether requests wait from now on."""
@@ -44,8 +45,8 @@ class Pace:
     def per_s(self, now_s: float) -> float | None:
         """Requests a second; None: unknown."""
         if self._since_s is None and now_s - self._last_s > _FORGET_S:
-            self._requests = self._seconds = 0.0
-        return self._requests / self._seconds if self._requests else None
+            self._last_s, (self._requests, self._seconds) = -math.inf, _PRIOR
+        return self._requests / self._seconds if self._last_s > -math.inf else None
 
     def room(self, within_s: float, now_s: float) -> float:
         """Requests that may be under way so that they are done `within_s`: at least one."""

@@ -27,10 +27,15 @@ def test_nothing_is_known_until_requests_have_waited() -> None:
     assert (pace.per_s(1.0), pace.room(0.25, 1.0), pace.wait_s(1_000, 1.0)) == (None, math.inf, 0.0)
 
 
-@given(st.floats(0.001, 0.5), st.integers(1, 64), st.integers(5, 60))
-def test_an_even_pace_is_found(gap: float, requests: int, times: int) -> None:
-    pace, now = paced([(gap, requests)] * times)
-    assert pace.per_s(now) == pytest.approx(requests / gap, rel=0.3 if gap * times > 0.5 else 1.0)
+@given(st.floats(0.001, 0.5), st.integers(1, 64))
+def test_an_even_pace_is_found_within_some_seconds(gap: float, requests: int) -> None:
+    pace, now = paced([(gap, requests)] * math.ceil(6 / gap))
+    assert pace.per_s(now) == pytest.approx(requests / gap, rel=0.05)
+
+
+def test_a_single_slow_answer_is_no_pace() -> None:
+    pace, now = paced([(0.3, 1)])
+    assert pace.wait_s(3, now) < 0.2
 
 
 @given(st.lists(st.tuples(st.floats(0.0005, 2), st.integers(1, 64)), min_size=1, max_size=50), st.floats(0.01, 5))
@@ -51,7 +56,7 @@ def test_time_without_anybody_waiting_does_not_count() -> None:
     pace.answered(1, now + 3)
     pace.waiting(now + 3, True)
     pace.answered(10, now + 3.1)
-    assert pace.per_s(now + 3.1) == pytest.approx(100)
+    assert pace.per_s(now + 3.1) == pytest.approx(100, rel=0.05)
 
 
 def test_a_pace_of_long_ago_is_forgotten() -> None:
