@@ -55,6 +55,7 @@ bench: $(STAMP) ## Benchmarks: JSON and a table under bench-results/
 	@$(BIN)/python -m loadtests.bench_growth --out bench-results
 	@$(BIN)/python -m loadtests.bench_width --out bench-results
 	@$(BIN)/python -m loadtests.bench_peers --out bench-results
+	@$(BIN)/python -m loadtests.bench_spike --out bench-results
 
 bench-peers: $(STAMP) ## Set up what benchmarks compare with (BentoML, Feast, hnswlib, faiss, RLlib) and compare
 	@scripts/peers.sh $(PYTHON) .venv-peers

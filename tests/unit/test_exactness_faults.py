@@ -29,6 +29,14 @@ def test_clocks_are_not_skewed_where_strangers_can_reach_the_server(tmp_path: Pa
     assert load_settings(data=tmp_path, testing=SKEW).testing.clock_skew_ms == (0, 2_000)
 
 
+def test_no_capacity_is_set_on_a_data_folder_that_somebody_needs(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="for tests only") as refused:
+        load_settings(data=tmp_path, testing={"capacity_per_s": 60})
+    assert refused.value.field == "testing.capacity_per_s"
+    (tmp_path / EXPENDABLE).touch()
+    assert load_settings(data=tmp_path, testing={"capacity_per_s": 60}).testing.capacity_per_s == 60
+
+
 def test_clocks_run_true_unless_told_otherwise(tmp_path: Path) -> None:
     assert load_settings(data=tmp_path).testing.clock_skew_ms == ()
     assert abs(clock.now_us() - time.time_ns() // 1000) < 1_000_000
