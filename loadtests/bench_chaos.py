@@ -27,7 +27,7 @@ from loadtests.bench_chain import hardware
 from loadtests.chaos_books import Books, examine
 from loadtests.chaos_figures import Call, Figures, Targets, figures_of, untroubled
 from loadtests.chaos_load import ChaosLoad, Patience, Shop
-from loadtests.chaos_victims import Victims, kinds_of
+from loadtests.chaos_victims import NOTHING, Victims, kinds_of
 from loadtests.decide_data import Size, prepare, seed_people
 from loadtests.decide_server import served
 from loadtests.scenarios.answers import Contract
@@ -35,7 +35,7 @@ from serve_app.catalogue import read_catalogue
 
 __all__ = ["Kill", "Outcome", "Plan", "main", "run"]
 
-_SETTLED_CALLS = 80
+_SETTLED_CALLS = 60
 _LIMIT_S = 60.0
 _LOOK_EVERY_S = 0.5
 
@@ -82,8 +82,10 @@ async def _fire(load: ChaosLoad, victims: Victims, kinds: Sequence[str], console
         if await _until(lambda: untroubled(load.calls, 0.0, _SETTLED_CALLS), running) is None:
             raise RuntimeError("the server does not bear this load even before anything is killed")
         for kind in kinds:
-            kills.append(await _kill(load, victims, kind, running))
-            console.print(f"  {kind} was killed; all is well after {kills[-1].whole_s} s", highlight=False)
+            kill = await _kill(load, victims, kind, running)
+            told = figures_of(kind, load.calls, kill.at, float("inf"))
+            console.print(f"  {kind} was killed: {told.failed_attempts}, all is well after {kill.whole_s} s", markup=False)
+            kills.append(kill)
         load.stop()
         await running
     finally:
@@ -93,6 +95,10 @@ async def _fire(load: ChaosLoad, victims: Victims, kinds: Sequence[str], console
 
 async def _kill(load: ChaosLoad, victims: Victims, kind: str, running: asyncio.Task[None]) -> Kill:
     """Kill one, and wait for its successor and for calls that are answered as if nothing had happened."""
+    if kind == NOTHING:
+        at = time.monotonic()
+        settled = await _until(lambda: untroubled(load.calls, at, _SETTLED_CALLS), running)
+        return Kill(kind, at, settled and round(settled - at, 1))
     before, at = await asyncio.to_thread(victims.kill, kind)
     succeeded = await _until(lambda: any(pid not in before for pid in victims.find(kind)), running)
     settled = await _until(lambda: untroubled(load.calls, at, _SETTLED_CALLS), running)

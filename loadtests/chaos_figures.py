@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["PROMPT_S", "Attempt", "Call", "Figures", "Targets", "figures_of", "untroubled"]
 
-PROMPT_S = 1.0
+PROMPT_S = 2.0
 """A call that takes longer was held up, even if it never failed."""
 
 

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["KINDS", "REPLICAS", "Victims", "kinds_of"]
+__all__ = ["KINDS", "NOTHING", "REPLICAS", "Victims", "kinds_of"]
+
+NOTHING = "nothing"
+"""Not a kind: what is measured where nothing dies is what the machine itself does to calls."""
 
 REPLICAS = {
     "retrieval": "Retrieval",
@@ -38,9 +41,10 @@ _FUSED = ("worker", "state owner", "ingress")
 
 
 def kinds_of(topology: str) -> tuple[str, ...]:
-    """The kinds a server of this topology has. A replica dies again after the controller, whose successor must see it."""
+    """The kinds a server of this topology has, after nothing. A replica dies again after the controller: its successor must
+    see it."""
     stages = [kind for kind in REPLICAS if topology == "chain" or kind in _FUSED]
-    return (*stages, "HAProxy", "HAProxy's manager", "fallback proxy", "controller", stages[-1])
+    return (NOTHING, *stages, "HAProxy", "HAProxy's manager", "fallback proxy", "controller", stages[-1])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from loadtests.bench_chaos import Plan, run
 from loadtests.chaos_figures import Targets
 from loadtests.chaos_load import Patience, Shop
-from loadtests.chaos_victims import KINDS, REPLICAS, kinds_of
+from loadtests.chaos_victims import KINDS, NOTHING, REPLICAS, kinds_of
 from serve_app.catalogue import read_catalogue
 from serve_app.elasticity import APPLICATION, DEPLOYMENTS
 from tests.chaos.fire_server import CAMPAIGNS, HOT, OTHERS, people_and_campaigns, prepare_data
@@ -53,5 +53,5 @@ def test_every_deployment_is_a_kind_that_the_bench_kills() -> None:
     assert set(REPLICAS.values()) == set(DEPLOYMENTS)
     for name in DEPLOYMENTS:
         assert any(re.search(pattern, f"ray::ServeReplica:{APPLICATION}:{name}.call") for pattern in KINDS.values())
-    assert set(kinds_of("chain")) == set(KINDS)
-    assert set(kinds_of("fused")) < set(KINDS)
+    assert set(kinds_of("chain")) == {NOTHING, *KINDS}
+    assert set(kinds_of("fused")) < {NOTHING, *KINDS}

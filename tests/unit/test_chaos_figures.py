@@ -13,14 +13,14 @@ def good(intended: float, took: float = 0.01) -> Call:
     return call(intended, Attempt(intended, intended + took))
 
 
-RETRIED = call(10.5, Attempt(10.5, 10.6, "503 not-ready"), Attempt(11.6, 12.0))
+RETRIED = call(10.5, Attempt(10.5, 10.6, "503 not-ready"), Attempt(12.2, 13.0))
 GIVEN_UP = call(10.2, Attempt(10.2, 10.3, "ConnectError"), Attempt(12.0, 13.5, "ConnectError"))
 
 
 def test_a_failed_attempt_counts_for_the_client_only_where_no_later_one_was_answered() -> None:
     found = figures_of("ingress", [good(9.0), RETRIED, good(14.0)], 10.0, 20.0)
     assert (found.calls, found.visible, found.failed_attempts) == (2, 0, {"503 not-ready": 1})
-    assert found.recovery_s == 2.0  # the answer that came at 12.0 was held up
+    assert found.recovery_s == 3.0  # the answer that came at 13.0 was held up
     assert Targets().missed(found) == []
     lost = figures_of("ingress", [RETRIED, GIVEN_UP], 10.0, 20.0)
     assert (lost.visible, lost.visible_share, lost.recovery_s) == (1, 0.5, 3.5)
