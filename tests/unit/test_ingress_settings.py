@@ -81,9 +81,15 @@ def test_a_data_folder_has_one_server(tmp_path: Path) -> None:
         pass
 
 
+def test_micro_batchers_are_full_before_ray_serve_would_refuse() -> None:
+    settings = load_settings()
+    own = settings.batching
+    assert settings.deployments.ingress.max_ongoing > 5 * (own.max_queued + own.in_flight_chain * own.max_requests)
+
+
 def test_a_deployment_keeps_its_own_defaults_for_what_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HINDCAST_DEPLOYMENTS__INGRESS__MAX_REPLICAS", "4")
     settings = load_settings(deployments={"ledger": {"threads": 2}})
-    assert settings.deployments.ingress.max_ongoing == 2_000
+    assert settings.deployments.ingress.max_ongoing == 4_000
     assert settings.deployments.ingress.max_replicas == 4
     assert (settings.deployments.ledger.max_queued, settings.deployments.ledger.threads) == (10_000, 2)
