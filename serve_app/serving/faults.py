@@ -7,7 +7,8 @@ without a restart; no file, or {}, is no fault::
     {"features": {"do": "hang"}, "journal": {"do": "error", "share": 0.5}, "ranking": {"do": "delay", "delay_ms": 300}}
 
 A file that cannot be read, or that names what is not there, is an error at start; later it leaves in force what was, and is
-said in the log. Every point stands in a worker thread, where the work it stands for would hang.
+said in the log. Every point stands in a worker thread, where the work it stands for would hang. What was struck is written,
+a point a line, to a file beside it that ends in `.struck`, so that a test can wait for it.
 """
 
 from __future__ import annotations
@@ -107,6 +108,8 @@ class _Planted:
         if fault is None or not self._turn(point, fault, batch):
             return
         _LOG.warning("TEST: fault at %s: %s", point.value, fault.do)
+        with self._path.with_suffix(".struck").open("a") as struck:
+            struck.write(f"{point.value}\n")
         if fault.do == "error":
             raise InjectedFault(f"planted at {point.value}")
         if fault.delay_ms is not None:
