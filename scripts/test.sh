@@ -18,5 +18,5 @@ trap 'rm -rf "$demo"' EXIT
 "$bin/hindcast" build --local --promote --data "$demo/data" >/dev/null
 export HINDCAST_DEMO_RELEASE="$demo/data"
 # What needs no Ray on all cores, the long files first; what starts Ray one after the other.
-"$bin/pytest" tests/data tests/chaos tests/cluster tests/unit -m "not ray" -n auto --dist loadfile -rs
+"$bin/pytest" tests/data tests/chaos tests/cluster tests/unit -m "not ray" -n auto --dist loadfile --durations=25 -rs
 "$bin/pytest" tests/cluster tests/chaos -m ray --durations=30 -rs
