@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.kernels import kernel
 from simulators.replay.opportunities import Opportunities
 
 __all__ = ["OnLog", "Probabilities", "Support", "first_sends", "logged_probability"]
@@ -28,19 +29,30 @@ class Probabilities:
 
 def first_sends(asked: Opportunities) -> I64:
     """i64[n]: place among the candidates of each request's first send; -1: none."""
-    first = np.full(len(asked), -1, np.int64)
-    sent = np.flatnonzero(asked.logged_candidates["slot"] == 0)
-    first[asked.batch.owner[sent]] = sent
-    first[~asked.logged["granted"]] = -1
+    first = np.empty(len(asked), np.int64)
+    _first_sends(asked.batch.offsets, asked.logged_candidates["slot"], asked.logged["granted"], first)
     return first
 
 
-def logged_probability(asked: Opportunities) -> F64:
-    """f64[n]: what the log says it was done with."""
-    first = first_sends(asked)
-    p_choice = asked.logged_candidates["p_choice"]
-    chosen = p_choice[np.maximum(first, 0)] if len(p_choice) else asked.logged["p_none"]
-    return np.where(first >= 0, chosen, asked.logged["p_none"])
+@kernel
+def _first_sends(offsets: I64, slot: npt.NDArray[np.int32], granted: Bools, first: I64) -> None:
+    for row in range(len(first)):
+        first[row] = -1
+        for place in range(offsets[row], offsets[row + 1] if granted[row] else offsets[row]):
+            first[row] = place if slot[place] == 0 else first[row]
+
+
+def logged_probability(asked: Opportunities, first: I64) -> F64:
+    """f64[n]: what the log says it was done with. first: `first_sends`."""
+    out = np.empty(len(asked))
+    _logged_probability(first, asked.logged_candidates["p_choice"], asked.logged["p_none"], out)
+    return out
+
+
+@kernel
+def _logged_probability(first: I64, p_choice: F64, p_none: F64, out: F64) -> None:
+    for row in range(len(first)):
+        out[row] = p_choice[first[row]] if first[row] >= 0 else p_none[row]
 
 
 @dataclass(frozen=True, slots=True)

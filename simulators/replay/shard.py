@@ -31,7 +31,8 @@ from simulators.replay.counts import (
     sends_by_segment,
     set_aside,
 )
-from simulators.replay.estimation import MAIN, estimation_rows, half_of, update_suites
+from simulators.replay.estimation import MAIN, half_of, update_suites
+from simulators.replay.estimation_rows import estimation_blocks
 from simulators.replay.examples import Example, add_examples, example_users, examples_from
 from simulators.replay.memberships import segments_logged
 from simulators.replay.opening import behaviour_of, opened
@@ -144,7 +145,8 @@ def _outcomes(
 ) -> list[pa.Table]:
     """Fill estimates and trials; returns counts of who could not be taken."""
     window, parts = Window(spec.start, spec.end), list[pa.Table]()
-    update_suites(sums.suites, estimation_rows(partition, spec, targets, behaviour))
+    for rows in estimation_blocks(partition, spec, targets, behaviour):
+        update_suites(sums.suites, rows)
     ends = {"outcome_us": spec.outcome_us, "log_start": spec.log_start, "log_end": spec.log_end}
     for holdout in holdouts_of([one.document for one in spec.behaviour]):
         trial = sums.trials[holdout.name]

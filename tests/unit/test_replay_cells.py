@@ -13,7 +13,8 @@ from serve_app.policy.document import PolicyDocument, canonical_json, load_polic
 from simulators.estimators import EstimateSettings, Rows
 from simulators.estimators.verdicts import Standing, Verdict, judge
 from simulators.replay.asking import spec_for
-from simulators.replay.estimation import MAIN, estimation_rows, new_suites, update_suites
+from simulators.replay.estimation import MAIN, new_suites, update_suites
+from simulators.replay.estimation_rows import estimation_rows
 from simulators.replay.opening import behaviour_of
 from simulators.replay.partition import TABLES_READ, Partition, read_partition
 from simulators.replay.spec import ReplaySpec, compiled

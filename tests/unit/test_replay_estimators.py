@@ -16,8 +16,10 @@ from serve_app.errors import InvalidInput
 from serve_app.log.reader import bucket_groups
 from serve_app.policy.document import canonical_json, load_policy, parse_policy
 from simulators.estimators import Estimated, EstimateSettings, Per, Standing, VerdictSettings
+from simulators.replay.analytic import first_sends
 from simulators.replay.asking import estimators_named, spec_for
-from simulators.replay.estimation import MAIN, _all_codes, metrics_of, segments_of
+from simulators.replay.estimation import MAIN, metrics_of, segments_of
+from simulators.replay.estimation_rows import _all_codes
 from simulators.replay.outcome_features import FeaturePlan, recent_sends
 from simulators.replay.outcomes import NEEDS_MODEL, Predicted, with_outcome_model
 from simulators.replay.partition import TABLES_READ, Partition, read_partition
@@ -176,7 +178,8 @@ def test_members_of_a_segment_are_those_the_log_names(partition: Partition, spec
     own = {"segments": member.astype(np.uint64) << np.uint64(1)}
     columns = Columns(len(asked), REQUEST_COLUMNS, dict(asked.batch.requests) | own)
     batch = Batch(columns, asked.batch.candidates, asked.batch.offsets, asked.batch.meta)
-    codes = _all_codes(replace(asked, batch=batch), known)
+    asked = replace(asked, batch=batch)
+    codes = _all_codes(asked, known, first_sends(asked))
     assert (codes["segment odd"] == np.where(member, 0, 1)).all()
     assert (codes["segment even"] == 1).all()
 
