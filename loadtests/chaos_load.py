@@ -31,10 +31,11 @@ _CONNECTIONS = 400
 
 @dataclass(frozen=True)
 class Patience:
-    """What the client bears. attempt_s: for one attempt. gives_up_s: no attempt begins later than this after the first.
-    pause_s, longest_pause_s: between attempts, doubled each time; shortened by up to a half at random."""
+    """What the client bears. attempt_s: for one attempt, longer than the server takes for one at most. gives_up_s: after the
+    first no attempt begins later than this. pause_s, longest_pause_s: between attempts, doubled each time; shortened by up
+    to a half at random."""
 
-    attempt_s: float = 5.0
+    attempt_s: float = 8.0
     gives_up_s: float = 20.0
     pause_s: float = 0.1
     longest_pause_s: float = 2.0
