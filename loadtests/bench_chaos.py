@@ -148,6 +148,7 @@ def main(
     topology: Annotated[str, typer.Option(help="fused or chain.")] = "chain",
     rate: Annotated[float, typer.Option(help="Calls a second: half of them lists, half send decisions.")] = 40.0,
     gives_up_s: Annotated[float, typer.Option(help="Time after which the client begins no further attempt.")] = 20.0,
+    kind: Annotated[list[str] | None, typer.Option(help="Kill only this kind; may be given several times.")] = None,
     data: Annotated[Path | None, typer.Option(help="A data folder made by an earlier run; it is written to.")] = None,
 ) -> None:
     """Kill, measure, examine, judge."""
@@ -156,7 +157,7 @@ def main(
         folder = data or Path(scratch) / "data"
         if not (folder / "releases").is_dir():
             _make_data(folder, console)
-        plan = Plan(topology, kinds_of(topology), lambda _: _shop_of(folder), rate, Patience(gives_up_s=gives_up_s))
+        plan = Plan(topology, kind or kinds_of(topology), lambda _: _shop_of(folder), rate, Patience(gives_up_s=gives_up_s))
         outcome = run(folder, plan, console)
     report = _report(plan, outcome)
     if out is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -156,4 +157,5 @@ def _failure(answer: Answer, *, foreign: bool) -> str:
         return ""
     if foreign:
         return f"{answer.status} {answer.raw[:40].decode(errors='replace')!r}"
-    return f"{answer.status} {str(answer.content.get('type', '')).rsplit(':', 1)[-1]}"
+    kind, detail = (str(answer.content.get(name, "")) for name in ("type", "detail"))
+    return f"{answer.status} {kind.rsplit(':', 1)[-1]} ({re.sub('[0-9]+', 'N', detail)[:60]})"
