@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 
@@ -17,6 +18,7 @@ from serve_app.catalogue import read_catalogue
 from serve_app.log.reader import read_log
 from serve_app.running.instance import Instance
 from serve_app.vocabulary import StageBit
+from tests.chaos.fire_server import processes
 from tests.cluster.fault_support import Answer, Shop, chain, fused, until
 from tests.cluster.server_support import data_copy
 from tests.command_line import hindcast
@@ -256,12 +258,8 @@ def test_stages_that_hang_do_not_hold_up_what_answers_instead_of_them(shop: Shop
     whole_again(shop, items[7])
 
 
-@pytest.fixture
-def deployed_shop(both: tuple[Shop, Instance | None], shop: Shop) -> tuple[Shop, Instance]:
-    _, instance = both
-    if instance is None:
-        pytest.skip("a server without Ray's proxy does not hear that a caller left")
-    return shop, instance
+DEPLOYED = pytest.mark.parametrize("both", [pytest.param("chain", marks=pytest.mark.ray)], indirect=True)
+"""Only behind Ray's proxy does a server hear that a caller left, and has somebody to replace its replicas."""
 
 
 class Caller:
@@ -280,8 +278,8 @@ class Caller:
         self._socket.close()
 
 
-def test_who_leaves_while_a_send_is_committed_finds_it_under_its_key(deployed_shop: tuple[Shop, Instance]) -> None:
-    shop, _ = deployed_shop
+@DEPLOYED
+def test_who_leaves_while_a_send_is_committed_finds_it_under_its_key(shop: Shop) -> None:
     user = shop.new_user()
     body = {"user": user, "candidates": [{"campaign": "news"}], "idempotency_key": "k"}
     with shop.planted(ledger_commit={"do": "hang"}):
@@ -291,9 +289,9 @@ def test_who_leaves_while_a_send_is_committed_finds_it_under_its_key(deployed_sh
     one_grant(shop, user)
 
 
-def test_who_leaves_before_a_decision_is_begun_is_granted_nothing(deployed_shop: tuple[Shop, Instance]) -> None:
+@DEPLOYED
+def test_who_leaves_before_a_decision_is_begun_is_granted_nothing(shop: Shop) -> None:
     """Both lanes are taken by decisions that hang; a third waits, and its caller does not."""
-    shop, _ = deployed_shop
     user, busy = shop.new_user(), [shop.new_user(), shop.new_user()]
     with shop.planted(decision={"do": "hang"}):
         for place, one in enumerate(busy):
@@ -310,10 +308,8 @@ def test_who_leaves_before_a_decision_is_begun_is_granted_nothing(deployed_shop:
     assert answer.body["replayed"] is False
 
 
-def test_who_leaves_in_the_middle_of_a_list_leaves_nothing_behind(
-    deployed_shop: tuple[Shop, Instance], items: list[str]
-) -> None:
-    shop, _ = deployed_shop
+@DEPLOYED
+def test_who_leaves_in_the_middle_of_a_list_leaves_nothing_behind(shop: Shop, items: list[str]) -> None:
     with shop.planted(ranking={"do": "hang"}):
         callers = [Caller(shop, "/v1/recommendations/related", {"item": items[n], "slots": 10}) for n in range(6)]
         until(lambda: shop.struck("ranking"), "ranking was not reached")
@@ -322,22 +318,35 @@ def test_who_leaves_in_the_middle_of_a_list_leaves_nothing_behind(
     whole_again(shop, items[7])
 
 
-def test_a_replica_with_a_thread_that_never_returns_is_replaced_and_nobody_waits_for_it(
-    deployed_shop: tuple[Shop, Instance], items: list[str]
+@DEPLOYED
+def test_replicas_with_a_thread_that_never_returns_are_replaced_and_nobody_waits_for_them(
+    both: tuple[Shop, Instance], shop: Shop, items: list[str]
 ) -> None:
-    shop, instance = deployed_shop
-    features = pids(instance, "features")
-    with shop.planted(features={"do": "stick"}):
-        answer = shop.related(items[7])
+    _, instance = both
+    features, ledger = pids(instance, "features"), owners()
+    with shop.planted(features={"do": "stick", "surface": "related"}, ledger_read={"do": "stick"}):
+        listed, asked = shop.related(items[7]), shop.decide(shop.new_user(), "news")
         assert shop.struck("features")
-    assert (answer.status, answer.body["degraded"]) == (200, ["features"])
-    until(lambda: not pids(instance, "features") & features, "the stuck replica stays", 120)
-    until(lambda: pids(instance, "features"), "no other came", 120)
+        assert shop.struck("ledger_read")
+    assert (listed.status, listed.body["degraded"]) == (200, ["features"])
+    refused(asked, {"ledger-unavailable"})
+    until(lambda: owners() - ledger and not owners() & ledger, "the ledger's owner stays", 120)
+    until(lambda: pids(instance, "features") - features and not pids(instance, "features") & features, "it stays", 120)
     whole_again(shop, items[7])
 
 
+def owners() -> set[int]:
+    """Process ids of the ledger's owner."""
+    return {one.pid for one in processes("Ledger")}
+
+
 def pids(instance: Instance, role: str) -> set[int]:
-    return {one["pid"] for one in instance.get("/v1/replicas")["replicas"] if one["role"] == role}
+    """Of the replicas that report to the board; none while the board itself is replaced."""
+    try:
+        replicas = instance.get("/v1/replicas")["replicas"]
+    except httpx.HTTPError:
+        return set()
+    return {one["pid"] for one in replicas if one["role"] == role}
 
 
 def test_log_metrics_and_audit_agree_with_what_answers_said(shop: Shop, items: list[str]) -> None:
