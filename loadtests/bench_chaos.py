@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +29,6 @@ from loadtests.chaos_books import Books, examine
 from loadtests.chaos_figures import Call, Figures, Targets, figures_of, untroubled
 from loadtests.chaos_load import ChaosLoad, Patience, Shop
 from loadtests.chaos_victims import NOTHING, Victims, kinds_of
-from loadtests.decide_data import Size, prepare, seed_people
 from loadtests.decide_server import served
 from loadtests.scenarios.answers import Contract
 from serve_app.catalogue import read_catalogue
@@ -36,6 +36,7 @@ from serve_app.catalogue import read_catalogue
 __all__ = ["Kill", "Outcome", "Plan", "main", "run"]
 
 _SETTLED_CALLS = 60
+_USERS = 600
 _LIMIT_S = 60.0
 _LOOK_EVERY_S = 0.5
 
@@ -157,7 +158,9 @@ def main(
         folder = data or Path(scratch) / "data"
         if not (folder / "releases").is_dir():
             _make_data(folder, console)
-        plan = Plan(topology, kind or kinds_of(topology), lambda _: _shop_of(folder), rate, Patience(gives_up_s=gives_up_s))
+        plan = Plan(
+            topology, kind or kinds_of(topology), lambda url: _shop(folder, url), rate, Patience(gives_up_s=gives_up_s)
+        )
         outcome = run(folder, plan, console)
     report = _report(plan, outcome)
     if out is not None:
@@ -168,20 +171,29 @@ def main(
 
 
 def _make_data(folder: Path, console: Console) -> None:
-    """A small world whose campaigns run, a release, and a ledger that knows its users."""
-    size, now = Size(world_users=2_000, items=600, days=6, population=2_000), time.time_ns() // 1_000
-    prepare(folder, size, now, lambda text: console.print(f"  {text}"))
-    seed_people(folder, now)
+    """A small world and a release of it."""
+    world = ["world", "--users", "400", "--items", "300", "--days", "10", "--seed", "7"]
+    for arguments in (world, ["ledger", "seed"], ["build", "--local", "--promote"]):
+        console.print(f"  hindcast {' '.join(arguments)}", highlight=False)
+        subprocess.run(
+            [sys.executable, "-m", "hindcast", *arguments, "--data", str(folder)], check=True, capture_output=True
+        )
 
 
-def _shop_of(data: Path) -> Shop:
-    """What the world has; of its users a thousand, so that some come often enough to meet their caps."""
-    catalogue = read_catalogue(data / "catalogue")
-    return Shop(
-        catalogue.items["item_id"].to_pylist(),
-        catalogue.users["user_id"].to_pylist()[:1_000],
-        catalogue.campaigns["campaign_id"].to_pylist(),
-    )
+def _shop(data: Path, url: str) -> Shop:
+    """The world's items; users and campaigns of our own, so few that users come often enough to meet their caps, and by a
+    class and channel that nothing but caps and gaps keeps from being sent."""
+    users, campaigns = [f"chaos-{number:03d}" for number in range(_USERS)], [f"chaos-{number}" for number in range(8)]
+    known = {"zone": "Asia/Seoul", "region": "kr", "reachable": ["email"]}
+    told = {"message_class": "informational", "channels": ["email"]}
+    with httpx.Client(base_url=url, timeout=60.0) as http:
+        for user in users:
+            http.put(f"/v1/users/{user}", json=known).raise_for_status()
+        for number, campaign in enumerate(campaigns):
+            http.put(
+                f"/v1/campaigns/{campaign}", json={**told, "text": campaign, "category": f"c{number % 3}"}
+            ).raise_for_status()
+    return Shop(read_catalogue(data / "catalogue").items["item_id"].to_pylist(), users, campaigns)
 
 
 def _report(plan: Plan, outcome: Outcome) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def examine(data: Path, calls: Sequence[Call]) -> Books:
     code, said = _hindcast("audit", "--json", "--data", str(data))
     audit = json.loads(said) if said.startswith("{") else {}
     if code:
-        findings.append(f"hindcast audit: {audit.get('counts', said[-500:])}")
+        kinds = {kind: one["count"] for kind, one in audit.get("findings", {}).items()}
+        findings.append(f"hindcast audit: {kinds or said[-500:]}")
     logged = set(read_log(data, "requests", columns=["request_id"])["request_id"].to_pylist())
     rows = read_log(data, "decisions", columns=["request_id", "idempotency_key", "granted"]).to_pylist()
     answered = [call for call in calls if call.answered and "log" not in call.degraded]
