@@ -97,8 +97,8 @@ def _measured(data: Path, topology: str, capacity: float, out: Path, console: Co
         command = [sys.executable, "-m", "hindcast", "load", "audience", "--host", url, "--data", str(data)]
         subprocess.run([*command, "--out", str(audience)], check=True, capture_output=True)
         own = ("--audience", str(audience))
-        console.print("what it can do: users who never pause")
-        closed = ("--users", str(_USERS), "--think", "0s", "--duration", f"{_SATURATED_S:g}s")
+        console.print("what it can do: users who hardly pause")
+        closed = ("--users", str(_USERS), "--think", "0.2s", "--duration", f"{_SATURATED_S:g}s")
         saturated = _load(server, data, out / "saturated", "baseline", *closed, *own)
         rate = _SHARE * capacity
         console.print(f"{rate:g} a second, {10 * capacity:g} a second, {rate:g} a second")

@@ -29,6 +29,7 @@ from serve_app.serving import scope, spans
 
 __all__ = ["BatcherStats", "MicroBatcher", "overloaded"]
 
+_PARTS = 4
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -55,7 +56,6 @@ class _Waiting(Generic[T, R]):
     item: T
     key: Hashable
     came_s: float
-    start_by_s: float
     leave_by_s: float
     answer: asyncio.Future[R]
     scopes: tuple[scope.CallScope, ...]
@@ -83,9 +83,9 @@ class MicroBatcher(Generic[T, R]):
         quality: Quality | None = None,
     ) -> None:
         """run: takes the items of one batch and returns, in order, a result or an exception for each. run_s: time a batch
-        should take; no more requests are under way than are answered in it. wait_share: of the time a request has, what it
-        may expect to spend waiting; half of the rest it may wait beyond that. quality: hears how long every request stayed,
-        and of those refused."""
+        should take; no more requests are under way than are answered in it (see Pace.room). wait_share: of the time a
+        request has, what it may expect to spend waiting. quality: hears how long every request stayed, and of those refused.
+        """
         self._run = run
         self._max_requests = max_requests
         self._lanes = lanes
@@ -108,8 +108,7 @@ class MicroBatcher(Generic[T, R]):
         now = loop.time()
         time_s = leave_by_s - now
         self._refuse_if_full(time_s, now)
-        start_by_s = leave_by_s - (1 - self._wait_share) / 2 * time_s  # begun later, it would hardly be done
-        waiting = _Waiting(item, key, now, start_by_s, leave_by_s, loop.create_future(), scope.current(), spans.here())
+        waiting = _Waiting(item, key, now, leave_by_s, loop.create_future(), scope.current(), spans.here())
         self._queue.append(waiting)
         if not self._wake_scheduled:
             self._wake_scheduled = True
@@ -134,20 +133,27 @@ class MicroBatcher(Generic[T, R]):
         """time_s: what the request has."""
         ahead = len(self._queue)
         wait_s = self._pace.wait_s(ahead, now)
-        if ahead < self._max_queued and (ahead == 0 or wait_s <= self._wait_share * time_s):
+        most_s = min(self._wait_share * time_s, self._wait_at_most(time_s))
+        if ahead < self._max_queued and (ahead == 0 or wait_s <= most_s):
             return
         self.stats.refused += 1
         if self._quality is not None:
             self._quality.refused(now)
         raise overloaded(f"{ahead} requests are already waiting", retry_after_s=min(60, max(1, math.ceil(wait_s))))
 
+    def _wait_at_most(self, time_s: float) -> float:
+        """After which a request would hardly be done in its time. A fifth is always granted: the pace may have changed."""
+        return max(time_s - self._pace.run_s, 0.2 * time_s)
+
     def _wake(self) -> None:
         self._wake_scheduled = False
         loop = asyncio.get_running_loop()
         now = loop.time()
         room = self._pace.room(self._run_s, now) if self._run_s < math.inf else math.inf
+        # In parts: one micro-batch that takes all the room leaves every stage but one idle.
+        most = min(self._max_requests, max(1.0, room / _PARTS))
         while self._queue and self.stats.in_flight < self._lanes and self.stats.under_way < room:
-            batch = self._next_batch(min(self._max_requests, room - self.stats.under_way), now)
+            batch = self._next_batch(min(most, room - self.stats.under_way), now)
             if batch:
                 self.stats.in_flight += 1
                 self.stats.under_way += len(batch)
@@ -166,7 +172,7 @@ class MicroBatcher(Generic[T, R]):
             self._queue.popleft()
             if head.answer.done():  # the caller left
                 continue
-            if head.start_by_s <= now:
+            if now - head.came_s > self._wait_at_most(head.leave_by_s - head.came_s):
                 head.answer.set_exception(self._expired())
                 continue
             head.started = True
@@ -174,6 +180,7 @@ class MicroBatcher(Generic[T, R]):
         return batch
 
     async def _serve(self, batch: list[_Waiting[T, R]]) -> None:
+        began_s = asyncio.get_running_loop().time()
         self.stats.batches += 1
         self.stats.requests += len(batch)
         try:
@@ -197,7 +204,7 @@ class MicroBatcher(Generic[T, R]):
         finally:
             self.stats.in_flight -= 1
             self.stats.under_way -= len(batch)
-            self._tell(batch)
+            self._tell(batch, began_s)
             self._wake()
 
     def _expired(self) -> ProblemError:
@@ -206,9 +213,9 @@ class MicroBatcher(Generic[T, R]):
             self._quality.refused(asyncio.get_running_loop().time())
         return overloaded("the request's time passed while it waited its turn")
 
-    def _tell(self, batch: Sequence[_Waiting[T, R]]) -> None:
+    def _tell(self, batch: Sequence[_Waiting[T, R]], began_s: float) -> None:
         now = asyncio.get_running_loop().time()
-        self._pace.answered(len(batch), now)
+        self._pace.answered(len(batch), now - began_s, now)
         if self._quality is not None:
             for one in batch:
                 self._quality.answered(now - one.came_s, now)

@@ -33,14 +33,17 @@ class Clock(asyncio.SelectorEventLoop):
 
 
 class Spike:
-    """What came of requests that arrived evenly at a rate, for some seconds, where so many a second can be answered."""
+    """What came of requests that arrived evenly at a rate, for some seconds, where so many a second can be answered, and
+    each micro-batch takes `latency_s` besides."""
 
-    def __init__(self, capacity: float, *, quality: Quality | None = None) -> None:
+    def __init__(self, capacity: float, *, latency_s: float = 0.0, quality: Quality | None = None) -> None:
+        self.most_under_way = 0
+
         async def run(items: Sequence[float]) -> Sequence[float | Exception]:
+            await asyncio.sleep(latency_s)
             self.most_under_way = max(self.most_under_way, self.batcher.stats.under_way)
             return items
 
-        self.most_under_way = 0
         self.batcher: MicroBatcher[float, float] = MicroBatcher(
             throttled(run, Throttle(capacity)), max_requests=16, lanes=8, max_queued=512, run_s=0.25, wait_share=0.5,
             quality=quality,
@@ -82,6 +85,12 @@ def test_ten_times_the_capacity_loses_little_of_it() -> None:
     spike = simulated(Spike(60), (600, 30))
     assert len(spike.stays) >= 0.9 * 60 * 30
     assert len(spike.stays) + len(spike.refusals) + spike.late == 600 * 30
+
+
+@pytest.mark.parametrize(("latency_s", "least"), [(0.1, 0.9), (0.25, 0.8), (0.4, 0.35)])
+def test_stages_that_take_long_but_can_do_much_at_once_are_used(latency_s: float, least: float) -> None:
+    spike = simulated(Spike(60, latency_s=latency_s), (600, 20))
+    assert len(spike.stays) >= least * 60 * 20
 
 
 def test_everybody_is_answered_within_the_deadline() -> None:
