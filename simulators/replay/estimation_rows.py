@@ -44,7 +44,8 @@ def estimation_blocks(
     ends = np.searchsorted(source.chosen, partition.asked.begins)
     begin = 0
     while begin < len(source.chosen):
-        end = int(ends[np.searchsorted(ends, min(begin + _BLOCK, len(source.chosen)))])
+        within, next_user = np.searchsorted(ends, [begin + _BLOCK, begin], "right")
+        end = int(ends[max(within - 1, next_user)])
         yield source.rows(begin, end)
         begin = end
 

@@ -19,6 +19,7 @@ from serve_app.errors import InvalidInput
 from serve_app.ids import BUCKETS
 from serve_app.log.reader import BucketGroup, bucket_groups, log_days, read_files
 from serve_app.vocabulary import Surface
+from simulators.replay.allocation import keep_freed_memory
 from simulators.replay.pack import pack_manifest
 from simulators.replay.pack_shelf import (
     PACKS,
@@ -158,6 +159,7 @@ def _tasks(groups: Sequence[BucketGroup]) -> list[Task]:
 
 def _task(spec: ReplaySpec, folder: Path, shelf: Path) -> Callable[[Task], Task]:
     def run(task: Task) -> Task:
+        keep_freed_memory()
         group, (low, high) = group_of(task), task["ahead"]
         read_ahead(shelf, int(low), int(high))
         write_shard(part_file(folder, group), replay_group(group, spec, shelf))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.kernels import kernel
 from serve_app.vocabulary import Reason
 from simulators.replay.opportunities import Opportunities
 
@@ -51,13 +52,40 @@ class Realised:
 def as_logged(asked: Opportunities, counts: Bools | None = None) -> Realised:
     """What the log says was done. counts bool[n]: logged requests whose candidates' reasons are counted; None:
     all."""
-    candidates = asked.logged_candidates
-    owner = asked.batch.owner
-    sent = np.flatnonzero((candidates["slot"] >= 0) & asked.logged["granted"][owner])
-    sent = sent[np.lexsort((candidates["slot"][sent], owner[sent]))]
-    counted = candidates["reason"] if counts is None else candidates["reason"][counts[owner]]
-    reasons = np.bincount(counted, minlength=len(Reason)).astype(np.int64)
+    candidates, offsets = asked.logged_candidates, asked.batch.offsets
+    reasons, mine = np.zeros(len(Reason), np.int64), np.ones(0, np.bool_) if counts is None else counts
+    _count_reasons(offsets, candidates["reason"], mine, reasons)
+    sends = int(np.count_nonzero(candidates["slot"] >= 0))
+    decision, candidate = np.empty(sends, np.int64), np.empty(sends, np.int64)
+    sends = _sends(offsets, candidates["slot"], asked.logged["granted"], decision, candidate)
     return Realised(
         np.arange(len(asked)), asked.batch.requests["decided_at"], asked.logged["action"], asked.logged["reason"],
-        owner[sent], sent, reasons,
+        decision[:sends], candidate[:sends], reasons,
     )  # fmt: skip
+
+
+@kernel
+def _count_reasons(offsets: I64, reason: I8, counts: Bools, reasons: I64) -> None:
+    """counts: no rows: all count."""
+    for row in range(len(offsets) - 1):
+        if len(counts) == 0 or counts[row]:
+            for place in range(offsets[row], offsets[row + 1]):
+                reasons[reason[place]] += 1
+
+
+@kernel
+def _sends(offsets: I64, slot: npt.NDArray[np.int32], granted: Bools, decision: I64, candidate: I64) -> int:
+    """Requests and candidates of what was sent, by slot within a request; returns how many."""
+    sends = 0
+    for row in range(len(granted)):
+        begin = sends
+        for place in range(offsets[row], offsets[row + 1] if granted[row] else offsets[row]):
+            if slot[place] < 0:
+                continue
+            at = sends
+            while at > begin and slot[candidate[at - 1]] > slot[place]:
+                candidate[at] = candidate[at - 1]
+                at -= 1
+            candidate[at], decision[sends] = place, row
+            sends += 1
+    return sends

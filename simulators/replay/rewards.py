@@ -80,18 +80,22 @@ class Attribution:
         self._granted = asked.logged["granted"] & (asked.logged["action"] == Action.send)
         self._slot = np.ascontiguousarray(asked.logged_candidates["slot"], np.int32)
         self._offsets, self._windows = asked.batch.offsets, np.array(windows_us, np.int64)
-        self._requests = requests["user"], requests["request_id"], requests["decided_at"], self._granted
+        self._user, self._request, self._at = (requests[one] for one in ("user", "request_id", "decided_at"))
         self._told = _told(events)
 
     def of(self, begin: int, end: int) -> F64:
         """f64[end - begin, windows, METRICS] of these requests: all of some users."""
         out = np.zeros((end - begin, len(self._windows), len(METRICS)))
         if begin < end:
-            mine = tuple(one[begin:end] for one in self._requests)
-            first = np.searchsorted(self._told[0], mine[0][0])
-            last = np.searchsorted(self._told[0], mine[0][-1], "right")
-            _count_sends(self._slot, self._offsets[begin : end + 1], mine[3], out)
-            _attribute(*mine, *(one[first:last] for one in self._told), self._windows, out)
+            mine = slice(begin, end)
+            user, request, at = self._user[mine], self._request[mine], self._at[mine]
+            whose, when, kind, decision, slot, amount = self._told
+            some = slice(np.searchsorted(whose, user[0]), np.searchsorted(whose, user[-1], "right"))
+            _count_sends(self._slot, self._offsets[begin : end + 1], self._granted[mine], out)
+            _attribute(
+                user, request, at, self._granted[mine], whose[some], when[some], kind[some], decision[some], slot[some],
+                amount[some], self._windows, out,
+            )  # fmt: skip
         return out
 
 

@@ -121,7 +121,8 @@ def _judged(
         differs = differing(asked, every, done)
         differs, done = differs if counts is None else differs[counts[differs]], done.only(counts)
         parts += [counts_of(target.name, asked, done, window), divergence(target.name, asked, done, differs, window)]
-        examples += [] if spec.halves else example_users(target.name, asked, logged, done, differs, window)
+        if spec.estimators and not spec.halves:  # shown in a report alone
+            examples += example_users(target.name, asked, logged, done, differs, window)
         parts.append(sends_by_segment(target.name, asked, done, window, segments))
         parts.append(_begun(target.name, partition, known, policy, behaviour, spec, counts))
         if half is not None:
