@@ -30,7 +30,10 @@ def on_ray(address: str | None) -> None:
     import ray
 
     if not ray.is_initialized():
-        ray.init(address=address or None, log_to_driver=False, configure_logging=True, logging_level="error")
+        ray.init(
+            address=address or None, log_to_driver=False, configure_logging=True, logging_level="error",
+            include_dashboard=False,  # starting one takes seconds
+        )  # fmt: skip
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
