@@ -154,10 +154,25 @@ def run(data: Path, out: Path, *arguments: str) -> dict[str, Any]:
         raise SystemExit(f"{' '.join(command)} ended with {code}:\n{said[-4000:]}")
     parity = re.search(r"parity: ([\d,]+) of ([\d,]+)", said)
     same, decisions = (int(one.replace(",", "")) for one in parity.groups()) if parity else (0, 0)
+    cores = 1 if "--in-process" in arguments else os.cpu_count() or 1
     return {
-        "command": command[1:], "exit_code": code, "wall_s": took, "decisions": decisions, "parity": same,
-        "decisions_a_second": decisions / took, "a_second_and_core": decisions / took / (os.cpu_count() or 1),
-        **memory.result(),
+        "command": command[1:], "exit_code": code, "wall_s": took, "decisions": decisions, "parity": same, "cores": cores,
+        "decisions_a_second": decisions / took, "a_second_and_core": decisions / took / cores,
+        **_apart(out, decisions, took, cores), **memory.result(),
+    }  # fmt: skip
+
+
+def _apart(out: Path, decisions: int, took: float, cores: int) -> dict[str, float]:
+    """The pace once every core has written its first part, by the times at which parts were written, and what the run took
+    beyond that pace: start and end. Nothing where there are too few parts to tell."""
+    written = sorted(part.stat().st_mtime for part in out.glob("parts/*/*.npz"))
+    if len(written) < 4 * cores or written[-1] == written[cores - 1]:
+        return {}
+    a_part = (written[-1] - written[cores - 1]) / (len(written) - cores)
+    computing = a_part * len(written)
+    return {
+        "computing_s": computing, "start_and_end_s": took - computing,
+        "computed_a_second_and_core": decisions / computing / cores,
     }  # fmt: skip
 
 
@@ -229,9 +244,14 @@ def _tell(result: Mapping[str, Any]) -> None:
     for name, one in result["runs"].items():
         print(
             f"{name}: {one['wall_s']:.1f} s, {one['decisions_a_second']:,.0f} decisions/s, "
-            f"{one['a_second_and_core']:,.0f} a core; parity {one['parity']:,} of {one['decisions']:,}; "
+            f"{one['a_second_and_core']:,.0f} a core ({one['cores']}); parity {one['parity']:,} of {one['decisions']:,}; "
             f"command {one['driver_mb']:.0f} MB, largest worker {one['worker_mb']:.0f} MB"
         )
+        if "computing_s" in one:
+            print(
+                f"  of it start and end {one['start_and_end_s']:.1f} s; "
+                f"without them {one['computed_a_second_and_core']:,.0f} decisions/s a core"
+            )
     if "raw" in result:
         one = result["raw"]
         print(f"raw: {one['decisions']:,} decisions compacted in {one['compaction_s']:.1f} s")
