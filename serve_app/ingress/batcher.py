@@ -106,8 +106,7 @@ class MicroBatcher(Generic[T, R]):
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        time_s = leave_by_s - now
-        self._refuse_if_full(time_s, now)
+        self.refuse_if_full(leave_by_s - now)
         waiting = _Waiting(item, key, now, leave_by_s, loop.create_future(), scope.current(), spans.here())
         self._queue.append(waiting)
         if not self._wake_scheduled:
@@ -129,9 +128,9 @@ class MicroBatcher(Generic[T, R]):
                 self._queue.remove(waiting)
                 self.stats.queued = len(self._queue)
 
-    def _refuse_if_full(self, time_s: float, now: float) -> None:
-        """time_s: what the request has."""
-        ahead = len(self._queue)
+    def refuse_if_full(self, time_s: float) -> None:
+        """Raise what `submit` would: the queue is full, or too long for a request that has `time_s`."""
+        ahead, now = len(self._queue), asyncio.get_running_loop().time()
         wait_s = self._pace.wait_s(ahead, now)
         most_s = min(self._wait_share * time_s, self._wait_at_most(time_s))
         if ahead < self._max_queued and (ahead == 0 or wait_s <= most_s):

@@ -64,6 +64,8 @@ class Call:
     media: Sequence[str] = ()
     raw: bool = False
     """The handler parses the bytes itself (several media types); `body` then only documents the JSON form."""
+    gate: Callable[[], None] | None = None
+    """Raises what the call is refused with whatever its body says, before it is read: such a refusal costs little."""
     notes: str = ""
     """What the models do not say, for the documentation: of other media types, of headers."""
 
@@ -126,6 +128,8 @@ def _endpoint(call: Call, keys: KeyRing, body_s: float, tell: CallLog) -> Callab
             at_us = now_us()
             caller = keys.authorize(request.headers, call.scope, at_us) if call.scope else Caller("anyone", frozenset())
             scope.caller = caller.name
+            if call.gate is not None:
+                call.gate()
             _check_params(request.path_params)
             raw = await _read_body(request, call.body_bytes, body_s) if call.body_bytes else b""
             body = call.body.model_validate_json(raw) if call.body is not None and not call.raw else None

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -87,7 +88,8 @@ class NotifyRoutes:
         limits = self._settings.limits
         return [
             Call("POST", "/v1/notifications/decide", "Whether, what and how to notify one user", self._decide,
-                 Scope.decide, DecideRequest, DecideAnswer, limits.body_bytes, "notifications"),
+                 Scope.decide, DecideRequest, DecideAnswer, limits.body_bytes, "notifications",
+                 gate=partial(self.batcher.refuse_if_full, self._settings.budgets.decide_ms / 1000)),
             Call("POST", "/v1/notifications/decide-batch", "Decisions for up to 10,000 users", self._decide_batch,
                  Scope.decide, DecideBatchRequest, DecideBatchAnswer, limits.batch_body_bytes, "notifications",
                  media=(ARROW_STREAM,), raw=True, notes=ARROW_NOTES),

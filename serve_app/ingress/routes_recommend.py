@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,16 +72,17 @@ class RecommendRoutes:
 
     def calls(self) -> list[Call]:
         """The calls of this module."""
-        size = self._settings.limits.body_bytes
-        table: list[tuple[str, str, Any, type[Asked], Any]] = [
+        size, budget_s = self._settings.limits.body_bytes, self._settings.budgets.request_ms / 1000
+        table: list[tuple[str, str, Any, type[Asked], Any]] = [  # in the order of the batchers
             ("recommendations/related", "Products related to one product", self._related, RelatedRequest, RelatedAnswer),
             ("recommendations/gateway", "A personal page of widgets", self._gateway, GatewayRequest, GatewayAnswer),
             ("widgets/rank", "Widgets by their value to the user", self._widgets, WidgetsRequest, WidgetsAnswer),
             ("reviews/rank", "A product's reviews, most helpful first", self._reviews, ReviewsRequest, ReviewsAnswer),
         ]
+        gates = [partial(batcher.refuse_if_full, budget_s) for batcher in self.batchers.values()]
         return [
-            Call("POST", f"/v1/{path}", summary, handler, Scope.read, body, answer, size)
-            for path, summary, handler, body, answer in table
+            Call("POST", f"/v1/{path}", summary, handler, Scope.read, body, answer, size, gate=gate)
+            for gate, (path, summary, handler, body, answer) in zip(gates, table, strict=True)
         ]
 
     async def _submit(self, name: str, incoming: Incoming, make: Callable[[Admitted], Any]) -> Any:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import httpx
 import pytest
+from fastapi import FastAPI
+from starlette.responses import Response
 
-from serve_app.ingress.batcher import MicroBatcher
+from serve_app.ingress.auth import KeyRing
+from serve_app.ingress.batcher import MicroBatcher, overloaded
+from serve_app.ingress.call_log import call_log
+from serve_app.ingress.calls import Call, Incoming, add_calls, json_answer
 from serve_app.ingress.problems import ProblemError
 from serve_app.ingress.quality import Quality
+from serve_app.ingress.schemas_notify import DecideRequest
 from serve_app.ingress.throttle import Throttle, throttled
 from serve_app.settings import QualitySettings
 
@@ -156,3 +163,25 @@ def test_overload_narrows_before_anybody_is_refused() -> None:
 def test_the_set_capacity_is_what_is_done(capacity: float) -> None:
     spike = simulated(Spike(capacity), (capacity * 3, 20))
     assert len(spike.stays) == pytest.approx(capacity * 20, rel=0.25)
+
+
+async def test_whoever_is_refused_anyway_is_refused_before_the_body_is_read() -> None:
+    refusing = True
+
+    def gate() -> None:
+        if refusing:
+            raise overloaded("many are waiting", retry_after_s=7)
+
+    async def handle(incoming: Incoming) -> Response:
+        return json_answer({"user": incoming.body.user})
+
+    app = FastAPI()
+    call = Call("POST", "/v1/decide", "", handle, None, DecideRequest, None, 1_000, gate=gate)
+    add_calls(app, [call], KeyRing(None), body_s=1.0, tell=call_log("none"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        refused = await client.post("/v1/decide", content=b"no JSON at all")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "7")
+        assert refused.headers["content-type"] == "application/problem+json"
+        refusing = False
+        assert (await client.post("/v1/decide", content=b"no JSON at all")).status_code == 400
+        assert (await client.post("/v1/decide", json={"user": "u"})).json() == {"user": "u"}
