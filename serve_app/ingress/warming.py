@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import numpy as np
 
-from serve_app.clock import now_us
+from serve_app.clock import monotonic_s, now_us
+from serve_app.errors import LedgerUnavailable
 from serve_app.ingress.asked import AskedRows
 from serve_app.ingress.asks import Ask, Known
 from serve_app.ingress.decisions import Asking, prepare_decisions
@@ -18,18 +19,20 @@ from serve_app.serving.deciding import DecideCall, Decided
 from serve_app.serving.given import KIND_SOURCES, given_reviews, given_widgets
 from serve_app.serving.hosts import RankCall
 from serve_app.serving.library import Edition, Library, Pins
+from serve_app.serving.owner import LiveAnswer
 from serve_app.serving.stages import Stages
 from serve_app.vocabulary import Surface
 
 __all__ = ["warm_decisions", "warm_up"]
 
 _LOG = logging.getLogger("hindcast.ingress")
+_AGAIN_S = 0.2
 _LIMIT_S = 120.0  # kernels may have to be compiled; a stage that hangs must not keep an ingress from starting
 
 
 async def warm_up(library: Library, stages: Stages, recommender: Recommender, live: LiveCall) -> None:
     """Run dry requests with time for compiling. A surface that fails here is logged; it would fall back in service, too."""
-    answer = await live(np.zeros(1, np.uint64), library.seq)
+    answer = await _first(live, library.seq)
     library.learn(answer.changes)
     pins = Pins(library.releases.current, library.policies.current, library.seq)
     edition, known = library.edition(pins), Known(answer.recents, answer.state)
@@ -40,6 +43,19 @@ async def warm_up(library: Library, stages: Stages, recommender: Recommender, li
         except Exception as error:  # noqa: BLE001 - a stage that fails or hangs has its fall-back, here as in service
             _LOG.warning("surface %s cannot be warmed up: %s: %s", surface.name, type(error).__name__, error)
     await warm_decisions(pins, edition, stages.decide)
+
+
+async def _first(live: LiveCall, seq: int) -> LiveAnswer:
+    """The first answer of the state's owner, which may be starting or compiling itself."""
+    ends_s = monotonic_s() + _LIMIT_S
+    while True:
+        try:
+            return await live(np.zeros(1, np.uint64), seq)
+        except LedgerUnavailable as error:
+            if monotonic_s() > ends_s:
+                raise
+            _LOG.warning("the state's owner does not answer yet: %s", error)
+            await asyncio.sleep(_AGAIN_S)
 
 
 async def _list(
