@@ -20,8 +20,9 @@ __all__ = ["Books", "examine"]
 @dataclass(frozen=True)
 class Books:
     """answered: calls answered with a result that said nothing of a missing log line. missing: of them, not in the log.
-    keys_twice: idempotency keys under which the log holds more than one decision. grants: sends that count. audit: what
-    `hindcast audit` looked at. findings: all that is wrong, in words."""
+    keys_twice: idempotency keys under which more than one decision was committed (the log holds a line of its own for a call
+    that was recognised as a repetition). grants: sends among the answers. audit: what `hindcast audit` looked at. findings:
+    all that is wrong, in words."""
 
     answered: int
     decisions: int
@@ -45,14 +46,16 @@ def examine(data: Path, calls: Sequence[Call]) -> Books:
         kinds = {kind: one["count"] for kind, one in audit.get("findings", {}).items()}
         findings.append(f"hindcast audit: {kinds or said[-500:]}")
     logged = set(read_log(data, "requests", columns=["request_id"])["request_id"].to_pylist())
-    rows = read_log(data, "decisions", columns=["request_id", "idempotency_key", "granted"]).to_pylist()
+    rows = read_log(data, "decisions", columns=["request_id", "idempotency_key", "commit_version", "granted"]).to_pylist()
     answered = [call for call in calls if call.answered and "log" not in call.degraded]
     missing = [call for call in answered if call.request_id not in logged]
     if missing:
         findings.append(
             f"{len(missing)} answers are not in the log, such as {missing[0].request_id:016x} ({missing[0].kind})"
         )
-    of_key: Counter[bytes] = Counter(key for key, _ in {(row["idempotency_key"], row["request_id"]) for row in rows} if key)
+    committed = {(row["idempotency_key"], row["request_id"]) for row in rows if row["commit_version"] >= 0}
+    of_key = Counter(key for key, _ in committed if key)
+    own = {call.request_id for call in answered}
     twice = sum(count > 1 for count in of_key.values())
     if twice:
         findings.append(f"{twice} idempotency keys stand for more than one decision")
@@ -61,7 +64,7 @@ def examine(data: Path, calls: Sequence[Call]) -> Books:
         decisions=sum(call.kind == "decide" for call in answered),
         missing=len(missing),
         keys_twice=twice,
-        grants=sum(bool(row["granted"]) for row in rows),
+        grants=sum(bool(row["granted"]) and row["request_id"] in own for row in rows),
         audit=audit.get("looked_at", {}),
         findings=findings,
     )
