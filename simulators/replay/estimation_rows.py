@@ -31,20 +31,24 @@ Array = npt.NDArray[np.generic]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
-
-_BLOCK = 16_384
+Places = npt.NDArray[np.int64] | slice
 
 
 def estimation_blocks(
-    partition: Partition, spec: ReplaySpec, targets: Sequence[CompiledPolicy], behaviour: Sequence[CompiledPolicy]
+    partition: Partition,
+    spec: ReplaySpec,
+    targets: Sequence[CompiledPolicy],
+    behaviour: Sequence[CompiledPolicy],
+    *,
+    most: int = 16_384,
 ) -> Iterator[Rows]:
     """Rows of the decisions in the window that are old enough for their rewards to be complete at the log's end, in blocks
-    of whole users. Rewards: `metrics_of`."""
+    of whole users, of `most` rows where users allow. Rewards: `metrics_of`."""
     source = _Source(partition, spec, targets, behaviour)
     ends = np.searchsorted(source.chosen, partition.asked.begins)
     begin = 0
     while begin < len(source.chosen):
-        within, next_user = np.searchsorted(ends, [begin + _BLOCK, begin], "right")
+        within, next_user = np.searchsorted(ends, [begin + most, begin], "right")
         end = int(ends[max(within - 1, next_user)])
         yield source.rows(begin, end)
         begin = end
@@ -85,9 +89,10 @@ class _Source:
 
     def rows(self, begin: int, end: int) -> Rows:
         """Those of chosen[begin:end], which holds whole users."""
-        rows, asked, spec = self.chosen[begin:end], self._asked, self._spec
-        first, last = self._users_rows(rows)
-        within, places = self._attribution.of(first, last).reshape(last - first, -1), rows - first
+        places, asked, spec = self.chosen[begin:end], self._asked, self._spec
+        rows = _adjacent(places)
+        first, last = self._users_rows(places)
+        within, places = self._attribution.of(first, last).reshape(last - first, -1), places - first
         extra: dict[str, Array] = {name: values[rows] for name, values in self._extra.items()}
         if "windows" in spec.estimators and not spec.halves:
             extra["windowed"] = picked(within, places, _WINDOWED_PLACES)
@@ -116,9 +121,15 @@ class _Source:
         begins, owner = self._asked.begins, self._asked.owner
         return int(begins[owner[rows[0]]]), int(begins[owner[rows[-1]] + 1])
 
-    def _column(self, control: F64 | float, name: str, rows: I64) -> F64:
+    def _column(self, control: F64 | float, name: str, rows: Places) -> F64:
         """f64[k, 1 + targets]. control: of these very requests."""
         return beside([control, *(getattr(one.own, name)[rows] for one in self._found)])
+
+
+def _adjacent(places: I64) -> Places:
+    """The same as a slice where they lie side by side: what it takes is not copied."""
+    begin, end = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+    return slice(begin, end) if end - begin == len(places) else places
 
 
 def _looked(

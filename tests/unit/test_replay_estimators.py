@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ from simulators.estimators import Estimated, EstimateSettings, Per, Standing, Ve
 from simulators.replay.analytic import first_sends
 from simulators.replay.asking import estimators_named, spec_for
 from simulators.replay.estimation import MAIN, metrics_of, segments_of
-from simulators.replay.estimation_rows import _all_codes
+from simulators.replay.estimation_rows import _all_codes, estimation_blocks, estimation_rows
+from simulators.replay.opening import behaviour_of
 from simulators.replay.outcome_features import FeaturePlan, recent_sends
 from simulators.replay.outcomes import NEEDS_MODEL, Predicted, with_outcome_model
 from simulators.replay.partition import TABLES_READ, Partition, read_partition
 from simulators.replay.rewards import METRICS, attributed, attributed_within, reward_of, reward_weights
 from simulators.replay.roll_out import ASSUMED, ROLL_OUT
 from simulators.replay.shard import Shard, empty_shard, read_shard, replay_group, write_shard
-from simulators.replay.spec import CONTROL, FULL, QUICK, ReplaySpec, Target
+from simulators.replay.spec import CONTROL, FULL, QUICK, ReplaySpec, Target, compiled
 from simulators.report.details import numbers
 from simulators.world.publish import BEHAVIOUR, publish, read_world
 from simulators.world.settings import world_settings
@@ -68,6 +70,20 @@ def test_rewards_within_several_windows_are_those_of_each(partition: Partition) 
         assert (together[:, place] == attributed(partition.asked, partition.events, window)).all()
     assert (np.diff(together, axis=1) >= 0).all()
     assert together[:, 0, 1].sum() < together[:, 1, 1].sum()
+
+
+def test_blocks_of_users_hold_the_rows_of_all(partition: Partition, spec: ReplaySpec) -> None:
+    policies = [compiled(one, spec.heads) for one in spec.targets], behaviour_of(partition.asked, spec)
+    blocks = list(estimation_blocks(partition, spec, *policies, most=100))
+    whole = vars(estimation_rows(partition, spec, *policies))
+    assert len(blocks) > 3
+    assert not any(one.user[-1] == other.user[0] for one, other in pairwise(blocks))
+    for name in ("user", "propensity", "target", "reward", "send", "target_send", "unsupported", "q_logged", "q_target"):
+        assert (np.concatenate([vars(one)[name] for one in blocks]) == whole[name]).all(), name
+    for kind in ("groups", "extra"):
+        assert whole[kind]
+        for name, values in whole[kind].items():
+            assert (np.concatenate([vars(one)[kind][name] for one in blocks]) == values).all(), name
 
 
 def test_the_reward_is_the_weighted_sum_of_the_others(whole: Shard, spec: ReplaySpec) -> None:
