@@ -28,11 +28,13 @@ from simulators.replay.partition import Partition
 from simulators.replay.realised import Realised
 from simulators.replay.stream.children import children_and_roots
 from simulators.replay.stream.columns import Asked, asked_of, logged_of
+from simulators.replay.stream.courses import Done, Told, deferrals, walk_log, walk_policy
 from simulators.replay.stream.history import Entries, entries, failed_of, start_of, zones
 from simulators.replay.stream.judging import work
 from simulators.replay.stream.pointers import addresses, plain, shapes
 from simulators.replay.stream.rules import rules_of, tables_of, trials_of
-from simulators.replay.stream.walks import Done, Told, Views, Where, deferrals, walk_log, walk_policy, walk_views
+from simulators.replay.stream.views import Views, walk_views
+from simulators.replay.stream.walking import Where
 
 __all__ = ["AsReplayed", "stream_log", "stream_on_log", "stream_policy"]
 
