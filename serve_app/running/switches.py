@@ -73,6 +73,9 @@ def _haproxy(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_MAXCONN": str(min(settings.http.max_connections, _connections_allowed())),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(settings.http.client_timeout_s),
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+        # A dead ingress refuses connections, which is seen at once; one that is only busy must not be taken out for two slow
+        # answers to a check, which leaves nobody to ask.
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "5",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
