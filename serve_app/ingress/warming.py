@@ -27,7 +27,7 @@ __all__ = ["warm_decisions", "warm_up"]
 
 _LOG = logging.getLogger("hindcast.ingress")
 _AGAIN_S = 0.2
-_LIMIT_S = 120.0  # kernels may have to be compiled; a stage that hangs must not keep an ingress from starting
+_LIMIT_S = 300.0  # kernels may have to be compiled; a stage that hangs must not keep an ingress from starting
 
 
 async def warm_up(library: Library, stages: Stages, recommender: Recommender, live: LiveCall) -> None:

@@ -6,6 +6,7 @@ serves nothing. `check` raises then, for the health check that has the replica r
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,7 +48,19 @@ class WorkThreads(ThreadPoolExecutor):
         return max((now - began for began in list(self._began.values())), default=0.0)
 
     def check(self) -> None:
-        """HindcastError where a thread is stuck."""
+        """HindcastError where a thread is stuck. One that compiles is not, nor are those that wait for it."""
         longest = self.longest_s()
-        if longest > self._stuck_s:
+        if longest > self._stuck_s and not _compiling():
             raise HindcastError(f"a {self._thread_name_prefix} thread has been at one thing for {longest:.0f} s")
+
+
+def _compiling() -> bool:
+    """Whether another thread of this process compiles a kernel just now: on a new machine that takes minutes, once."""
+    numba = sys.modules.get("numba.core.compiler_lock")
+    if numba is None:
+        return False
+    lock = numba.global_compiler_lock._lock
+    if lock.acquire(blocking=False):
+        lock.release()
+        return False
+    return True

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numba.core.compiler_lock import global_compiler_lock
 
 from serve_app.errors import HindcastError, InvalidInput, ResourceShortage
 from serve_app.ingress.batcher import MicroBatcher
@@ -128,6 +129,24 @@ def test_a_thread_that_hangs_fails_the_check_until_it_ends() -> None:
         while pool.longest_s():
             pool.submit(int).result(30)
         pool.check()
+
+
+def test_a_thread_that_compiles_is_not_stuck() -> None:
+    go_on, held = threading.Event(), threading.Event()
+
+    def compile_something() -> None:
+        with global_compiler_lock:
+            held.set()
+            assert go_on.wait(60)
+
+    with WorkThreads(2, "test", stuck_s=0.01) as pool:
+        done = pool.submit(compile_something)
+        assert held.wait(60)
+        while pool.longest_s() <= 0.01:
+            pool.submit(int).result(30)
+        pool.check()
+        go_on.set()
+        done.result(30)
 
 
 class Counted:
