@@ -42,7 +42,7 @@ def test_a_client_that_tries_again_sees_nothing_of_what_dies(data: Path, monkeyp
         items = read_catalogue(data / "catalogue").items["item_id"].to_pylist()
         return Shop(items, HOT + OTHERS, list(CAMPAIGNS))
 
-    outcome = run(data, Plan("chain", KILLED, shop, rate=25.0, patience=Patience(gives_up_s=40.0)), Console())
+    outcome = run(data, Plan("chain", KILLED, shop, rate=10.0, patience=Patience(gives_up_s=40.0)), Console())
     print([one.told() for one in outcome.figures], outcome.books)
     assert outcome.books.decisions > 100
     assert outcome.books.grants > 20
