@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,14 @@ def _lone(data: Path) -> list[dict[str, Any]]:
     if bucket_groups(data, TABLES_READ):
         return []
     shelf = data / PACKS
-    return [pack_manifest(pack_path(shelf, one, SOURCE_ITSELF)) for one in lone_packs(shelf)]
+    folders = [pack_path(shelf, one, SOURCE_ITSELF) for one in lone_packs(shelf)]
+    return list(_manifests(tuple((folder, folder.stat().st_mtime_ns) for folder in folders)))
+
+
+@lru_cache(maxsize=2)
+def _manifests(folders: tuple[tuple[Path, int], ...]) -> tuple[dict[str, Any], ...]:
+    """Of packs with the times they were last changed at: asked for several times while a replay is set up."""
+    return tuple(pack_manifest(folder) for folder, _ in folders)
 
 
 def log_start(data: Path) -> int:
