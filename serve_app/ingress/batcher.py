@@ -29,7 +29,7 @@ from serve_app.serving import scope, spans
 
 __all__ = ["BatcherStats", "MicroBatcher", "overloaded"]
 
-_PARTS = 4
+_PARTS, _LEAST = 4, 4.0  # parts that the room is given out in, and requests in each: a micro-batch costs something by itself
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -150,7 +150,7 @@ class MicroBatcher(Generic[T, R]):
         now = loop.time()
         room = self._pace.room(self._run_s, now) if self._run_s < math.inf else math.inf
         # In parts: one micro-batch that takes all the room leaves every stage but one idle.
-        most = min(self._max_requests, max(1.0, room / _PARTS))
+        most = min(self._max_requests, max(_LEAST, room / _PARTS))
         while self._queue and self.stats.in_flight < self._lanes and self.stats.under_way < room:
             batch = self._next_batch(min(most, room - self.stats.under_way), now)
             if batch:
