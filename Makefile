@@ -19,13 +19,13 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 run: $(STAMP) ## Set up, make the demo world, build a release, serve it (Ctrl-C stops all)
 	@$(BIN)/hindcast demo --data $(DATA)
 
-test: $(STAMP) ## Set up and run all tests
+test: $(STAMP) ## Set up and run all tests but the long ones
 	@scripts/test.sh $(BIN)
 
 unit: $(STAMP) ## The quick tests only
 	@$(BIN)/pytest tests/unit -n auto --dist loadfile
 
-cluster: $(STAMP) ## Tests that start Ray, and those that kill things
+cluster: $(STAMP) ## Tests that start Ray, and those that kill things, the long ones too
 	@$(BIN)/pytest tests/cluster tests/chaos
 
 chaos: $(STAMP) ## Exactness under fire at full length: 200,000 decisions while processes are killed

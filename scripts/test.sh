@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests, quick ones first. Usage: scripts/test.sh BIN
+# All tests but those marked `long`, quick ones first. Usage: scripts/test.sh BIN
 set -euo pipefail
 bin=$1
 if ! command -v redis-server >/dev/null; then
@@ -18,5 +18,5 @@ trap 'rm -rf "$demo"' EXIT
 "$bin/hindcast" build --local --promote --data "$demo/data" >/dev/null
 export HINDCAST_DEMO_RELEASE="$demo/data"
 # What needs no Ray on all cores, the long files first; what starts Ray one after the other.
-"$bin/pytest" tests/data tests/chaos tests/cluster tests/unit -m "not ray" -n auto --dist loadfile --durations=25 -rs
-"$bin/pytest" tests/cluster tests/chaos -m ray --durations=30 -rs
+"$bin/pytest" tests/data tests/chaos tests/cluster tests/unit -m "not ray and not long" -n auto --dist loadfile --durations=25 -rs
+"$bin/pytest" tests/cluster tests/chaos -m "ray and not long" --durations=30 -rs

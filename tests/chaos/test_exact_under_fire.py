@@ -205,6 +205,7 @@ def test_sqlite_stays_exact_while_replicas_ingress_and_the_ledger_s_owner_die(
     assert findings(evidence) == []
 
 
+@pytest.mark.long
 def test_redis_stays_exact_while_it_dies(
     ray_cluster: int, data: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -19,7 +19,7 @@ from serve_app.elasticity import APPLICATION, DEPLOYMENTS
 from tests.chaos.fire_server import CAMPAIGNS, HOT, OTHERS, people_and_campaigns, prepare_data
 from tests.cluster.server_support import data_copy
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.chaos, pytest.mark.timeout(600)]
 
 TARGETS = Targets(recovery_s=30.0)
 """Ten seconds are the bench's to hold, on a machine that does nothing else."""

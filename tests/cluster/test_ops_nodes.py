@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.elastic_support import Cluster, Load, until
 from tests.cluster.server_support import data_copy
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 TWICE = {"min_replicas": 2, "max_replicas": 2}
 GIVES_UP_S = 30.0
 

@@ -32,9 +32,10 @@ SEND_POINTS = {
     "ledger_commit": "outcome-unknown", "decision": "outcome-unknown",
 }  # fmt: skip
 MODES = ("error", "hang")
+CHAIN = (pytest.mark.ray, pytest.mark.long)
 
 
-@pytest.fixture(scope="module", params=["fused", pytest.param("chain", marks=pytest.mark.ray)])
+@pytest.fixture(scope="module", params=["fused", pytest.param("chain", marks=CHAIN)])
 def both(
     request: pytest.FixtureRequest, demo_release: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Shop, Instance | None]]:
@@ -258,7 +259,7 @@ def test_stages_that_hang_do_not_hold_up_what_answers_instead_of_them(shop: Shop
     whole_again(shop, items[7])
 
 
-DEPLOYED = pytest.mark.parametrize("both", [pytest.param("chain", marks=pytest.mark.ray)], indirect=True)
+DEPLOYED = pytest.mark.parametrize("both", [pytest.param("chain", marks=CHAIN)], indirect=True)
 """Only behind Ray's proxy does a server hear that a caller left, and has somebody to replace its replicas."""
 
 
