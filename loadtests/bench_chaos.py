@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -222,7 +223,10 @@ def _show(console: Console, report: dict[str, Any], outcome: Outcome) -> None:
     for heading in _HEADINGS:
         table.add_column(heading, justify="left" if heading in ("killed", "failed attempts") else "right")
     for one in outcome.figures:
-        failed = ", ".join(f"{count} {what}" for what, count in sorted(one.failed_attempts.items())) or "none"
+        kinds: Counter[str] = Counter()
+        for what, count in one.failed_attempts.items():
+            kinds[what.split(" (")[0]] += count
+        failed = ", ".join(f"{count} {what}" for what, count in kinds.most_common()) or "none"
         table.add_row(
             one.what, str(one.calls), failed, str(one.foreign), str(one.visible), str(one.degraded),
             f"{one.recovery_s:.1f}", f"{one.slowest_s:.1f}",

@@ -55,7 +55,7 @@ def examine(data: Path, calls: Sequence[Call]) -> Books:
         )
     committed = {(row["idempotency_key"], row["request_id"]) for row in rows if row["commit_version"] >= 0}
     of_key = Counter(key for key, _ in committed if key)
-    own = {call.request_id for call in answered}
+    own = {call.request_id for call in answered if call.kind == "decide"}
     twice = sum(count > 1 for count in of_key.values())
     if twice:
         findings.append(f"{twice} idempotency keys stand for more than one decision")

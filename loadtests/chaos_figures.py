@@ -54,6 +54,12 @@ class Call:
         return self.attempts[-1].ended
 
     @property
+    def felt(self) -> float:
+        """When trouble first showed: an attempt failed, or the answer was held up; where none did, when it was to leave."""
+        failed = [attempt.ended for attempt in self.attempts if attempt.failure]
+        return failed[0] if failed else self.ended if self.took_s > PROMPT_S else self.intended
+
+    @property
     def took_s(self) -> float:
         """From when it was meant to leave to the end of its last attempt."""
         return self.ended - self.intended
@@ -61,9 +67,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """calls: meant to leave between a kill and the next. failed_attempts: by what was said. foreign: attempts answered
-    without a problem document, also where another attempt was answered well. visible: calls that failed in the end, or got a
-    wrong answer. recovery_s: from the kill until the last failed attempt, or the last answer that was held up, had ended."""
+    """calls: that first felt trouble between a kill and the next, or left untroubled then. failed_attempts: by what was
+    said. foreign: attempts answered without a problem document, also where another attempt was answered well. visible: calls
+    that failed in the end, or got a wrong answer. recovery_s: from the kill until the last failed attempt, or the last answer
+    that was held up, had ended."""
 
     what: str
     calls: int
@@ -105,10 +112,10 @@ class Targets:
 
 def figures_of(what: str, calls: Sequence[Call], killed: float, until: float) -> Figures:
     """The figures of the kill at `killed`; the next one, or the end, comes at `until`."""
-    # What was under way when it died feels it, too.
-    own = [one for one in calls if one.over and (killed <= one.intended < until or one.intended < killed <= one.ended)]
+    own = [call for call in calls if call.over and killed <= call.felt < until]
     tried = [attempt for call in own for attempt in call.attempts if attempt.ended >= killed]
     ends = [attempt.ended for attempt in tried if attempt.failure] + [one.ended for one in own if one.took_s > PROMPT_S]
+    ends = [min(end, until) for end in ends]  # what lasts beyond it is the next one's, too
     return Figures(
         what=what,
         calls=len(own),
