@@ -69,8 +69,8 @@ class Call:
 class Figures:
     """calls: that first felt trouble between a kill and the next, or left untroubled then. failed_attempts: by what was
     said. foreign: attempts answered without a problem document, also where another attempt was answered well. visible: calls
-    that failed in the end, or got a wrong answer. recovery_s: from the kill until the last failed attempt, or the last answer
-    that was held up, had ended."""
+    that failed in the end, or got a wrong answer. recovery_s: from the kill until the last failed attempt, or the last
+    answer that was held up, had ended."""
 
     what: str
     calls: int
