@@ -5,7 +5,7 @@ how many rows share a call.
 
 numba's cache looks at the file a kernel stands in, not at the files of what it calls or of the constants it uses. A stale
 cache would silently serve an old rule, so a file's cache stands in a folder named by a digest of all that its kernels rest
-on. A change compiles what follows from it and nothing else.
+on. A change compiles what follows from it and nothing else; another checkout of the same sources compiles nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ import numba
 import numba.extending
 import numpy as np
 import xxhash
+from numba.core.caching import _CacheLocator
 
 from serve_app.kernel_sources import digest_of_kernels, rests_on
 
-__all__ = ["cache_folder", "inlined", "kernel", "pointer_to"]
+__all__ = ["DigestLocator", "cache_folder", "inlined", "kernel", "pointer_to"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -90,17 +91,53 @@ def _stamp(path: Path) -> list[int]:
     return [found.st_mtime_ns, found.st_size]
 
 
+class DigestLocator(_CacheLocator):
+    """Tells numba that compiled kernels stand in `cache_folder`, and that its digest is all their freshness depends on.
+
+    numba's own locators add the path of the source file and a hash of its whole text, so that every checkout, and every
+    change of a docstring, would compile anew.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._folder, self._line = cache_folder(function.__module__), function.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        """The folder."""
+        return str(self._folder)
+
+    def get_source_stamp(self) -> str:
+        """Never another one in this folder."""
+        return self._folder.name
+
+    def get_disambiguator(self) -> str:
+        """Tells functions of one name apart."""
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], _file: str) -> DigestLocator:
+        """Called by numba when a kernel is decorated."""
+        return cls(function)
+
+
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile `function` at first use; arguments are numpy arrays and scalars only."""
-    numba.config.CACHE_DIR = str(cache_folder(function.__module__))  # read by numba when the function is decorated
-    return cast("Callable[P, R]", numba.njit(cache=True, nogil=True, fastmath=False)(function))
+    return _compiled(function)
 
 
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
     """A kernel that becomes part of each kernel that calls it: one row of a rule, shared by the loop over a batch and by
     loops that walk users. What a caller does not use of its result costs nothing there."""
-    numba.config.CACHE_DIR = str(cache_folder(function.__module__))
-    return cast("Callable[P, R]", numba.njit(cache=True, nogil=True, fastmath=False, forceinline=True)(function))
+    return _compiled(function, forceinline=True)
+
+
+def _compiled(function: Callable[P, R], **how: bool) -> Callable[P, R]:
+    """numba reads the locator's name while it decorates; other users of numba in this process keep theirs."""
+    before = numba.config.CACHE_LOCATOR_CLASSES
+    numba.config.CACHE_LOCATOR_CLASSES = f"{DigestLocator.__module__}.{DigestLocator.__name__}"
+    try:
+        return cast("Callable[P, R]", numba.njit(cache=True, nogil=True, fastmath=False, **how)(function))
+    finally:
+        numba.config.CACHE_LOCATOR_CLASSES = before
 
 
 def pointer_to(dtype: str) -> Callable[[int], Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +96,19 @@ def test_kernels_round_strictly() -> None:
 
     values = np.array([1e16, 1.0, -1e16, 1.0])
     assert total(values) == ((1e16 + 1.0) - 1e16) + 1.0, "left to right, never reassociated"
+
+
+def test_another_checkout_of_the_same_sources_compiles_nothing(tmp_path: Path) -> None:
+    def hits(folder: str, text: str) -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "probe.py").write_text(text)
+        says = "import probe; probe.twice(2); print(sum(probe.twice.stats.cache_hits.values()))"
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": f"{tmp_path / folder}:{ROOT}"}
+        return subprocess.run(
+            [sys.executable, "-c", says], env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    text = "from serve_app.kernels import kernel\n\n@kernel\ndef twice(x):\n    return 2 * x\n"
+    assert hits("here", text) == "0\n"
+    assert hits("there", text) == "1\n"
+    assert hits("there", text.replace("2 * x", "3 * x")) == "0\n"
