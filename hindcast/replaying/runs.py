@@ -34,7 +34,9 @@ def on_ray(address: str | None) -> None:
             address=address or None, log_to_driver=False, configure_logging=True, logging_level="error",
             include_dashboard=False,  # starting one takes seconds
         )  # fmt: skip
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.memory_usage_poll_interval_s = None  # once a second it walks all pages that a worker has mapped
 
 
 @contextmanager

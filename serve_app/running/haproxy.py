@@ -52,8 +52,6 @@ def _edits(folder: Path, stats: int, metrics: int, request_timeout_s: int, idle_
             "s|^( *)maxconn ([0-9]+)|\\1maxconn  \\2\\n    maxpipes 64\\n    no strict-limits|",
             f"s|^( *)timeout client (.*)|\\1timeout  client \\2\\n    timeout http-request {request_timeout_s}s|",
             f"s|^( *timeout http-keep-alive ).*|\\1{idle_s}s|",
-            # Ray's own proxy, where no ingress lives: it would hold requests beyond their deadlines, for callers long gone.
-            "/^ *server .* check backup$/d",
             # Our application takes every path: one that is not known belongs to a HAProxy that has not heard of it yet.
             "s|^( *)http-request return status 404 .*|\\1http-request deny deny_status 503|",
             *(f"s|^( *errorfile {status} ).*|\\1{folder}/problem-{status}.http|" for status in (502, 503, 504)),

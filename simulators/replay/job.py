@@ -34,7 +34,7 @@ from simulators.replay.pack_shelf import (
     split,
 )
 from simulators.replay.partition import TABLES_READ
-from simulators.replay.parts import Task, group_of, make_missing, part_file, parts_folder, task_of
+from simulators.replay.parts import Task, done_together, group_of, make_missing, part_file, parts_folder, task_of
 from simulators.replay.shard import Shard, empty_shard, read_shard, replay_group, write_shard
 from simulators.replay.spec import ReplaySpec
 
@@ -61,7 +61,8 @@ def run_replay(
         raise InvalidInput("the log holds no compacted requests", field="log", hint="run `hindcast log compact` first")
     folder = _folder(out, spec, groups, shelf)
     missing = [group for group in groups if not part_file(folder, group).is_file()]
-    make_missing(_task(spec, folder, shelf), _tasks(missing), len(groups), progress, local=local)
+    step = 1 if local or done_together(len(missing)) > 1 else os.cpu_count() or 1
+    make_missing(_task(spec, folder, shelf), _tasks(missing, step), len(groups), progress, local=local)
     total = summed([part_file(folder, group) for group in groups], spec)
     _refuse_nothing(total)
     return total
@@ -158,10 +159,9 @@ def _folder(out: Path, spec: ReplaySpec, groups: Sequence[BucketGroup], shelf: P
     return parts_folder(out, name, asdict(spec), groups)
 
 
-def _tasks(groups: Sequence[BucketGroup]) -> list[Task]:
-    """One a group; each names the group whose pack should be read meanwhile."""
-    workers = os.cpu_count() or 1
-    ahead = [groups[min(place + workers, len(groups) - 1)] for place in range(len(groups))]
+def _tasks(groups: Sequence[BucketGroup], step: int) -> list[Task]:
+    """One a group; each names the group whose pack should be read meanwhile: that which its worker does next."""
+    ahead = [groups[min(place + step, len(groups) - 1)] for place in range(len(groups))]
     return [task_of(group, ahead=(later.low, later.high)) for group, later in zip(groups, ahead, strict=True)]
 
 

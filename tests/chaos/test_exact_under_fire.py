@@ -187,6 +187,7 @@ def data(demo_release: Path, tmp_path: Path) -> Path:
     return data_copy(demo_release, tmp_path / "data")
 
 
+@pytest.mark.long
 def test_sqlite_stays_exact_while_replicas_ingress_and_the_ledger_s_owner_die(
     ray_cluster: int, data: Path, record_property: Callable[[str, object], None]
 ) -> None:

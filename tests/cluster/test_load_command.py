@@ -55,7 +55,14 @@ def report(out: Path) -> dict:
     return json.loads((out / "report.json").read_text())
 
 
-@pytest.mark.parametrize("how", [("--rate", 25), ("--users", 8, "--think", "0.2s"), ("--rate", 25, "--processes", 2)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("--rate", 25),
+        pytest.param(("--users", 8, "--think", "0.2s"), marks=pytest.mark.long),
+        pytest.param(("--rate", 25, "--processes", 2), marks=pytest.mark.long),
+    ],
+)
 def test_a_right_server_passes_with_every_answer_verified(server, data, lax, tmp_path, how) -> None:
     done = load("baseline", *how, "--duration", "5s", "--host", str(server.base_url), "--data", data, "--slo", lax,
                 "--out", tmp_path)  # fmt: skip

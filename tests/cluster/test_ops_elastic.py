@@ -14,7 +14,7 @@ import pytest
 from tests.cluster.elastic_support import Cluster, Load, until
 from tests.cluster.server_support import data_copy
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 UP_S = 90.0  # starting a process that holds a release takes most of it
 DOWN_S = 90.0
 UPDATE_S = 240.0

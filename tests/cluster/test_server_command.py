@@ -121,6 +121,7 @@ def _nothing_listens_to_strangers(made: Up) -> None:
         assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, (process.cmdline(), listening)
 
 
+@pytest.mark.long
 def test_down_stops_it_and_a_second_server_on_the_folder_is_refused(data: Path) -> None:
     port = free_port()
     with up(data, port) as made:

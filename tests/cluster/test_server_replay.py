@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 
 from serve_app.log.reader import read_log
 from serve_app.policies import promote_policy, store_policy
@@ -231,6 +232,7 @@ def test_answers_without_scores_come_out_again(demo_release: Path, tmp_path: Pat
     assert Reason.not_scored in {Reason(one) for one in set(logged(data)["reason"].tolist())}
 
 
+@pytest.mark.long
 def test_deferrals_that_came_back_by_themselves_come_out_again(ray_cluster: int, demo_release: Path, tmp_path: Path) -> None:
     data = data_copy(demo_release, tmp_path / "data")
     settings = generous(data=data, topology="chain", http={"port": ray_cluster}, deferrals={"poll_ms": 200})

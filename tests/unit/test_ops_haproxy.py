@@ -74,6 +74,7 @@ backend default_backend
     http-request deny deny_status 503
 backend http-hindcast
     server one 127.0.0.1:30000 check observe layer4 error-limit 3 on-error mark-down
+    server fallback 127.0.0.1:8500 check backup
 listen stats
   bind 127.0.0.1:9101
   stats enable
@@ -154,8 +155,6 @@ def test_a_haproxy_whose_manager_died_hands_its_port_to_the_next() -> None:
         "timeout http-keep-alive {{ config.timeout_http_keep_alive_s }}s",
         "    bind :{{ config.metrics_port }}",
         "  bind *:{{ config.stats_port }}",
-        "    server {{ backend.fallback_server.name }} {{ backend.fallback_server.host }}:{{ backend.fallback_server.port }}"
-        " check backup\n",
         "backend default_backend\n    http-request return status 404 content-type text/plain",
         "    errorfile 502 {{ config.error_file_path }}",
     ],
