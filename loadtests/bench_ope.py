@@ -36,7 +36,7 @@ PEER = Path(__file__).with_name("bench_ope_peer.py")
 COLUMNS = RowColumns("p", {"new": "pi_new"}, {"click": "click"}, user="user")
 _PER_USER, _FEATURES, _ACTIONS = 20, 4, 4
 F64 = npt.NDArray[np.float64]
-_SINGLE = 1e-7  # RLlib keeps logarithms of probabilities in single precision
+_ALIKE = 1e-7  # relative; RLlib's value has been seen 4e-9 off
 
 
 def weights() -> tuple[F64, F64]:
@@ -150,7 +150,7 @@ def measure(rows: int, small: int, each: int, cpus: int, repeats: int, work: Pat
         found = peer(python, work / "shuffled.parquet", cpus)
         report["rllib"] = {**found, "times_faster": found["is"]["seconds"] / min(report["shuffled"]["seconds"])}
         ours, theirs = report["shuffled"]["ips"]["value"], found["is"]["v_target"]
-        if abs(ours - theirs) > _SINGLE * abs(theirs):
+        if abs(ours - theirs) > _ALIKE * abs(theirs):
             raise RuntimeError(f"the same rows, two values: {ours!r} and RLlib's {theirs!r}")
     return report
 
