@@ -105,7 +105,8 @@ def _heads(asked: Opportunities, spec: ReplaySpec) -> tuple[str, ...]:
 
 
 def _keep(read: Opened, path: Path, shelf: Path, group: BucketGroup, source: str, erasures: int) -> None:
-    """Pack what was read from the log, and remove what it takes the place of."""
+    """Remove what is in the way of a pack, and pack what was read from the log: in this order, so that nothing half-made
+    outlives whoever is killed between the two."""
     said: dict[str, Any] = {
         "low": group.low,
         "high": group.high,
@@ -117,8 +118,8 @@ def _keep(read: Opened, path: Path, shelf: Path, group: BucketGroup, source: str
         "parity": asdict(read.parity),
     }
     shelf.mkdir(parents=True, exist_ok=True)
-    pack_of(read.people, read.known, path, said)
     remove_stale(shelf, group, source)
+    pack_of(read.people, read.known, path, said)
 
 
 def _from_pack(path: Path, spec: ReplaySpec) -> Opened:

@@ -197,9 +197,12 @@ def test_every_metric_shown_is_one_the_dashboard_may_ask_for(server: Running) ->
         wanted = {"ray_hindcast_gate_outcomes_total", "ray_hindcast_log_lag_s", "ray_hindcast_request_ms_bucket"}
         eventually(lambda: wanted <= names())
         assert names() <= set(exported())
-        reading = read_metrics(shop.get("/metrics").text, 0.0)
-        roles = {dict(labels)["role"]: value for (name, labels, _), value in reading.values.items() if name == "replicas"}
-        assert roles["ingress"] == roles["ranking"] == 1
+
+        def roles() -> dict[str, float]:
+            found = read_metrics(shop.get("/metrics").text, 0.0).values.items()
+            return {dict(labels)["role"]: value for (name, labels, _), value in found if name == "replicas"}
+
+        eventually(lambda: roles().get("ingress") == roles().get("ranking") == 1)
 
 
 def test_top_shows_a_frame(server: Running) -> None:
