@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +27,7 @@ from hdrh.histogram import HdrHistogram
 from rich.console import Console
 from rich.table import Table
 
+from loadtests.hardware import hardware
 from serve_app.batch import Batch, Ragged
 from serve_app.stages.features import COMPUTED, Entity, Features, FeatureSpec, FeatureTable, ItemFacts, source_specs
 from serve_app.stages.ranking.calibration import identity_calibration
@@ -213,19 +212,6 @@ def measure(parts: Parts, size: int, rounds: int, warm_up: int = 30) -> dict[str
     found["ratio_p50"] = found["chain"]["p50"] / found["bare"]["p50"]
     found["ratio_cpu"] = found["chain"]["cpu_mean"] / found["bare"]["cpu_mean"]
     return found
-
-
-def hardware() -> dict[str, str]:
-    """Where the figures come from."""
-    model = platform.processor() or platform.machine()
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpu_info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    packages = {name: version(name) for name in ("numpy", "numba", "scann", "xgboost-cpu")}
-    return {"cpu": model, "cores": str(os.cpu_count()), "python": platform.python_version(), **packages}
 
 
 def main(

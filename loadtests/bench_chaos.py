@@ -25,12 +25,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.bench_chain import hardware
 from loadtests.chaos_books import Books, examine
 from loadtests.chaos_figures import Call, Figures, Targets, figures_of, untroubled
 from loadtests.chaos_load import ChaosLoad, Patience, Shop
 from loadtests.chaos_victims import NOTHING, Victims, kinds_of
 from loadtests.decide_server import served
+from loadtests.hardware import hardware
 from loadtests.scenarios.answers import Contract
 from serve_app.catalogue import read_catalogue
 

@@ -10,16 +10,12 @@ Run: ``python -m loadtests.bench_decide``.
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +28,7 @@ from loadtests.decide_data import Size, prepare, refresh_segments_of, seed_peopl
 from loadtests.decide_kernels import measure_kernels
 from loadtests.decide_report import write_report
 from loadtests.decide_server import Served, served
+from loadtests.hardware import hardware
 from loadtests.redis_servers import redis_server
 
 _WARM_S = 5.0
@@ -84,16 +81,6 @@ def run_server(
     console.print(f"  {backend}, {topology}: checking what was answered")
     checked = check(data, began, answered, redis_url=redis_url)
     return {"backend": backend, "topology": topology, "runs": runs, "check": checked}
-
-
-def hardware() -> dict[str, str]:
-    """Where the figures come from."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    packages = {name: version(name) for name in ("ray", "numpy", "numba", "pyarrow", "xgboost-cpu")}
-    cpu = names[0].split(":", 1)[1].strip() if names else platform.machine()
-    load = f"{os.getloadavg()[0]:.1f}"
-    own = {"cpu": cpu, "cores": str(os.cpu_count()), "load before": load, "python": platform.python_version()}
-    return {**own, **packages, "sqlite": sqlite3.sqlite_version}
 
 
 def main(

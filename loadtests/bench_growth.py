@@ -21,7 +21,8 @@ import vl_convert
 from hdrh.histogram import HdrHistogram
 from rich.console import Console
 
-from loadtests.bench_chain import CANDIDATES, TREES, build_parts, chain, hardware, request_batch
+from loadtests.bench_chain import CANDIDATES, TREES, build_parts, chain, request_batch
+from loadtests.hardware import hardware
 
 __all__ = ["Point", "main", "measured"]
 

@@ -10,10 +10,7 @@ with `durability="disk"`, Redis with `appendfsync always`: an answered commit is
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from loadtests.hardware import hardware
 from loadtests.redis_servers import redis_cluster, redis_server
 from serve_app.batch import lengths_to_offsets
 from serve_app.ledger.memory import MemoryLedger
@@ -238,8 +236,7 @@ def main(
         for size in batches:
             bar.update(task, description=f"batches of {size}")
             results.append({"batch": size, "backends": measure(pipes, size, seconds, lambda: bar.advance(task))})
-    hardware = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": sys.version.split()[0]}
-    report = {"hardware": hardware, "people": people, "record_bytes": record_bytes, "sends": SENDS, "results": results}
+    report = {"hardware": hardware(), "people": people, "record_bytes": record_bytes, "sends": SENDS, "results": results}
     show(console, report)
     if out is not None:
         path = out if out.suffix == ".json" else out / "ledger.json"

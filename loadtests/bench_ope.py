@@ -8,19 +8,15 @@ rows must first meet by user. That file also goes through RLlib's importance sam
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 import subprocess
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
@@ -28,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from loadtests.hardware import hardware
 from serve_app.noise import hash_key
 from simulators.estimators import Per, Suite
 from simulators.estimators.dataset import RowColumns, estimate_dataset
@@ -115,17 +112,6 @@ def peer(python: Path, file: Path, cpus: int) -> dict[str, Any]:
         raise RuntimeError(f"RLlib's part failed:\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
-
-
-def hardware(cpus: int) -> dict[str, Any]:
-    """Where the figures come from."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    found = {
-        "cpu": names[0].split(":", 1)[1].strip() if names else platform.machine(), "cores": cpus,
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB", "load before": f"{os.getloadavg()[0]:.1f}",
-        "python": platform.python_version(),
-    }  # fmt: skip
-    return found | {name: version(name) for name in ("ray", "numpy", "pyarrow", "numba")}
 
 
 def measure(rows: int, small: int, each: int, cpus: int, repeats: int, work: Path, python: Path) -> dict[str, Any]:

@@ -24,7 +24,8 @@ import vl_convert
 from rich.console import Console
 
 import loadtests.peers
-from loadtests.bench_chain import NOW, build_parts, hardware, request_batch
+from loadtests.bench_chain import NOW, build_parts, request_batch
+from loadtests.hardware import hardware
 from loadtests.peers.ann import scored
 from serve_app.stages.features import Entity, Features, FeatureSpec, FeatureTable, ItemFacts
 from serve_app.stages.features.plan import FeaturePlan

@@ -28,7 +28,7 @@ import typer
 from hdrh.histogram import HdrHistogram
 from rich.console import Console
 
-from loadtests.bench_decide import hardware
+from loadtests.hardware import hardware
 from loadtests.peers.contestants import CONTESTANTS, Place, started
 from loadtests.peers.model import Lean
 from loadtests.peers.report import write_peers

@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -30,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from loadtests.hardware import hardware
 from loadtests.memory import Memory
 from loadtests.replay_log import (
     DAY_US,
@@ -198,7 +198,7 @@ def main() -> None:
     options = _options()
     scratch = Path(options.data or tempfile.mkdtemp(prefix="hindcast-replay-"))
     print(f"{options.rows:,} decisions in {scratch}", file=sys.stderr)
-    result: dict[str, Any] = {"hardware": _hardware(), "versions": fingerprint_parts(), "at": datetime.now(UTC).isoformat()}
+    result: dict[str, Any] = {"hardware": hardware(), "versions": fingerprint_parts(), "at": datetime.now(UTC).isoformat()}
     result["log"] = write_log(scratch, options.rows, options.distinct, options.processes)
     result["runs"] = {}
     for name, arguments in _RUNS.items():
@@ -231,11 +231,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--in-process", action="store_true", help="replay without Ray, on one core")
     parser.add_argument("--out", type=Path, help="FILE for the figures as JSON")
     return parser.parse_args()
-
-
-def _hardware() -> dict[str, Any]:
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {"cpus": os.cpu_count(), "machine": platform.machine(), "memory_gb": round(pages / 2**30, 1)}
 
 
 def _tell(result: Mapping[str, Any]) -> None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from loadtests.hardware import hardware
 from serve_app.policy.document import parse_policy
 from serve_app.policy.segment_tree import Segment
 from serve_app.segments.evaluate import CountedNode, evaluate
@@ -147,16 +146,6 @@ def measure_lookup(population: Population, segments: tuple[Segment, ...], histor
                 )
     assert ids
     return results
-
-
-def hardware() -> dict[str, str]:
-    """Where the figures come from."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    packages = {name: version(name) for name in ("numpy", "numba", "pyroaring")}
-    model = names[0] if names else platform.processor() or platform.machine()
-    return {"cpu": model, "cores": str(os.cpu_count()), "python": platform.python_version(), **packages}
 
 
 def main(

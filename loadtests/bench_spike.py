@@ -25,8 +25,8 @@ import typer
 from hdrh.histogram import HdrHistogram
 from rich.console import Console
 
-from loadtests.bench_decide import hardware
 from loadtests.decide_server import Served, served
+from loadtests.hardware import hardware
 from loadtests.soak import Watch
 from loadtests.spike_report import LIMITED, Limits, judged, memory_of, told
 from serve_app.settings import EXPENDABLE

@@ -21,9 +21,9 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from loadtests.bench_decide import hardware
 from loadtests.bench_peers import ROUTES, bodies_of, drive, prepare
 from loadtests.decide_server import served
+from loadtests.hardware import hardware
 from loadtests.peers.report import summed
 from serve_app.policies import promote_policy, store_policy
 from serve_app.policy.document import DEFAULT_POLICY, load_policy, parse_policy

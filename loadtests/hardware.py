@@ -1,0 +1,32 @@
+"""Where the figures of a benchmark come from: the machine, how busy it is, and what runs on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sqlite3
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+__all__ = ["hardware"]
+
+
+_PACKAGES = ("ray", "numpy", "numba", "pyarrow", "scann", "xgboost-cpu", "pyroaring")
+
+
+def hardware(cores: int | None = None) -> dict[str, str]:
+    """Words by name. cores: that are used, if not all."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": str(cores or os.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "load before": f"{os.getloadavg()[0]:.1f}",
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        **{name: version(name) for name in _PACKAGES},
+    }
