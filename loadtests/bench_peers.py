@@ -114,6 +114,13 @@ def prepare(data: Path, users: int, items: int, console: Console) -> None:
             raise RuntimeError(f"hindcast {arguments[0]} failed:\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
 
 
+def check_models(release: Path) -> None:
+    """BadParameter where a release ranks a surface without a model, as one of few users does: its ranking would be free."""
+    for surface in ("related", "gateway", "widgets", "notification"):
+        if not (release / "models" / surface / "booster-0.ubj").is_file():
+            raise typer.BadParameter(f"the release has no model of {surface}: take more users", param_hint="--users")
+
+
 def _python_of(folder: Path) -> Path | None:
     python = folder / "bin" / "python"
     return python.absolute() if python.exists() else None
@@ -125,7 +132,7 @@ def main(
     connections: Annotated[str, typer.Option(help="Numbers of connections.")] = "1,8,32,128",
     routes: Annotated[str, typer.Option(help="Of related, gateway, decide.")] = "related,gateway,decide",
     only: Annotated[str, typer.Option(help=f"Of {', '.join(one.name for one in CONTESTANTS)}; default all.")] = "",
-    users: Annotated[int, typer.Option(min=100, help="Users of the world that is made.")] = 3_000,
+    users: Annotated[int, typer.Option(min=100, help="Users of the world that is made.")] = 8_000,
     items: Annotated[int, typer.Option(min=50, help="Its items.")] = 20_000,
     data: Annotated[Path | None, typer.Option(help="A data folder with a release instead; it is written to.")] = None,
     peers: Annotated[Path, typer.Option(help="The peers' environment.")] = Path(".venv-peers"),
@@ -145,6 +152,7 @@ def main(
         if version is None:
             raise typer.BadParameter(f"{folder} has no promoted release", param_hint="--data")
         place = Place(folder, folder / "releases" / version, scratch, _python_of(peers))
+        check_models(place.release)
         bodies = bodies_of(place.release)
         report["items"] = pq.read_metadata(place.release / "catalogue" / "items.parquet").num_rows
         for turn in range(rounds):

@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from loadtests.scenarios.results import ALL
 from loadtests.scenarios.slo import recovery_seconds
+from serve_app.settings_requests import BudgetSettings
 
 if TYPE_CHECKING:
     from loadtests.soak import Watch
 
 __all__ = ["LIMITED", "Limits", "judged", "memory_of", "told"]
 
+_BUDGETS = BudgetSettings()
 LIMITED = {
-    "POST /v1/recommendations/related": 1_000.0,
-    "POST /v1/recommendations/gateway": 1_000.0,
-    "POST /v1/widgets/rank": 1_000.0,
-    "POST /v1/reviews/rank": 1_000.0,
-    "POST /v1/notifications/decide": 5_000.0,
+    "POST /v1/recommendations/related": float(_BUDGETS.request_ms),
+    "POST /v1/recommendations/gateway": float(_BUDGETS.request_ms),
+    "POST /v1/widgets/rank": float(_BUDGETS.request_ms),
+    "POST /v1/reviews/rank": float(_BUDGETS.request_ms),
+    "POST /v1/notifications/decide": float(_BUDGETS.decide_ms),
 }
-"""Calls whose capacity the test sets, and their deadlines (default budgets), ms."""
+"""Calls whose capacity the test sets, and their deadlines, ms."""
 _SETTLED_S = 5.0
 
 

@@ -45,7 +45,17 @@ __all__ = [
 ]
 
 
-class RetrievalReplica:
+class _StageReplica:
+    """A replica of one stage."""
+
+    _process: StageProcess
+
+    def check_health(self) -> None:
+        """Called by Serve."""
+        self._process.check_health()
+
+
+class RetrievalReplica(_StageReplica):
     """Candidates."""
 
     async def __init__(self, settings: Settings, owner: DeploymentHandle) -> None:  # type: ignore[misc]
@@ -60,12 +70,8 @@ class RetrievalReplica:
         await self._process.catch_up(pins)
         return await self._process.work(lambda: self._host.run(batch, pins, kinds))
 
-    def check_health(self) -> None:
-        """Called by Serve."""
-        self._process.check_health()
 
-
-class FeaturesReplica:
+class FeaturesReplica(_StageReplica):
     """Feature values."""
 
     async def __init__(self, settings: Settings, owner: DeploymentHandle) -> None:  # type: ignore[misc]
@@ -80,12 +86,8 @@ class FeaturesReplica:
         await self._process.catch_up(pins)
         return await self._process.work(lambda: self._host.run(batch, pins))
 
-    def check_health(self) -> None:
-        """Called by Serve."""
-        self._process.check_health()
 
-
-class RankingReplica:
+class RankingReplica(_StageReplica):
     """Lists, and scores of notifications. Fetches its features itself and journals what it made."""
 
     async def __init__(self, settings: Settings, owner: DeploymentHandle, features: DeploymentHandle) -> None:  # type: ignore[misc]
@@ -107,12 +109,8 @@ class RankingReplica:
         await self._process.catch_up(call.pins)
         return await self._flow(call)
 
-    def check_health(self) -> None:
-        """Called by Serve."""
-        self._process.check_health()
 
-
-class DecisionReplica:
+class DecisionReplica(_StageReplica):
     """Send decisions on the ledger. Asks ranking for scores itself and journals what it decided."""
 
     async def __init__(self, settings: Settings, owner: DeploymentHandle, ranking: DeploymentHandle) -> None:  # type: ignore[misc]
@@ -149,10 +147,6 @@ class DecisionReplica:
         """See DecideFlow."""
         await self._process.catch_up(call.pins)
         return await self._flow(call)
-
-    def check_health(self) -> None:
-        """Called by Serve."""
-        self._process.check_health()
 
 
 class WorkerReplica:

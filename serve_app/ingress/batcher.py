@@ -116,10 +116,12 @@ class MicroBatcher(Generic[T, R]):
             async with asyncio.timeout_at(leave_by_s):
                 return await waiting.answer
         except TimeoutError:
-            if waiting.started or not waiting.answer.cancelled():
-                self.stats.late += waiting.answer.cancelled()
+            if not waiting.answer.cancelled():  # nobody's time passed: this is what the batch answered
                 raise
-            raise self._expired() from None
+            if not waiting.started:
+                raise self._expired() from None
+            self.stats.late += 1
+            raise
         except asyncio.CancelledError:  # the client went away
             self.stats.abandoned += not waiting.started
             raise

@@ -73,17 +73,29 @@ class RecommendRoutes:
     def calls(self) -> list[Call]:
         """The calls of this module."""
         size, budget_s = self._settings.limits.body_bytes, self._settings.budgets.request_ms / 1000
-        table: list[tuple[str, str, Any, type[Asked], Any]] = [  # in the order of the batchers
-            ("recommendations/related", "Products related to one product", self._related, RelatedRequest, RelatedAnswer),
-            ("recommendations/gateway", "A personal page of widgets", self._gateway, GatewayRequest, GatewayAnswer),
-            ("widgets/rank", "Widgets by their value to the user", self._widgets, WidgetsRequest, WidgetsAnswer),
-            ("reviews/rank", "A product's reviews, most helpful first", self._reviews, ReviewsRequest, ReviewsAnswer),
-        ]
-        gates = [partial(batcher.refuse_if_full, budget_s) for batcher in self.batchers.values()]
+
+        def call(path: str, summary: str, handler: Any, body: type[Asked], answer: Any, batcher: str) -> Call:
+            gate = partial(self.batchers[batcher].refuse_if_full, budget_s)
+            return Call("POST", f"/v1/{path}", summary, handler, Scope.read, body, answer, size, gate=gate)
+
         return [
-            Call("POST", f"/v1/{path}", summary, handler, Scope.read, body, answer, size, gate=gate)
-            for gate, (path, summary, handler, body, answer) in zip(gates, table, strict=True)
-        ]
+            call(
+                "recommendations/related", "Products related to one product",
+                self._related, RelatedRequest, RelatedAnswer, "related",
+            ),
+            call(
+                "recommendations/gateway", "A personal page of widgets",
+                self._gateway, GatewayRequest, GatewayAnswer, "gateway",
+            ),
+            call(
+                "widgets/rank", "Widgets by their value to the user",
+                self._widgets, WidgetsRequest, WidgetsAnswer, "widgets",
+            ),
+            call(
+                "reviews/rank", "A product's reviews, most helpful first",
+                self._reviews, ReviewsRequest, ReviewsAnswer, "reviews",
+            ),
+        ]  # fmt: skip
 
     async def _submit(self, name: str, incoming: Incoming, make: Callable[[Admitted], Any]) -> Any:
         body: Asked = incoming.body

@@ -93,7 +93,7 @@ def _haproxy(settings: Settings, folder: Path) -> dict[str, str]:
 
 _BESIDES = 1024
 _BUSY = 4096
-"""Requests under way at once for which files are kept: twice what an ingress takes by default."""
+"""Requests under way at once for which files are kept: what one ingress takes by default, and some."""
 
 
 def _connections_allowed() -> int:

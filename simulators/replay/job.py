@@ -34,7 +34,7 @@ from simulators.replay.pack_shelf import (
     split,
 )
 from simulators.replay.partition import TABLES_READ
-from simulators.replay.parts import Task, done_together, group_of, make_missing, part_file, parts_folder, task_of
+from simulators.replay.parts import Task, group_of, make_missing, part_file, parts_folder, task_of
 from simulators.replay.shard import Shard, empty_shard, read_shard, replay_group, write_shard
 from simulators.replay.spec import ReplaySpec
 
@@ -61,7 +61,7 @@ def run_replay(
         raise InvalidInput("the log holds no compacted requests", field="log", hint="run `hindcast log compact` first")
     folder = _folder(out, spec, groups, shelf)
     missing = [group for group in groups if not part_file(folder, group).is_file()]
-    step = 1 if local or done_together(len(missing)) > 1 else os.cpu_count() or 1
+    step = 1 if local else os.cpu_count() or 1
     make_missing(_task(spec, folder, shelf), _tasks(missing, step), len(groups), progress, local=local)
     total = summed([part_file(folder, group) for group in groups], spec)
     _refuse_nothing(total)

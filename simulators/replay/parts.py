@@ -24,7 +24,6 @@ __all__ = [
     "Task",
     "counts_as_bytes",
     "counts_from_bytes",
-    "done_together",
     "group_of",
     "make_missing",
     "part_arrays",
@@ -36,7 +35,6 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 Task = dict[str, Any]
-_TOGETHER = 16
 
 
 def parts_folder(out: Path, name: str, said: Mapping[str, Any], groups: Sequence[BucketGroup]) -> Path:
@@ -101,21 +99,12 @@ def make_missing(
     run: Callable[[Task], Task], tasks: Sequence[Task], of: int, progress: Callable[[int, int], None], *, local: bool
 ) -> None:
     """Run the tasks of the parts that are missing among `of`, on Ray or (local) in this process, one after the other.
-    progress: see `simulators.replay.job.run_replay`; on Ray it moves by as many as are done together."""
+    progress: see `simulators.replay.job.run_replay`."""
     done = of - len(tasks)
     progress(done, of)
     for _ in map(run, tasks) if local else _on_ray(run, tasks):
         done += 1
         progress(done, of)
-
-
-def done_together(tasks: int) -> int:
-    """How many of so many tasks a worker of Ray does one after the other. Between two things that it is given it waits for a
-    fifth of a second, so it is given several, but each core eight times something, so that all end together."""
-    import ray
-
-    cores = ray.cluster_resources().get("CPU", 1) if ray.is_initialized() else os.cpu_count() or 1
-    return max(min(tasks // (8 * int(cores)), _TOGETHER), 1)
 
 
 def _on_ray(run: Callable[[Task], Task], tasks: Sequence[Task]) -> Any:
@@ -124,5 +113,4 @@ def _on_ray(run: Callable[[Task], Task], tasks: Sequence[Task]) -> Any:
         return ()
     import ray.data
 
-    blocks = -(-len(tasks) // done_together(len(tasks)))
-    return ray.data.from_items(list(tasks), override_num_blocks=blocks).map(run).iter_rows()
+    return ray.data.from_items(list(tasks), override_num_blocks=len(tasks)).map(run).iter_rows()
