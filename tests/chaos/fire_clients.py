@@ -156,7 +156,7 @@ class Clients:
                 row = self._row(rng, keyed=True)
                 # Now and then twice at the same time, like a caller to whom the first try seems slow.
                 await asyncio.gather(*(self._until_answered(http, [row], rng) for _ in range(rng.choice((1, 1, 2)))))
-            await asyncio.sleep(rng.uniform(0.0, 0.2))
+            await asyncio.sleep(rng.uniform(0.0, 0.2))  # a caller thinks
 
     def _row(self, rng: random.Random, *, keyed: bool, user: str | None = None) -> Row:
         self._number += 1
@@ -172,7 +172,7 @@ class Clients:
             rows = await self._ask(http, rows)
             if rows:
                 self.book.retried += len(rows)
-                await asyncio.sleep(rng.uniform(0.1, 0.5))
+                await asyncio.sleep(rng.uniform(0.1, 0.5))  # and does not try again at once
 
     async def _ask(self, http: httpx.AsyncClient, rows: list[Row]) -> list[Row]:
         """One call; returns the keyed rows to ask for again."""

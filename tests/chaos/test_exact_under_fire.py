@@ -86,7 +86,7 @@ class Script:
                 await asyncio.to_thread(promote_policy, self.data, self.revisions[name], now=3, flip=flip)
             except NotReady as error:
                 self.refusals.append(str(error))
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(1.0)  # a replica that was killed is not ready yet: ask again
             else:
                 self.promoted.append((name, round(time.monotonic() - began, 1)))
                 return

@@ -46,7 +46,7 @@ class _Owner:
 
     async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         if method == "read":
-            await asyncio.sleep(self.delay_s)
+            await asyncio.sleep(self.delay_s)  # the delay that a test asked for
         if self.away and method in ("read", "commit"):
             raise LedgerUnavailable("nobody can reach it", field="ledger", hint="retry")
         return await self._owner.call(method, *arguments, **keywords)
