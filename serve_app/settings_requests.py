@@ -86,10 +86,11 @@ class BudgetSettings(Group):
 class BatchingSettings(Group):
     """Micro-batching in the ingress: no added wait when idle, several small batches in flight under load."""
 
-    max_requests: int = Field(16, ge=1, le=1024)
+    max_requests: int = Field(32, ge=1, le=1024)
     """Requests in one micro-batch at most."""
-    in_flight_chain: int = Field(8, ge=1, le=256)
-    """Micro-batches under way at once when stages are deployments of their own."""
+    in_flight_chain: int | None = Field(None, ge=1, le=256)
+    """Micro-batches under way at once when stages are deployments of their own; null: as many as the ingress's machine has
+    cores, at least two. More of them would only be smaller, and a micro-batch costs something by itself."""
     in_flight_fused: int = Field(2, ge=1, le=256)
     """Micro-batches under way at once when stages run in the ingress process."""
     max_queued: int = Field(512, ge=1, le=100_000)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.serving import spans
+from serve_app.serving.local_rpc import Near
 from serve_app.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class LedgerReplica:
         from serve_app.release.registry import read_current
         from serve_app.replicas import begin
         from serve_app.serving.board import Board
+        from serve_app.serving.local_rpc import RpcServer
         from serve_app.serving.owner import StateOwner
 
         begin(settings, "ledger")
@@ -55,6 +58,16 @@ class LedgerReplica:
             window_us=lambda revision: read_policy(data, revision).longest_window_us,
         )
         self._owner.keep_histories()
+        owner = self._owner
+        self._near = RpcServer({"call": owner.call, "live": owner.live, "change_user": owner.change_user})
+        self._listening = False
+
+    async def address(self) -> str:
+        """Where processes of this host call without Ray (see serve_app.serving.local_rpc)."""
+        if not self._listening:
+            self._listening = True
+            await self._near.start()
+        return self._near.address
 
     async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """See StateOwner."""
@@ -90,25 +103,39 @@ class LedgerReplica:
 
     def __del__(self) -> None:
         if hasattr(self, "_owner"):
+            self._near.close()
             self._owner.close()
 
 
 class OwnerHandle:
-    """The state owner behind its deployment handle; one handle a method, built once."""
+    """The state owner behind its deployment handle; one handle a method, built once.
+
+    What requests wait for goes over a local socket where the owner is on this host, else through the handle: so do calls
+    while the owner is away, which wait for its successor there, and while spans are made, whose context Ray carries.
+    """
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._call, self._live, self._change_user = handle.call, handle.live, handle.change_user
+        self._far = {"call": handle.call, "live": handle.live, "change_user": handle.change_user}
+        self._near = Near(handle.address.remote)
         self._poll, self._prepare, self._commit_version = handle.poll, handle.prepare, handle.commit_version
         self._replicas = handle.replicas
 
+    async def _ask(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        near = None if spans.active() else self._near.connection()
+        if near is not None:
+            return await near.ask(method, *arguments, **keywords)
+        return await self._far[method].remote(*arguments, **keywords)
+
     async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        return await self._call.remote(method, *arguments, **keywords)
+        return await self._ask("call", method, *arguments, **keywords)
 
     async def live(self, users: Any, after_seq: int) -> LiveAnswer:
-        return await self._live.remote(users, after_seq)
+        answer: LiveAnswer = await self._ask("live", users, after_seq)
+        return answer
 
     async def change_user(self, user: int, changes: UserChanges, optings: Optings | None = None) -> UserRecord:
-        return await self._change_user.remote(user, changes, optings)
+        record: UserRecord = await self._ask("change_user", user, changes, optings)
+        return record
 
     async def poll(self, report: Report, after_epoch: int) -> Orders:
         return await self._poll.remote(report, after_epoch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -142,7 +143,8 @@ class IngressServer:
 
     def _build(self, keys: KeyRing, metrics: Callable[[], Sequence[str]] | None) -> FastAPI:
         batching = self.settings.batching
-        lanes = batching.in_flight_chain if self.settings.topology == "chain" else batching.in_flight_fused
+        chain = batching.in_flight_chain or max(2, os.cpu_count() or 2)
+        lanes = chain if self.settings.topology == "chain" else batching.in_flight_fused
         capacity = self.settings.testing.capacity_per_s
         throttle = None if capacity is None else Throttle(capacity)
         self.recommend_routes = RecommendRoutes(self.recommender, self.library, self.settings, lanes, throttle)
