@@ -95,7 +95,10 @@ class BatchingSettings(Group):
     """Micro-batches under way at once when stages run in the ingress process."""
     max_queued: int = Field(512, ge=1, le=100_000)
     """Requests of one surface waiting for a micro-batch; the next one is refused with 503 and Retry-After."""
-    wait_share: float = Field(0.5, gt=0, le=1)
+    refusals_per_s: float = Field(200, gt=0, le=1_000_000)
+    """Calls a second that an ingress refuses at once. Beyond that refusals leave at this pace, none later than half a
+    request's budget, so that callers who ask again at once do not take the processor from those who are served."""
+    wait_share: float = Field(0.7, gt=0, le=1)
     """Share of its budget that a request may wait for a micro-batch; one that would wait longer, as fast as requests are
     answered now, is refused at once."""
     run_share: float = Field(0.25, gt=0, le=1)

@@ -24,6 +24,7 @@ from serve_app.clock import monotonic_s, now_us
 from serve_app.ingress.auth import Caller, KeyRing, Scope
 from serve_app.ingress.call_log import CallLog
 from serve_app.ingress.problems import PROBLEM_JSON, Problem, ProblemError, problem_of, respond
+from serve_app.ingress.refusing import RefusalPace
 from serve_app.serving.meters import count, timed
 from serve_app.serving.scope import CallScope, of_call
 
@@ -109,7 +110,17 @@ def _check_params(params: Mapping[str, str]) -> None:
             raise ProblemError(422, "invalid-field", "an id has 1 to 200 characters", field=name)
 
 
-def _endpoint(call: Call, keys: KeyRing, body_s: float, tell: CallLog) -> Callable[[Request], Awaitable[Response]]:
+async def _pass(gate: Callable[[], None], refusals: RefusalPace) -> None:
+    try:
+        gate()
+    except ProblemError:
+        await refusals.wait()
+        raise
+
+
+def _endpoint(
+    call: Call, keys: KeyRing, body_s: float, tell: CallLog, refusals: RefusalPace
+) -> Callable[[Request], Awaitable[Response]]:
     template = _template(call.path)
 
     async def endpoint(request: Request) -> Response:
@@ -129,7 +140,7 @@ def _endpoint(call: Call, keys: KeyRing, body_s: float, tell: CallLog) -> Callab
             caller = keys.authorize(request.headers, call.scope, at_us) if call.scope else Caller("anyone", frozenset())
             scope.caller = caller.name
             if call.gate is not None:
-                call.gate()
+                await _pass(call.gate, refusals)
             _check_params(request.path_params)
             raw = await _read_body(request, call.body_bytes, body_s) if call.body_bytes else b""
             body = call.body.model_validate_json(raw) if call.body is not None and not call.raw else None
@@ -156,11 +167,15 @@ def _template(path: str) -> str:
     return re.sub(r"\{(\w+):\w+\}", r"{\1}", path)
 
 
-def add_calls(app: FastAPI, calls: Sequence[Call], keys: KeyRing, *, body_s: float, tell: CallLog) -> None:
+def add_calls(
+    app: FastAPI, calls: Sequence[Call], keys: KeyRing, *, body_s: float, tell: CallLog, refusals: RefusalPace
+) -> None:
     """Route the calls. Paths that share a form answer 405 for methods nobody has. body_s: time for a body to arrive. tell:
-    hears of every call."""
+    hears of every call. refusals: when those refused before their body is read hear of it."""
     for call in calls:
-        app.add_route(call.path, _endpoint(call, keys, body_s, tell), methods=[call.method], include_in_schema=False)
+        app.add_route(
+            call.path, _endpoint(call, keys, body_s, tell, refusals), methods=[call.method], include_in_schema=False
+        )
 
 
 def openapi_of(calls: Sequence[Call], *, version: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from serve_app.ingress.docs import docs_page
 from serve_app.ingress.gauges import BatcherGauges
 from serve_app.ingress.problems import install_problem_handlers
 from serve_app.ingress.recommend import Recommender
+from serve_app.ingress.refusing import RefusalPace
 from serve_app.ingress.routes_notify import NotifyRoutes
 from serve_app.ingress.routes_operate import OperateRoutes
 from serve_app.ingress.routes_outbox import OutboxRoutes
@@ -161,7 +162,8 @@ class IngressServer:
         app = FastAPI(title="Hindcast", docs_url=None, redoc_url=None, openapi_url=None)
         install_problem_handlers(app)
         tell = call_log(self.settings.logs.calls)
-        add_calls(app, calls, keys, body_s=self.settings.limits.body_s, tell=tell)
+        refusals = RefusalPace(batching.refusals_per_s, 0.5 * self.settings.budgets.request_ms / 1000)
+        add_calls(app, calls, keys, body_s=self.settings.limits.body_s, tell=tell, refusals=refusals)
         document = openapi_of(calls, version=code_version())
         app.openapi = lambda: document  # type: ignore[method-assign]
         app.add_route("/openapi.json", _constant_json(document), methods=["GET"], include_in_schema=False)

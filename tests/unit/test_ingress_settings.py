@@ -84,7 +84,7 @@ def test_a_data_folder_has_one_server(tmp_path: Path) -> None:
 def test_micro_batchers_are_full_before_ray_serve_would_refuse() -> None:
     settings = load_settings()
     own = settings.batching
-    assert settings.deployments.ingress.max_ongoing > 5 * (own.max_queued + own.in_flight_chain * own.max_requests)
+    assert settings.deployments.ingress.max_ongoing > 5 * (own.max_queued + 8 * own.max_requests)
 
 
 def test_a_deployment_keeps_its_own_defaults_for_what_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:

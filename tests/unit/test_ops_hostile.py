@@ -25,6 +25,7 @@ from serve_app.ingress.call_log import call_log
 from serve_app.ingress.calls import Call, Incoming, add_calls, json_answer
 from serve_app.ingress.key_file import add_key
 from serve_app.ingress.problems import install_problem_handlers
+from serve_app.ingress.refusing import RefusalPace
 from serve_app.ingress.schemas_notify import DecideRequest
 
 LIMIT = 64 * 1024
@@ -39,7 +40,7 @@ class Server(uvicorn.Server):
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         install_problem_handlers(app)
         call = Call("POST", "/v1/decide", "", self.handle, Scope.decide, DecideRequest, None, LIMIT)
-        add_calls(app, [call], KeyRing(keys), body_s=BODY_S, tell=call_log("none"))
+        add_calls(app, [call], KeyRing(keys), body_s=BODY_S, tell=call_log("none"), refusals=RefusalPace(200, 0.5))
         listening = socket.socket()
         listening.bind(("127.0.0.1", 0))
         self.listening, self.port = listening, listening.getsockname()[1]
