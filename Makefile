@@ -8,7 +8,7 @@ DATA ?= demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bench-peers load soak honesty unit cluster chaos chaos-bench clean format
+.PHONY: help run test check bench bench-peers load soak honesty unit cluster long chaos chaos-bench clean format
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ unit: $(STAMP) ## The quick tests only
 
 cluster: $(STAMP) ## Tests that start Ray, and those that kill things, the long ones too
 	@$(BIN)/pytest tests/cluster tests/chaos
+
+long: $(STAMP) ## Only the tests that `make test` leaves out because they take minutes
+	@$(BIN)/pytest -m long
 
 chaos: $(STAMP) ## Exactness under fire at full length: 200,000 decisions while processes are killed
 	@FIRE_DECISIONS=200000 EVERY_TOPOLOGY=1 $(BIN)/pytest -s tests/chaos/test_exact_under_fire.py tests/cluster/test_server_deferrals.py

@@ -33,6 +33,7 @@ print("done", flush=True)
 
 
 @pytest.mark.chaos
+@pytest.mark.long
 def test_a_killed_copy_is_ended_by_the_next(tmp_path: Path) -> None:
     policy = compiled()
     ledger = SqliteLedger(tmp_path / "ledger.sqlite", durability="process")

@@ -62,7 +62,9 @@ def _written(out: Path) -> int:
     return sum(1 for _ in out.rglob("*.npz")) + sum(1 for _ in out.rglob("*.parquet"))
 
 
-@pytest.mark.parametrize("more", [("--in-process",), ()], ids=["in one process", "on Ray"])
+@pytest.mark.parametrize(
+    "more", [("--in-process",), pytest.param((), marks=pytest.mark.long)], ids=["in one process", "on Ray"]
+)
 def test_a_replay_killed_at_random_points_gives_the_same_bytes(
     world: Path, undisturbed: dict[str, bytes], tmp_path: Path, more: tuple[str, ...]
 ) -> None:

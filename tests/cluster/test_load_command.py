@@ -207,6 +207,7 @@ class _Pauses(_Fake):
         self.widgets()
 
 
+@pytest.mark.long
 def test_a_pause_is_felt_by_every_request_that_was_due_in_it(server, lax, tmp_path) -> None:
     """A generator that waits for each answer would have met one slow request of two hundred: half a percent."""
     with faking(_Pauses, server.get("/openapi.json").content) as url:

@@ -108,6 +108,7 @@ def test_a_queued_message_reaches_the_receiver_and_is_booked(server: Server) -> 
     assert (one.body["user"], one.body["campaign"], one.body["text"]) == ("u", "queued", "hello")
 
 
+@pytest.mark.long
 def test_a_deferral_fires_by_itself_and_its_key_answers_the_deferral(server: Server) -> None:
     end = datetime.now(UTC) + timedelta(seconds=75)
     hours = {"id": "now", "start": f"{end - timedelta(minutes=9):%H:%M}", "end": f"{end:%H:%M}"}

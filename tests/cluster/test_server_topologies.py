@@ -84,7 +84,7 @@ def alone(fresh: Callable[[str], Path]) -> list[tuple[str, int, bytes]]:
         return answers(str(client.base_url), data)
 
 
-@pytest.fixture(params=["chain", "fused"])
+@pytest.fixture(params=["chain", pytest.param("fused", marks=pytest.mark.long)])
 def topology(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -9,7 +9,7 @@ import pytest
 
 from hindcast.evaluation.sessions import evaluate
 
-pytestmark = pytest.mark.shared_data
+pytestmark = [pytest.mark.shared_data, pytest.mark.long]
 
 # The quick form gives about .47 and .19; its best single source .39 and .155.
 RECALL_FLOOR, MRR_FLOOR = 0.44, 0.172

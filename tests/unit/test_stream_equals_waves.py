@@ -132,6 +132,7 @@ def test_probabilities_on_the_logged_histories(seed: int) -> None:
     _check_views(log, [log.behaviour[0], *some_policies(Random(seed + 2), 2)])
 
 
+@pytest.mark.long
 def test_a_user_of_ten_thousand_requests_beside_users_of_one() -> None:
     log = a_log(5, users=3, most=10_000)
     counts = np.bincount(log.partition.asked.owner)
