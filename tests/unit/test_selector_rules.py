@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serve_app.batch import lengths_to_offsets
 from serve_app.errors import InvalidInput
-from serve_app.stages.ranking.selector import Selection, SelectorInput, select
+from serve_app.stages.ranking.selector import Selection, SelectorInput, frozen, select
 from serve_app.stages.ranking.settings import ListSettings, Redundancy, Relax
 
 
@@ -209,3 +209,13 @@ def test_redundancy_by_embedding_needs_embeddings() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
         ListSettings(**{"weights": (), **wrong})  # type: ignore[arg-type]
+
+
+def test_a_table_of_all_items_is_seen_and_not_copied() -> None:
+    kept = np.zeros((3, 2), np.float32)
+    mapped = kept.view()
+    mapped.flags.writeable = False
+    for table in (kept, mapped):
+        assert np.shares_memory(frozen(table), kept)
+        assert not frozen(table).flags.writeable
+    assert kept.flags.writeable

@@ -25,7 +25,7 @@ from serve_app.kernels import kernel
 from serve_app.noise import absorb, mix, unit_interval
 from serve_app.stages.ranking.settings import ListSettings, Redundancy, Relax
 
-__all__ = ["Selection", "SelectorInput", "dense", "select"]
+__all__ = ["Selection", "SelectorInput", "dense", "frozen", "select"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -311,7 +311,7 @@ def select(
     _make_lists(
         dense(given.offsets),
         (dense(given.request_id), dense(given.slots), dense(given.setting)),
-        (*map(dense, (given.identity, given.category, given.value, given.allowed, vectors, rows)),),  # type: ignore[arg-type]
+        (*map(dense, (given.identity, given.category, given.value, given.allowed)), frozen(vectors), dense(rows)),  # type: ignore[arg-type]
         _settings_arrays(tuple(settings)),
         np.empty(0, np.int32) if follow is None else dense(follow),
         (slot, p_slot, relaxed),
@@ -327,3 +327,11 @@ def select(
 def dense(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Contiguous and writable, as the kernels were compiled for; columns that came over the wire may be neither."""
     return array if array.flags.carray else np.require(array, requirements=["C", "W"])
+
+
+def frozen(table: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A contiguous, read-only view of what every batch reads: kernels see one type of it, whether it is mapped from a file
+    or held in memory, and nothing is copied."""
+    view = np.ascontiguousarray(table).view(np.ndarray)
+    view.flags.writeable = False
+    return view

@@ -13,7 +13,7 @@ from serve_app.errors import InvalidInput
 from serve_app.kernels import kernel
 from serve_app.stages.extend import extended
 from serve_app.stages.ranking.heads import HeadSet, Models
-from serve_app.stages.ranking.selector import Selection, SelectorInput, dense, select
+from serve_app.stages.ranking.selector import Selection, SelectorInput, dense, frozen, select
 from serve_app.stages.ranking.settings import ListSettings
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import DropReason, Surface
@@ -139,7 +139,7 @@ class Ranking:
         rows = batch.candidates[kind]
         own: U64 = getattr(identities, kind)
         identity = np.empty(len(rows), np.uint64)
-        if not _look_up(dense(own), dense(rows), kept, identity):
+        if not _look_up(frozen(own), dense(rows), kept, identity):
             raise InvalidInput(f"rows outside the {len(own)} known", field=kind, hint="give newer identities in the context")
         given = SelectorInput(
             offsets=batch.offsets,
