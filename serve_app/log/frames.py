@@ -3,8 +3,11 @@
 Layout, little endian::
 
     magic 8 B | payload length u32 | crc32 of magic, length, key u32 | xxh3-64 of payload seeded with key u64 | payload
-    payload = schema version u16 | tables u16 | per table: index in TABLES u16, reserved u16, length u32, Arrow record batch
+    payload = schema version u16 | tables u16 | per table: index in TABLES u16, form u16, length u32, rows
     or, where that is smaller: 65535 u16 | 0 u16 | length u32 | the same as LZ4
+
+Rows are an Arrow record batch (form 0) or columns as they were given (form 1, `serve_app.log.given`). A payload that has the
+latter says so in the highest bit of its schema version: code that knows only record batches refuses it by that.
 
 Rows of one batch look alike, so that LZ4 leaves an eighth: it takes a fifth of the time that writing the rest would.
 
@@ -18,15 +21,20 @@ import struct
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import pyarrow as pa
 import xxhash
 
 from serve_app.errors import DamagedArtifact, InvalidInput
+from serve_app.log.given import GivenRows, read_given
 from serve_app.log.migrations import READABLE, brought_up, schema_as_of
+from serve_app.log.plan import plain
 from serve_app.log.schema import SCHEMA_VERSION, TABLES
 
-__all__ = ["HEADER_BYTES", "Scan", "decode_payload", "encode_frame", "scan_frames"]
+__all__ = ["HEADER_BYTES", "Rows", "Scan", "decode_payload", "encode_payload", "framed", "scan_frames"]
+
+Rows: TypeAlias = pa.RecordBatch | GivenRows
 
 _MAGIC = b"\x89HCJF\r\n\x1a"
 _HEAD = struct.Struct("<8sIIQ")
@@ -39,33 +47,42 @@ _PACKED, _PACKED_HEAD = 0xFFFF, struct.Struct("<HHI")
 _PACK_FROM = 4096  # bytes: below, there is little to gain
 _MOST_RAW = 1 << 31
 _CODEC = pa.Codec("lz4_raw")
-
-
-def _plain(dtype: pa.DataType) -> pa.DataType:
-    return dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+_ARROW, _GIVEN = 0, 1
+_HAS_GIVEN = 0x8000  # beside the schema version
 
 
 # Record batches are written without their schema (it is the table's); dictionaries would need messages of their own.
 _WIRE = {
     version: {
-        name: pa.schema([pa.field(one.name, _plain(one.type), one.nullable) for one in schema_as_of(name, version)])
+        name: pa.schema([pa.field(one.name, plain(one.type), one.nullable) for one in schema_as_of(name, version)])
         for name in TABLES
     }
     for version in READABLE
 }
 
 
-def encode_frame(rows: Mapping[str, pa.RecordBatch], *, key: int, offset: int) -> bytes:
-    """One frame of `rows`, to be written at `offset` of the file whose random number is `key`."""
-    parts = [b""]
-    tables = {name: batch for name, batch in rows.items() if len(batch)}
-    for name, batch in tables.items():
-        if name not in TABLES or batch.schema.names != TABLES[name].names:
-            raise InvalidInput("rows do not have the table's columns", field=name)
-        message = _to_wire(name, batch).serialize()
-        parts += [_ENTRY.pack(_ORDER.index(name), 0, message.size), message]
-    parts[0] = _COUNTS.pack(SCHEMA_VERSION, len(tables))
-    payload = _packed(b"".join(parts))
+def encode_payload(rows: Mapping[str, Rows]) -> bytes:
+    """What a frame of `rows` holds, wherever it will stand. InvalidInput: rows of another table than they are given for."""
+    parts: list[bytes | pa.Buffer] = [b""]
+    version, tables = SCHEMA_VERSION, 0
+    for name, batch in rows.items():
+        if not len(batch):
+            continue
+        tables += 1
+        if isinstance(batch, GivenRows):
+            if batch.table != name:
+                raise InvalidInput(f"rows are of the table {batch.table}", field=name)
+            version |= _HAS_GIVEN
+            parts += [_ENTRY.pack(_ORDER.index(name), _GIVEN, len(batch.content)), batch.content]
+        else:
+            message = _to_wire(name, batch).serialize()
+            parts += [_ENTRY.pack(_ORDER.index(name), _ARROW, message.size), message]
+    parts[0] = _COUNTS.pack(version, tables)
+    return _packed(b"".join(parts))
+
+
+def framed(payload: bytes, *, key: int, offset: int) -> bytes:
+    """The frame of a payload, to be written at `offset` of the file whose random number is `key`."""
     frame_key = (key + offset) & _MASK
     check = _head_check(len(payload), frame_key)
     return _HEAD.pack(_MAGIC, len(payload), check, xxhash.xxh3_64_intdigest(payload, frame_key)) + payload
@@ -93,6 +110,8 @@ def _unpacked(payload: memoryview) -> memoryview:
 
 
 def _to_wire(name: str, batch: pa.RecordBatch) -> pa.RecordBatch:
+    if name not in TABLES or batch.schema.names != TABLES[name].names:
+        raise InvalidInput("rows do not have the table's columns", field=name)
     arrays = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in batch.columns]
     return pa.RecordBatch.from_arrays(arrays, schema=_WIRE[SCHEMA_VERSION][name])
 
@@ -155,6 +174,7 @@ def decode_payload(payload: memoryview, tables: Collection[str] | None = None) -
     """Rows of a good frame, by table (only `tables` where given). DamagedArtifact: of another schema version."""
     payload = _unpacked(payload)
     version, count = _COUNTS.unpack_from(payload, 0)
+    version &= ~_HAS_GIVEN
     if version not in READABLE:
         raise DamagedArtifact(
             f"journal frames have schema version {version}, this code reads {READABLE[0]} to {SCHEMA_VERSION}",
@@ -164,24 +184,31 @@ def decode_payload(payload: memoryview, tables: Collection[str] | None = None) -
     out: dict[str, pa.RecordBatch] = {}
     at = _COUNTS.size
     for _ in range(count):
-        index, _reserved, length = _ENTRY.unpack_from(payload, at)
+        index, form, length = _ENTRY.unpack_from(payload, at)
         at += _ENTRY.size
         name = _ORDER[index]
         if tables is None or name in tables:
-            # Copied: Arrow wants its buffers aligned, and the file's map must not outlive the call.
-            message = pa.py_buffer(bytes(payload[at : at + length]))
-            out[name] = _from_wire(name, pa.ipc.read_record_batch(message, _WIRE[version][name]), version)
+            out[name] = _up_to_date(name, _rows_of(name, form, payload[at : at + length], version), version)
         at += length
     return out
 
 
-def _from_wire(name: str, batch: pa.RecordBatch, version: int) -> pa.RecordBatch:
+def _rows_of(name: str, form: int, content: memoryview, version: int) -> pa.RecordBatch:
+    if form == _GIVEN:
+        return read_given(name, content, version)
+    if form != _ARROW:
+        raise DamagedArtifact(f"a journal frame has rows of form {form}", field="journal")
+    # Copied: Arrow wants its buffers aligned, and the file's map must not outlive the call.
+    batch = pa.ipc.read_record_batch(pa.py_buffer(bytes(content)), _WIRE[version][name])
     then = schema_as_of(name, version)
     arrays = [
         array.dictionary_encode() if pa.types.is_dictionary(spec.type) else array
         for array, spec in zip(batch.columns, then, strict=True)
     ]
-    rows = pa.RecordBatch.from_arrays(arrays, schema=then)
+    return pa.RecordBatch.from_arrays(arrays, schema=then)
+
+
+def _up_to_date(name: str, rows: pa.RecordBatch, version: int) -> pa.RecordBatch:
     if version == SCHEMA_VERSION:
         return rows
     newer = brought_up(name, pa.Table.from_batches([rows]), version, TABLES[name].names).combine_chunks().to_batches()

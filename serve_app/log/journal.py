@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from serve_app.errors import InvalidInput, ResourceShortage
 from serve_app.log.erasure import Erased, load_erased
-from serve_app.log.frames import decode_payload, encode_frame, scan_frames
+from serve_app.log.frames import Rows, decode_payload, encode_payload, framed, scan_frames
 from serve_app.log.schema import PER_USER
 from serve_app.log.snapshot import journal_folder, sync_folder
 
@@ -67,14 +67,15 @@ class Journal:
         self._appended = 0  # frames written
         self._synced = 0  # frames known to be on disk
 
-    def append(self, rows: Mapping[str, pa.RecordBatch]) -> None:
+    def append(self, rows: Mapping[str, Rows]) -> None:
         """Write one frame with the rows of all given tables; returns when they are as durable as promised."""
         if not any(len(one) for one in rows.values()):
             return
+        payload = encode_payload(rows)
         with self._write_lock:
             if self._handle < 0 or self._size >= self._file_bytes:
                 self._rotate()
-            frame = encode_frame(rows, key=self._key, offset=self._size)
+            frame = framed(payload, key=self._key, offset=self._size)
             self._write(frame)
             self._size += len(frame)
             self._appended += 1

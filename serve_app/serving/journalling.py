@@ -8,14 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-import pyarrow as pa
-
 from serve_app.batch import Batch
 from serve_app.clock import monotonic_s
 from serve_app.log.assigned import assigned_columns
 from serve_app.log.fingerprint import code_version, fingerprint
+from serve_app.log.frames import Rows
 from serve_app.log.journal import Journal
-from serve_app.log.rows import EntityHashes, rows_from_batch
+from serve_app.log.rows import EntityHashes, given_from_batch
 from serve_app.serving import faults
 from serve_app.serving.budgets import stretched
 from serve_app.serving.library import Edition
@@ -43,13 +42,13 @@ class JournalHost:
 
     def append(self, batch: Batch, edition: Edition, *, within_s: float | None = None, **ledgered: Any) -> bool:
         """Whether the batch is durable in time. An append that is late may still happen, and is then in the log.
-        within_s: what the caller has left, if less than the budget. ledgered: what `rows_from_batch` takes of the ledger's
+        within_s: what the caller has left, if less than the budget. ledgered: what `given_from_batch` takes of the ledger's
         answer."""
         catalogue = edition.release.catalogue
         hashes = EntityHashes(
             edition.view.hashes, catalogue.review_hashes, catalogue.widget_hashes, catalogue.category_hashes
         )
-        rows = rows_from_batch(
+        rows = given_from_batch(
             batch,
             hashes=hashes,
             policy_revision=edition.policy.revision,
@@ -63,7 +62,7 @@ class JournalHost:
         budget_s = stretched(self._budget_s, len(batch))
         return self.write(rows, budget_s=budget_s if within_s is None else min(budget_s, within_s))
 
-    def write(self, rows: Mapping[str, pa.RecordBatch], *, budget_s: float | None = None) -> bool:
+    def write(self, rows: Mapping[str, Rows], *, budget_s: float | None = None) -> bool:
         """Whether rows of log tables are durable in time: the journal's own budget, or the one given."""
         budget_s = self._budget_s if budget_s is None else budget_s
         if (why := self._hangs(max(budget_s, self._budget_s))) is not None:
@@ -80,7 +79,7 @@ class JournalHost:
             return _late(f"the journal refused a write: {type(error).__name__}: {error}")
         return True
 
-    def _append(self, rows: Mapping[str, pa.RecordBatch]) -> None:
+    def _append(self, rows: Mapping[str, Rows]) -> None:
         faults.strike(faults.Point.journal)
         self.journal.append(rows)
 

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,16 @@ from hypothesis import strategies as st
 
 from serve_app.errors import DamagedArtifact, InvalidInput, ResourceShortage
 from serve_app.log import frames
-from serve_app.log.frames import decode_payload, encode_frame, scan_frames
+from serve_app.log.frames import Rows, decode_payload, encode_payload, framed, scan_frames
 from serve_app.log.journal import Journal, journal_files, read_journal
 from serve_app.log.rows import fill
 from serve_app.log.schema import SCHEMA_VERSION
 
 KEY = 0x0123456789ABCDEF
+
+
+def encode_frame(rows: Mapping[str, Rows], *, key: int, offset: int) -> bytes:
+    return framed(encode_payload(rows), key=key, offset=offset)
 
 
 def events(ids: list[int], *, attributes: str | None = None) -> pa.RecordBatch:

@@ -20,6 +20,7 @@ from serve_app.log.filling import fill
 from serve_app.log.journal import Journal
 from serve_app.log.migrations import schema_as_of
 from serve_app.log.places import region_indices, zone_indices
+from serve_app.log.plan import plain
 from serve_app.log.reader import read_log
 from serve_app.log.schema import SCHEMA_VERSION, TABLES
 from serve_app.log.snapshot import load_snapshot
@@ -58,8 +59,8 @@ def old_log(data: Path, users: list[int]) -> None:
 
 
 def old_frame(rows: pa.Table, key: int) -> bytes:
-    plain = pa.schema([pa.field(one.name, frames._plain(one.type), one.nullable) for one in rows.schema])
-    batch = rows.cast(plain).combine_chunks().to_batches()[0]
+    wire = pa.schema([pa.field(one.name, plain(one.type), one.nullable) for one in rows.schema])
+    batch = rows.cast(wire).combine_chunks().to_batches()[0]
     message = batch.serialize().to_pybytes()
     payload = struct.pack("<HH", 1, 1) + struct.pack("<HHI", list(TABLES).index("requests"), 0, len(message)) + message
     check = frames._head_check(len(payload), key)
