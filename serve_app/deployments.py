@@ -45,6 +45,12 @@ __all__ = [
 ]
 
 
+def _hop(method: DeploymentHandle) -> DeploymentHandle:  # type: ignore[misc]
+    """A method as it is called for every micro-batch: what it carries is plain data, which pickles in C in half the time that
+    cloudpickle takes."""
+    return method.options(request_serialization="pickle", response_serialization="pickle")
+
+
 class _StageReplica:
     """A replica of one stage."""
 
@@ -95,7 +101,7 @@ class RankingReplica(_StageReplica):
         from serve_app.serving.hosts import RankingHost
         from serve_app.serving.stages import RankFlow
 
-        run = features.run
+        run = _hop(features.run)
 
         async def read(batch: Batch, pins: Pins) -> FeatureMatrix:
             return await run.remote(batch, pins)
@@ -117,7 +123,7 @@ class DecisionReplica(_StageReplica):
         self._process = StageProcess(settings, "decision", owner)
         from serve_app.serving.deciding import DecideFlow
 
-        score = ranking.run
+        score = _hop(ranking.run)
 
         async def rank(call: RankCall) -> Batch:
             return await score.remote(call)
@@ -160,7 +166,7 @@ class WorkerReplica:
 
         process, journal = self._process, self._process.journal()
         if decision is not None:
-            run = decision.run
+            run = _hop(decision.run)
 
             async def decide(call: DecideCall) -> Decided:
                 return await run.remote(call)
@@ -180,7 +186,7 @@ class _RemoteStages:
     """The stages behind their deployment handles."""
 
     def __init__(self, retrieval: DeploymentHandle, ranking: DeploymentHandle, decision: DeploymentHandle) -> None:
-        self._retrieve, self._rank, self._decide = retrieval.run, ranking.run, decision.run
+        self._retrieve, self._rank, self._decide = _hop(retrieval.run), _hop(ranking.run), _hop(decision.run)
 
     async def retrieve(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
         return await self._retrieve.remote(batch, pins, kinds)
