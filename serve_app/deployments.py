@@ -45,9 +45,9 @@ __all__ = [
 ]
 
 
-def _hop(method: DeploymentHandle) -> DeploymentHandle:  # type: ignore[misc]
-    """A method as it is called for every micro-batch: what it carries is plain data, which pickles in C in half the time that
-    cloudpickle takes."""
+def _hop(method: DeploymentHandle) -> DeploymentHandle:
+    """A method as it is called for every micro-batch: what it carries is plain data, which C pickles in half the time of
+    cloudpickle."""
     return method.options(request_serialization="pickle", response_serialization="pickle")
 
 
