@@ -106,11 +106,11 @@ class Columns(Mapping[str, Any]):
             raise InvalidInput("no such column", field=name, hint="declare it in serve_app/columns.py")
         if len(values) != self._rows:
             raise InvalidInput(f"column has {len(values)} rows, the batch {self._rows}", field=name)
-        if spec.ragged != isinstance(values, Ragged):
+        flat = values.values if isinstance(values, Ragged) else values
+        if spec.ragged is (flat is values):
             raise InvalidInput(f"column must be {'ragged' if spec.ragged else 'flat'}", field=name)
-        dtype = values.values.dtype if isinstance(values, Ragged) else values.dtype
-        if dtype != spec.dtype:
-            raise InvalidInput(f"column is {dtype}, declared {spec.dtype}", field=name)
+        if flat.dtype is not spec.dtype and flat.dtype != spec.dtype:
+            raise InvalidInput(f"column is {flat.dtype}, declared {spec.dtype}", field=name)
         self._data[name] = values
 
     def __getitem__(self, name: str) -> Any:
@@ -133,6 +133,12 @@ class Columns(Mapping[str, Any]):
     def rows(self) -> int:
         """Number of rows."""
         return self._rows
+
+    def copy(self) -> Columns:
+        """The same arrays, for columns to be set beside them; they were checked when first set."""
+        out = Columns(self._rows, self._specs)
+        out._data = self._data.copy()
+        return out
 
     def take(self, rows: Array) -> Columns:
         """The given rows, in that order."""

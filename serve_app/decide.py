@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch, Columns
-from serve_app.columns import REQUEST_COLUMNS
+from serve_app.batch import Batch
 from serve_app.errors import InvalidInput, LedgerUnavailable, OutcomeUnknown
 from serve_app.ledger.protocol import (
     NEVER_KNOWN,
@@ -293,7 +292,9 @@ def _as_read(batch: Batch, view: LedgerView, policies: Sequence[Any]) -> Batch:
         short = (view.known_since > NEVER_KNOWN) & (own["decided_at"] - longest < view.known_since)
         degraded = np.where(short, degraded | np.uint8(StageBit.decision), degraded)
     columns["degraded"] = degraded
-    requests = Columns(len(batch), REQUEST_COLUMNS, {**own, **columns})
+    requests = own.copy()
+    for name, values in columns.items():
+        requests[name] = values
     return Batch(requests, batch.candidates, batch.offsets, batch.meta)
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch, Columns
-from serve_app.columns import REQUEST_COLUMNS
+from serve_app.batch import Batch
 from serve_app.errors import NotReady
 from serve_app.ingress.asks import Ask, Known, request_batch, users_of
 from serve_app.ingress.deadlines import left_s, within
@@ -162,7 +161,7 @@ class Recommender:
         ones, which nobody will have seen."""
         batch = flagged(call.batch, StageBit.ranking)
         if call.log and late:
-            requests = Columns(len(batch), REQUEST_COLUMNS, dict(batch.requests))
+            requests = batch.requests.copy()
             requests["request_id"] = hash_key(_RETRY_SALT, batch.requests["request_id"])
             batch = Batch(requests, batch.candidates, batch.offsets, batch.meta)
         ranked = unranked(batch, call.page)

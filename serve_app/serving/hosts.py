@@ -65,7 +65,7 @@ class RankCall:
 
 def flagged(batch: Batch, bit: StageBit) -> Batch:
     """The batch with `bit` set in every request's `degraded`."""
-    requests = Columns(len(batch), REQUEST_COLUMNS, dict(batch.requests))
+    requests = batch.requests.copy()
     requests["degraded"] = batch.requests["degraded"] | np.uint8(bit)
     return Batch(requests, batch.candidates, batch.offsets, batch.meta)
 
@@ -86,7 +86,7 @@ class RetrievalHost:
         if kinds is not None:
             asked, context = _by_kind(batch, kinds, edition)
         out = edition.held.retrieval.run(asked, context)
-        requests = Columns(len(batch), REQUEST_COLUMNS, dict(batch.requests))
+        requests = batch.requests.copy()
         requests["availability_seq"] = np.full(len(batch), edition.view.seq, np.int64)
         return Batch(requests, out.candidates, out.offsets, out.meta)
 
@@ -95,7 +95,7 @@ def _by_kind(batch: Batch, kinds: Sequence[str], edition: Edition) -> tuple[Batc
     """The batch with one stand-in policy per kind of widget in it."""
     distinct = sorted(set(kinds))
     base = edition.policy.retrieval(_surface(batch))
-    requests = Columns(len(batch), REQUEST_COLUMNS, dict(batch.requests))
+    requests = batch.requests.copy()
     requests["policy"] = np.array([distinct.index(kind) for kind in kinds], np.int16)
     context = Context(tuple(KindPolicies(kind, base) for kind in distinct), edition.context.parts)
     return Batch(requests, batch.candidates, batch.offsets, batch.meta), context

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch, Columns
-from serve_app.columns import REQUEST_COLUMNS
+from serve_app.batch import Batch
 from serve_app.ledger.protocol import Histories, LedgerView
 from serve_app.noise import hash_key, salt_of, uniform
 from serve_app.policy.gates import GATES, HistoryView
@@ -80,7 +79,7 @@ def _batch(sends: Sequence[QueuedSend], view: LedgerView, edition: Edition, now:
         slots=np.ones(n, np.int32),
         expires_at=np.array([one.expires_at for one in sends], np.int64),
     )
-    requests = Columns(n, REQUEST_COLUMNS, dict(asked.requests))
+    requests = asked.requests.copy()
     for name in _STATE:
         requests[name] = getattr(view.state, name)
     for name in ("zone", "region"):

@@ -13,8 +13,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch, Columns
-from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
+from serve_app.batch import Batch
 from serve_app.decide import DecidedBatch, DecideStatus
 from serve_app.ledger.protocol import Histories
 from serve_app.policy.compile import CompiledPolicy
@@ -74,11 +73,11 @@ def _eligible(batch: Batch, policy: CompiledPolicy) -> Bools:
 def _asked(closed: Batch, eligible: Bools) -> Batch:
     """The rows with what is assumed of their users, everything that must not go switched off."""
     n = len(closed)
-    requests = Columns(n, REQUEST_COLUMNS, dict(closed.requests))
+    requests = closed.requests.copy()
     requests["reachable"] = np.full(n, _EVERY_CHANNEL)
     requests["opted_out"] = np.zeros(n, np.uint16)
     requests["degraded"] = closed.requests["degraded"] | np.uint8(StageBit.ledger)
-    candidates = Columns(closed.candidates.rows, CANDIDATE_COLUMNS, dict(closed.candidates))
+    candidates = closed.candidates.copy()
     candidates["campaign_killed"] = closed.candidates["campaign_killed"] | ~eligible
     return Batch(requests, candidates, closed.offsets, closed.meta)
 

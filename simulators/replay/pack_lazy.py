@@ -40,6 +40,10 @@ class LazyColumns(Columns):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def copy(self) -> Columns:
+        """All of them, now."""
+        return self.made()
+
     def take(self, rows: Array) -> Columns:
         """The given rows, in that order."""
         return self.made().take(rows)

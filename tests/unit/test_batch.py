@@ -100,3 +100,15 @@ def test_batches_with_other_columns_do_not_join() -> None:
     other.requests["user"] = np.zeros(1, np.uint64)
     with pytest.raises(InvalidInput, match="user"):
         Batch.concat([one, other])
+
+
+def test_columns_set_on_a_copy_do_not_reach_the_original() -> None:
+    batch = make([2, 0])
+    copied = batch.candidates.copy()
+    copied["item"] = np.full(2, 7, np.int32)
+    copied["value"] = np.zeros(2)
+    assert batch.candidates["item"].tolist() == [0, 1]
+    assert "value" not in batch.candidates
+    assert copied["heads"] is batch.candidates["heads"]
+    with pytest.raises(InvalidInput, match="rows"):
+        copied["value"] = np.zeros(3)

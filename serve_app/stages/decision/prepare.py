@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch, Columns
+from serve_app.batch import Batch
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.errors import InvalidInput
 from serve_app.kernels import inlined, kernel
@@ -43,8 +43,7 @@ def prepared(batch: Batch, policy: CompiledPolicy) -> Batch:
     for name, columns in [(n, batch.requests) for n in _NEEDED] + [(n, batch.candidates) for n in _CANDIDATES_NEEDED]:
         if name not in columns:
             raise InvalidInput("the decision needs this column", field=name, hint="an earlier stage must set it")
-    requests = Columns(len(batch), REQUEST_COLUMNS, dict(batch.requests))
-    candidates = Columns(batch.candidates.rows, CANDIDATE_COLUMNS, dict(batch.candidates))
+    requests, candidates = batch.requests.copy(), batch.candidates.copy()
     out = Batch(requests, candidates, batch.offsets, batch.meta)
     for name, value in _REQUEST_DEFAULTS.items():
         if name not in requests:
