@@ -90,12 +90,14 @@ def given_rows(table: str, rows: int, columns: Mapping[str, Any]) -> GivenRows:
         if values is None or name in DERIVED:
             continue
         column = plan[name]
-        if type(values) is np.ndarray and values.ndim == 1 and _is(values, column.flat):
+        kind = column.flat
+        if type(values) is np.ndarray and kind is not None and values.dtype == kind and values.ndim == 1:
             form, count, size = Form.flat, len(values), values.nbytes
-            bodies.append(_dense(values))
+            bodies.append(values.tobytes())
         else:
-            form, count, parts = _formed(values, column, rows)
-            size = sum(len(one) if isinstance(one, bytes) else one.nbytes for one in parts)
+            (form, count, parts), size = _formed(values, column, rows), 0
+            for one in parts:
+                size += len(one) if isinstance(one, bytes) else one.nbytes
             bodies += parts
         if count != rows:
             raise InvalidInput(f"{count} values for {rows} rows", field=f"{table}.{name}")

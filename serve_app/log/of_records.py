@@ -16,7 +16,7 @@ from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.errors import DamagedArtifact, HindcastError
 from serve_app.ledger.protocol import StoredRecord
 from serve_app.ledger.record import unpack_record
-from serve_app.log.assigned import arms_column, holdouts_column
+from serve_app.log.assigned import Assigned, assigned_lists
 from serve_app.log.rows import EntityHashes, rows_from_batch
 from serve_app.log.schema import TABLES
 from serve_app.policy.assigned import Trials
@@ -92,17 +92,12 @@ def _rows(records: Sequence[StoredRecord], found: Sequence[dict[str, Any]]) -> d
     return {**rows, "requests": table}
 
 
-def _assigned(requests: Sequence[dict[str, Any]], trials: Sequence[Trials]) -> dict[str, pa.ListArray]:
+def _assigned(requests: Sequence[dict[str, Any]], trials: Sequence[Trials]) -> Assigned:
     if not trials:
         return {}
     pinned = np.array([one.get("policy", 0) for one in requests], np.int64)
     bits, held = (np.array([one.get(name) or 0 for one in requests], np.uint64) for name in ("arms", "held"))
-    places = [np.flatnonzero(pinned == index) for index in np.unique(pinned).tolist()]
-    own = [trials[int(pinned[rows[0]])] for rows in places]
-    back = pa.array(np.argsort(np.concatenate(places), kind="stable"))
-    arms = pa.concat_arrays([arms_column(one, bits[rows]) for one, rows in zip(own, places, strict=True)])
-    holdouts = pa.concat_arrays([holdouts_column(one, held[rows]) for one, rows in zip(own, places, strict=True)])
-    return {"arms": arms.take(back), "holdouts": holdouts.take(back)}
+    return assigned_lists(trials, pinned, bits, held)
 
 
 def _batch(found: Sequence[dict[str, Any]]) -> tuple[Batch, EntityHashes]:

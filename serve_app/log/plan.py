@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from serve_app.log.schema import TABLES
 
-__all__ = ["DERIVED", "Column", "Plan", "plain", "plan_of", "plan_of_table"]
+__all__ = ["DERIVED", "Column", "Plan", "inner_dtype", "plain", "plan_of", "plan_of_table"]
 
 DERIVED = ("schema_version", "user_bucket")
 """Columns that nobody gives: they follow from the writer's version and from `user`."""
@@ -41,7 +41,7 @@ def plan_of(schema: pa.Schema) -> Plan:
     """Columns of a schema, by name, in its order."""
     return {
         spec.name: Column(
-            place, spec, spec.name, spec.type, _numpy(spec.type), _inner(spec.type), pa.types.is_dictionary(spec.type)
+            place, spec, spec.name, spec.type, _numpy(spec.type), inner_dtype(spec.type), pa.types.is_dictionary(spec.type)
         )
         for place, spec in enumerate(schema)
     }
@@ -66,7 +66,8 @@ def _numpy(dtype: pa.DataType) -> np.dtype[Any] | None:
     return np.dtype(dtype.to_pandas_dtype()) if number else None
 
 
-def _inner(dtype: pa.DataType) -> np.dtype[Any] | None:
+def inner_dtype(dtype: pa.DataType) -> np.dtype[Any] | None:
+    """numpy's type of the values of a list column (structs packed), or of the bytes of a binary one. None: of no such."""
     if pa.types.is_list(dtype):
         return _numpy(dtype.value_type)
     return _BYTE if pa.types.is_binary(dtype) else None
