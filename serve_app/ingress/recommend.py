@@ -127,6 +127,13 @@ class Recommender:
             _LOG.warning("retrieval fell back to popular items: %s: %s", type(error).__name__, error)
         return await in_pool(self._pool, lambda: _popular(batch, edition))
 
+    async def rehearse_fall_backs(self, ask: Ask, pins: Pins, edition: Edition, known: Known) -> None:
+        """Both fall-backs once, without a log: so that whoever needs them first does not wait for code to be loaded."""
+        batch = self.requests([ask], edition, known)
+        found = await in_pool(self._pool, lambda: _popular(batch, edition))
+        call = RankCall(found, pins, explain=False, log=False)
+        await in_pool(self._pool, lambda: self._unranked(call, edition, 0.0, late=False))
+
     async def rank(self, batch: Batch, pins: Pins, edition: Edition, known: Known, options: ListsOptions,
                    page: npt.NDArray[np.int32] | None = None) -> Lists:  # fmt: skip
         """Lists from candidates; retrieval's order where ranking fails or is late."""

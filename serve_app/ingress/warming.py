@@ -65,6 +65,8 @@ async def _list(
     anchor = rows.items["item_id"][0].as_py() if len(rows.items) else None
     user = rows.users["user_id"][0].as_py() if len(rows.users) else None
     ask = Ask(surface=surface, request_id=1, decided_at=now, deadline_at=now, user=user, anchor=anchor, slots=5)
+    if surface is Surface.related:
+        await recommender.rehearse_fall_backs(ask, pins, edition, known)
     batch = recommender.requests([ask], edition, known)
     if surface is Surface.widgets:
         found = given_widgets(batch, rows, edition.view.overlay, [None])
