@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
@@ -136,7 +137,7 @@ def validate_campaign(campaign: CampaignDocument, policy: PolicyDocument, *, reg
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CampaignTable:
     """k campaigns as columns; row = position in `ids`. channels: ragged i8 per campaign. segment i2 as the policy numbers
     them. closed bool: limited to a segment the policy does not know, hence never sent."""
@@ -200,12 +201,29 @@ class CampaignTable:
 
     def rows_of(self, campaigns: npt.NDArray[np.uint64]) -> I32:
         """i32[n] rows of campaign hashes; -1 where unknown."""
-        order = np.argsort(self.campaign, kind="stable")
+        order = self._order
         if not len(order):
             return np.full(len(campaigns), -1, np.int32)
         place = np.minimum(np.searchsorted(self.campaign, campaigns, sorter=order), len(order) - 1)
         found = order[place]
         return np.where(self.campaign[found] == campaigns, found, -1).astype(np.int32)
+
+    @cached_property
+    def _order(self) -> I64:
+        return np.argsort(self.campaign, kind="stable")
+
+    @cached_property
+    def texts(self) -> pa.StringArray:
+        """`ids` as Arrow has them."""
+        return pa.array(self.ids, pa.string())
+
+    @cached_property
+    def channel_bits(self) -> I64:
+        """i64[k]: bits by Channel that a campaign allows."""
+        bits = np.zeros(len(self), np.int64)
+        owner = np.repeat(np.arange(len(self)), self.channels.lengths)
+        np.bitwise_or.at(bits, owner, np.int64(1) << self.channels.values.astype(np.int64))
+        return bits
 
     def live(self, at: I64) -> Ragged:
         """Rows of the campaigns inside their dates at each of n times (i64[n])."""

@@ -18,12 +18,13 @@ from serve_app.vocabulary import DropReason, FeatureStatus, Source, StageBit
 
 __all__ = ["degraded_names", "envelope", "explained", "feature_values", "finite", "names_of", "ranked_items"]
 
+_STAGES = [(int(stage), stage.name) for stage in StageBit if stage.name is not None]
 Names = Callable[[npt.NDArray[np.int32]], list[str]]
 
 
 def degraded_names(bits: int) -> list[str]:
     """Names of the stages whose bit is set."""
-    return [stage.name for stage in StageBit if bits & stage and stage.name is not None]
+    return [name for bit, name in _STAGES if bits & bit]
 
 
 def finite(value: float) -> float | None:
@@ -49,8 +50,9 @@ def names_of(kind: str, edition: Edition) -> Names:
     if kind == "item":
         return edition.view.ids_of
     rows = edition.release.catalogue
-    column = rows.widgets["widget_id"] if kind == "widget" else rows.reviews["review_id"]
-    return lambda found: [column[int(row)].as_py() for row in found]
+    if kind == "widget":
+        return lambda found: [rows.widget_ids[row] for row in found.tolist()]
+    return lambda found: [rows.reviews["review_id"][row].as_py() for row in found.tolist()]
 
 
 def chosen(batch: Batch, row: int) -> npt.NDArray[np.int64]:

@@ -156,7 +156,7 @@ def _send_rows(batch: Batch, edition: Edition) -> list[list[dict[str, Any]]]:
 def campaign_texts(campaigns: npt.NDArray[np.uint64], edition: Edition) -> pa.Array:
     """Text per campaign hash; null for one this process does not know."""
     rows = edition.campaigns.rows_of(campaigns)
-    return pa.array(edition.campaigns.ids, pa.string()).take(pa.array(rows, mask=rows < 0))
+    return edition.campaigns.texts.take(pa.array(rows, mask=rows < 0))
 
 
 def item_texts(items: npt.NDArray[np.int32], edition: Edition) -> pa.Array:

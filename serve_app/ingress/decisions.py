@@ -125,17 +125,9 @@ def _known(rows: AskedRows, table: CampaignTable, edition: Edition) -> _Known:
     campaign = np.append(table.rows_of(hash_ids(rows.campaign.names)), np.int32(-1))[rows.campaign.codes]
     item = np.append(edition.view.rows_of(hash_ids(rows.item.names)), np.int32(-1))[rows.item.codes]
     no_campaign = campaign < 0
-    allowed = np.append(_allowed_channels(table), np.int64(0))[campaign]
+    allowed = table.channel_bits[campaign] if len(table) else np.zeros(len(campaign), np.int64)  # where none: not looked at
     no_channel = ~no_campaign & (rows.channel >= 0) & ((allowed >> np.maximum(rows.channel, 0)) & 1 == 0)
     return _Known(campaign, item, no_campaign, no_channel, (rows.item.codes >= 0) & (item < 0))
-
-
-def _allowed_channels(table: CampaignTable) -> I64:
-    """i64[campaigns]: bits by Channel."""
-    bits = np.zeros(len(table), np.int64)
-    owner = np.repeat(np.arange(len(table)), table.channels.lengths)
-    np.bitwise_or.at(bits, owner, np.int64(1) << table.channels.values.astype(np.int64))
-    return bits
 
 
 def _choices(asking: Asking, good: I64, known: _Known, table: CampaignTable) -> tuple[Ragged, npt.NDArray[np.int8], I32]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from serve_app.batch import Batch
 from serve_app.ids import decision_id_text
-from serve_app.ingress.answers import chosen, envelope, explained, ranked_items
+from serve_app.ingress.answers import chosen, degraded_names, envelope, explained, ranked_items
 from serve_app.ingress.asks import Ask, Known
 from serve_app.ingress.recommend import Lists, ListsOptions, Recommender
 from serve_app.ledger.protocol import Recents, UserState
@@ -91,8 +91,7 @@ class Pages:
         options: ListsOptions,
         quality: float,
     ) -> Lists:
-        rows = edition.release.catalogue
-        kinds = rows.widgets["kind"].to_pylist()
+        kinds = edition.release.catalogue.widget_kinds
         batch = self._recommender.requests(children, edition, known, quality)
         found = await self._recommender.retrieve(batch, pins, edition, [kinds[widget] for widget in widgets])
         found = _marked(found, np.array(widgets, np.int32))
@@ -106,22 +105,25 @@ class Pages:
         answer = envelope(page, row, ask.root)
         root_id = int(page.batch.requests["request_id"][row])
         answer["widgets"] = []
-        for place, (at, child) in enumerate(zip(own, children, strict=True)):
+        degraded = int(page.batch.requests["degraded"][row])
+        shown_widgets = page.batch.candidates["widget"][chosen(page.batch, row)].tolist() if own else ()
+        for place, (at, child, widget) in enumerate(zip(own, children, shown_widgets, strict=True)):
             assert filled is not None
-            widget = int(page.batch.candidates["widget"][chosen(page.batch, row)[place]])
             shown = {
-                "id": rows.widgets["widget_id"][widget].as_py(),
+                "id": rows.widget_ids[widget],
                 "slot": place,
                 "decision_id": decision_id_text(ask.root.user_hash, root_id, place),
-                "title": rows.widgets["title"][widget].as_py(),
+                "title": rows.widget_titles[widget],
                 "request_id": f"{int(filled.batch.requests['request_id'][at]):016x}",
                 "items": ranked_items(filled, at, child),
             }
             if "drop_reason" in filled.batch.candidates:
                 shown["explain"] = explained(filled, at)
-            answer["degraded"] = sorted({*answer["degraded"], *envelope(filled, at, child)["degraded"]})
+            degraded |= int(filled.batch.requests["degraded"][at])
             if shown["items"]:
                 answer["widgets"].append(shown)
+        if own:
+            answer["degraded"] = sorted(degraded_names(degraded))
         if "drop_reason" in page.batch.candidates:
             answer["explain"] = explained(page, row, "widget")
         return answer
@@ -130,7 +132,7 @@ class Pages:
 def _children(asks: Sequence[PageAsk], page: Lists) -> tuple[list[Ask], list[int], list[int]]:
     """The child requests of all pages, the page of each and its widget's row."""
     rows = page.edition.release.catalogue
-    kinds, arguments = rows.widgets["kind"].to_pylist(), rows.widgets["argument"].to_pylist()
+    kinds, arguments = rows.widget_kinds, rows.widget_arguments
     children, owners, widgets = [], [], []
     for row, ask in enumerate(asks):
         root_id = int(page.batch.requests["request_id"][row])

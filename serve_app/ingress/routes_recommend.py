@@ -163,7 +163,7 @@ class RecommendRoutes:
         options, asks = batch[0][1], [ask for ask, _, _ in batch]
         edition, known = await self._recommender.admit(asks, options)
         catalogue = edition.release.catalogue
-        index = {text: row for row, text in enumerate(catalogue.widgets["widget_id"].to_pylist())}
+        index = {text: row for row, text in enumerate(catalogue.widget_ids)}
         named, answers = _named([body.widgets for _, _, body in batch], index, "widgets")
         good = [at for at, answer in enumerate(answers) if answer is None]
 
@@ -236,8 +236,8 @@ def _answer(lists: Lists, row: int, ask: Ask, options: ListsOptions, name: str, 
     answer = envelope(lists, row, ask)
     answer[name] = ranked_items(lists, row, ask, kind)
     if kind == "widget":
-        titles = lists.edition.release.catalogue.widgets
-        known = dict(zip(titles["widget_id"].to_pylist(), titles["title"].to_pylist(), strict=True))
+        rows = lists.edition.release.catalogue
+        known = dict(zip(rows.widget_ids, rows.widget_titles, strict=True))
         for one in answer[name]:
             one["title"] = known[one["id"]]
     if options.explain:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Ragged
+from serve_app.batch import Ragged, lengths_to_offsets
 from serve_app.errors import DamagedArtifact
 
 __all__ = ["BOUGHT_KEPT", "RECENTS_KEPT", "UserHistories"]
@@ -45,18 +45,13 @@ class UserHistories:
 
     def requests(self, user_rows: I32, decided_at: I64) -> dict[str, Ragged]:
         """The request columns recents, recents_age_s and bought of `user_rows` i32[n] (-1: empty) at `decided_at` i64[n]."""
-        known = np.where(user_rows >= 0, user_rows, len(self.recent_offsets) - 1)
-
-        def lists(offsets: I64, values: npt.NDArray[np.generic]) -> Ragged:
-            padded = np.append(offsets, offsets[-1])  # one more user: the unknown one, with nothing
-            return Ragged(values, padded).take(known)
-
-        at = lists(self.recent_offsets, self.recent_at)
-        age = (np.repeat(decided_at, at.lengths) - at.values) / 1e6
+        flat, offsets = _places(self.recent_offsets, user_rows)
+        age = (np.repeat(decided_at, np.diff(offsets)) - self.recent_at[flat]) / 1e6
+        bought, bought_offsets = _places(self.bought_offsets, user_rows)
         return {
-            "recents": lists(self.recent_offsets, self.recent_items),
-            "recents_age_s": Ragged(age.astype(np.float32), at.offsets),
-            "bought": lists(self.bought_offsets, self.bought_items),
+            "recents": Ragged(self.recent_items[flat], offsets),
+            "recents_age_s": Ragged(age.astype(np.float32), offsets),
+            "bought": Ragged(self.bought_items[bought], bought_offsets),
         }
 
     def save(self, folder: Path) -> None:
@@ -76,6 +71,16 @@ class UserHistories:
         if len(out.recent_at) != len(out.recent_items):
             raise DamagedArtifact("does not fit recent_items", field=f"{folder.name}/recent_at.npy")
         return out
+
+
+def _places(offsets: I64, rows: I32) -> tuple[I64, I64]:
+    """Flat positions of the lists of `rows` (-1: an empty one), one after the other, and their new offsets."""
+    end = len(offsets) - 1
+    known = np.where(rows >= 0, rows, end)  # the list behind the last one holds nothing
+    starts = offsets[known]
+    lengths = offsets[np.minimum(known + 1, end)] - starts
+    out = lengths_to_offsets(lengths)
+    return np.arange(out[-1], dtype=np.int64) + np.repeat(starts - out[:-1], lengths), out
 
 
 def _read(path: Path, dtype: str) -> npt.NDArray[Any]:

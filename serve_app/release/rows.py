@@ -54,6 +54,12 @@ def _flat(table: pa.Table, name: str, dtype: npt.DTypeLike) -> npt.NDArray[np.ge
     return np.ascontiguousarray(table[name].to_numpy(zero_copy_only=False), dtype)
 
 
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.cast(pa.large_string()).chunks) if column.num_chunks else pa.array([], column.type)
+
+
 class CatalogueRows:
     """Tables `items`, `users`, `reviews`, `widgets`, `campaigns` (pyarrow, see serve_app.catalogue) and arrays by row."""
 
@@ -78,6 +84,35 @@ class CatalogueRows:
     def user_rows(self, hashes: npt.ArrayLike) -> I32:
         """i32 row of each user hash; -1: not in this release."""
         return find_rows(self.user_hashes, hashes)
+
+    @cached_property
+    def item_ids(self) -> pa.Array:
+        """Text[items] the shop's ids, in one piece: taking rows of a chunked column costs ten times as much."""
+        return _whole(self.items["item_id"])
+
+    @cached_property
+    def widget_ids(self) -> list[str]:
+        """The shop's id of each widget row."""
+        ids: list[str] = self.widgets["widget_id"].to_pylist()
+        return ids
+
+    @cached_property
+    def widget_titles(self) -> list[str]:
+        """Title of each widget row."""
+        titles: list[str] = self.widgets["title"].to_pylist()
+        return titles
+
+    @cached_property
+    def widget_kinds(self) -> list[str]:
+        """Kind of each widget row; see serve_app.serving.given."""
+        kinds: list[str] = self.widgets["kind"].to_pylist()
+        return kinds
+
+    @cached_property
+    def widget_arguments(self) -> list[str]:
+        """Argument of each widget row's kind."""
+        arguments: list[str] = self.widgets["argument"].to_pylist()
+        return arguments
 
     @cached_property
     def category_names(self) -> list[str]:
@@ -128,7 +163,7 @@ class CatalogueRows:
     @cached_property
     def widget_hashes(self) -> U64:
         """u64[widgets] by widget row (not sorted)."""
-        return hash_ids(self.widgets["widget_id"].to_pylist())
+        return hash_ids(self.widget_ids)
 
     @cached_property
     def review_hashes(self) -> U64:

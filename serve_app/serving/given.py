@@ -55,7 +55,7 @@ def widget_can_fill(kind: str, *, has_recents: bool, overlay: Overlay) -> bool:
 def given_widgets(batch: Batch, rows: CatalogueRows, overlay: Overlay, named: Sequence[Sequence[int] | None]) -> Batch:
     """Candidates of requests on surface `widgets`: those named, else all of the catalogue; ones that cannot be filled for
     the user are dropped as unavailable."""
-    kinds = rows.widgets["kind"].to_pylist()
+    kinds = rows.widget_kinds
     recents: Ragged = batch.requests["recents"]
     lists, reasons = [], []
     for r, own in enumerate(named):

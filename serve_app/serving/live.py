@@ -115,7 +115,7 @@ class ItemsView:
         """The shop's id of each row (all rows known)."""
         release = self.overlay.release_items
         inside = np.minimum(rows, release - 1).clip(0)
-        ids: list[str] = self.rows.items["item_id"].take(pa.array(inside)).to_pylist() if release else [""] * len(rows)
+        ids: list[str] = self.rows.item_ids.take(pa.array(inside)).to_pylist() if release else [""] * len(rows)
         for at in np.flatnonzero(rows >= release):
             ids[at] = self.overlay.side_ids[rows[at] - release]
         return ids

@@ -106,7 +106,7 @@ class RetrievedLists:
         """The requests pinned to the policy, lists of a page to the kind of widget they fill."""
         rows, widgets = self._release.catalogue, self._release.catalogue.widget_hashes
         shelf = lists.requests["widget"]
-        kinds = rows.widgets["kind"].to_pylist()
+        kinds = rows.widget_kinds
         base = policy.retrieval(lists.surface)
         by_kind = [KindPolicies(kind, base) for kind in kinds]
         pinned = np.zeros(len(lists), np.int16)
