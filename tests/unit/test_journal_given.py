@@ -1,0 +1,212 @@
+"""Rows kept as given: read back, they are what `fill` makes of the same columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve_app.batch import Ragged, lengths_to_offsets
+from serve_app.errors import DamagedArtifact, InvalidInput
+from serve_app.log import frames
+from serve_app.log.filling import Names, fill, to_arrow
+from serve_app.log.frames import decode_payload, encode_payload
+from serve_app.log.given import given_rows
+from serve_app.log.plan import DERIVED, Column, plan_of_table
+from serve_app.log.schema import SCHEMA_VERSION, TABLES
+
+Array = npt.NDArray[Any]
+TEXTS = ("", "a", "서울", "Asia/Seoul,x")
+
+
+def _numbers(draw: st.DrawFn, dtype: np.dtype[Any], count: int) -> Array:
+    """Any bits of the type (NaNs of every kind among them); booleans are 0 or 1."""
+    if dtype.names is not None:
+        out = np.zeros(count, dtype)
+        for name in dtype.names:
+            out[name] = _numbers(draw, dtype[name], count)
+        return out
+    raw = draw(st.binary(min_size=count * dtype.itemsize, max_size=count * dtype.itemsize))
+    return np.frombuffer(raw, np.uint8) % 2 == 1 if dtype == np.bool_ else np.frombuffer(raw, dtype)
+
+
+def _flat(draw: st.DrawFn, column: Column, rows: int) -> Any:
+    """Numbers of the column's type; strided; of another type that fits; an Arrow array, whole or chunked."""
+    assert column.flat is not None
+    shape = draw(st.sampled_from(["plain", "strided", "list", "wider", "arrow", "chunked"]))
+    if shape == "strided":
+        return _numbers(draw, column.flat, 2 * rows)[::2]
+    values = _numbers(draw, column.flat, rows)
+    if shape == "list":
+        return values.tolist()
+    if shape == "wider" and column.flat.kind in "iu" and column.flat.itemsize < 8:
+        return values.astype(np.int64)
+    if shape == "arrow":
+        return pa.array(values, column.type)
+    return pa.chunked_array([pa.array(values, column.type)]) if shape == "chunked" else values
+
+
+def _lists(draw: st.DrawFn, column: Column, rows: int) -> Any:
+    assert column.inner is not None
+    shape = draw(st.sampled_from(["ragged", "matrix", "turned", "wider", "arrow"]))
+    if shape in ("matrix", "turned") and column.inner.names is None and pa.types.is_list(column.type):
+        width = draw(st.integers(0, 3))
+        values = _numbers(draw, column.inner, rows * width)
+        return values.reshape(rows, width) if shape == "matrix" else values.reshape(width, rows).T
+    lengths = draw(st.lists(st.integers(0, 3), min_size=rows, max_size=rows))
+    lists = Ragged(_numbers(draw, column.inner, sum(lengths)), lengths_to_offsets(lengths))
+    if shape == "wider" and column.inner == np.dtype(np.float32):
+        return Ragged(lists.values.astype(np.float64), lists.offsets)
+    return to_arrow(lists, column, rows) if shape == "arrow" else lists
+
+
+def _column(draw: st.DrawFn, column: Column, rows: int) -> Any:
+    if column.flat is not None:
+        return _flat(draw, column, rows)
+    if column.inner is not None:
+        return _lists(draw, column, rows)
+    texts = [draw(st.sampled_from(TEXTS)) for _ in range(rows)]
+    if not column.named:  # plain texts: some null where the table has nulls
+        return pa.array([None if one == "" and column.spec.nullable else one for one in texts], column.type)
+    form = draw(st.sampled_from(["text", "names", "arrow", "strings"]))
+    if form == "text":
+        return draw(st.sampled_from(TEXTS))
+    if form == "names":
+        return Names(np.array([TEXTS.index(one) for one in texts], np.int32), TEXTS)
+    return pa.array(texts, pa.string()).dictionary_encode() if form == "arrow" else pa.array(texts, pa.string())
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[str, int, dict[str, Any]]:
+    """A table, a number of rows, some of its columns in any form they may be given in."""
+    table = draw(st.sampled_from([name for name in TABLES if name != "ledger_snapshot"]))
+    plan, rows = plan_of_table(table), draw(st.integers(1, 4))
+    names = draw(st.sets(st.sampled_from(sorted(set(plan) - set(DERIVED) - {"user"}))))
+    columns = {name: _column(draw, plan[name], rows) for name in sorted(names)}
+    if draw(st.booleans()):
+        columns[draw(st.sampled_from(sorted(set(plan) - {"user"} - names)))] = None
+    if "user" in plan:
+        columns["user"] = _numbers(draw, np.dtype(np.uint64), rows)
+    return table, rows, columns
+
+
+def _bits(batch: pa.RecordBatch) -> list[Any]:
+    """Every value, floats by their bits, so that NaNs compare."""
+    out: list[Any] = []
+    for array in batch.columns:
+        values = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+        out.append((array.null_count, values.to_pylist() if array.null_count else _raw(values)))
+    return out
+
+
+def _raw(values: pa.Array) -> Any:
+    if pa.types.is_floating(values.type):
+        return np.asarray(values).tobytes()
+    if pa.types.is_list(values.type):
+        return [len(one) for one in values.to_pylist()], _raw(values.flatten())
+    if pa.types.is_struct(values.type):
+        return [_raw(part) for part in values.flatten()]
+    return values.to_pylist()
+
+
+@given(tables())
+@settings(max_examples=400, deadline=None)
+def test_rows_read_back_are_what_fill_makes_of_the_same_columns(example: tuple[str, int, dict[str, Any]]) -> None:
+    table, rows, columns = example
+    direct = fill(table, rows, columns)
+    kept = decode_payload(memoryview(encode_payload({table: given_rows(table, rows, columns)})))[table]
+    kept.validate(full=True)
+    assert kept.schema.equals(TABLES[table])
+    assert _bits(kept) == _bits(direct)
+    written = decode_payload(memoryview(encode_payload({table: direct})))[table]
+    assert _bits(kept) == _bits(written)
+    for one, other in zip(kept.columns, written.columns, strict=True):
+        if pa.types.is_dictionary(one.type):
+            assert one.dictionary.to_pylist() == other.dictionary.to_pylist()
+
+
+def _request(**columns: Any) -> dict[str, Any]:
+    return {"user": np.array([1, 2], np.uint64), **columns}
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"colour": np.zeros(2)}, "colour"),
+        ({"width": np.zeros(3, np.int32)}, "width"),
+        ({"recents": Ragged.empty(1, np.uint64)}, "recents"),
+        ({"zone": Names(np.zeros(3, np.int32), ("a",))}, "zone"),
+        ({"recents_age_s": np.zeros((1, 2), np.float32)}, "recents_age_s"),
+        ({"salt": pa.array([1], pa.uint64())}, "salt"),
+    ],
+)
+def test_a_column_of_the_wrong_name_or_length_is_refused_when_given(columns: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidInput, match=named):
+        given_rows("requests", 2, _request(**columns))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"width": np.array([1, 1 << 40])},
+        {"surface": np.array([1.5, 2.0])},
+        {"width": "wide"},
+        {"recents": Ragged.of([[-1], [2]], np.int64)},
+        {"release": np.zeros(2)},
+        {"salt": np.ones(2, ">u8")},
+    ],
+)
+def test_values_that_do_not_fit_are_refused_when_given_as_fill_refuses_them(columns: dict[str, Any]) -> None:
+    with pytest.raises(Exception) as direct:  # pyarrow's own, of several kinds
+        fill("requests", 2, _request(**columns))
+    with pytest.raises(type(direct.value)):
+        given_rows("requests", 2, _request(**columns))
+
+
+def test_rows_without_a_user_are_refused_where_the_table_has_one() -> None:
+    with pytest.raises(InvalidInput, match="user"):
+        given_rows("requests", 1, {"request_id": np.ones(1, np.uint64)})
+
+
+def test_arrays_may_change_after_they_were_given() -> None:
+    users, recents = np.array([1, 2], np.uint64), np.array([[1.0], [2.0]], np.float32)
+    kept = given_rows("requests", 2, {"user": users, "recents_age_s": recents})
+    users[:], recents[:] = 9, 9
+    rows = kept.to_arrow(SCHEMA_VERSION)
+    assert rows["user"].to_pylist() == [1, 2]
+    assert rows["recents_age_s"].to_pylist() == [[1.0], [2.0]]
+
+
+def test_one_frame_holds_rows_of_both_forms() -> None:
+    events = {"user": np.ones(1, np.uint64), "event_id": np.array([5], np.uint64)}
+    payload = encode_payload({"events": fill("events", 1, events), "requests": given_rows("requests", 2, _request())})
+    tables = decode_payload(memoryview(payload))
+    assert tables["events"]["event_id"].to_pylist() == [5]
+    assert tables["requests"]["user"].to_pylist() == [1, 2]
+    assert list(decode_payload(memoryview(payload), ["events"])) == ["events"]
+
+
+def test_code_that_knows_record_batches_alone_refuses_given_rows_by_their_version() -> None:
+    versions = []
+    for make in (given_rows, fill):
+        payload = encode_payload({"requests": make("requests", 2, _request())})
+        versions += np.frombuffer(frames._unpacked(memoryview(payload)), "<u2", 1).tolist()
+    assert versions[0] not in frames.READABLE
+    assert versions[1] == SCHEMA_VERSION
+
+
+def test_rows_of_one_table_given_for_another_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="requests"):
+        encode_payload({"decisions": given_rows("requests", 2, _request())})
+
+
+def test_a_form_of_later_code_is_called_damaged() -> None:
+    payload = bytearray(encode_payload({"requests": given_rows("requests", 2, _request())}))
+    payload[4 + 2] = 7  # the form of the first table's rows
+    with pytest.raises(DamagedArtifact, match="form 7"):
+        decode_payload(memoryview(bytes(payload)))
