@@ -21,7 +21,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from loadtests.bench_peers import ROUTES, bodies_of, drive, prepare
+from loadtests.bench_peers import ROUTES, bodies_of, check_models, drive, prepare
 from loadtests.decide_server import served
 from loadtests.hardware import hardware
 from loadtests.peers.report import summed
@@ -58,7 +58,7 @@ def main(
     widths: Annotated[str, typer.Option(help="Candidates.")] = "100,200,300,500,1000",
     seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 15.0,
     topology: Annotated[str, typer.Option(help="fused or chain.")] = "fused",
-    users: Annotated[int, typer.Option(min=100, help="Users of the world that is made.")] = 3_000,
+    users: Annotated[int, typer.Option(min=100, help="Users of the world that is made.")] = 8_000,
     items: Annotated[int, typer.Option(min=50, help="Its items.")] = 20_000,
     data: Annotated[
         Path | None, typer.Option(help="A data folder with a release instead; policies are promoted there.")
@@ -73,6 +73,7 @@ def main(
         folder = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hindcast-width-"))) / "data"
         if data is None:
             prepare(folder, users, items, console)
+        check_models(current_release(folder))
         bodies = bodies_of(current_release(folder))["related"]
         for width in map(int, widths.split(",")):
             console.print(f"{width} candidates")
