@@ -19,20 +19,22 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TypeAlias
 
 import pyarrow as pa
 import xxhash
 
 from serve_app.errors import DamagedArtifact, InvalidInput
-from serve_app.log.given import GivenRows, read_given
+from serve_app.log.given import GivenRows
+from serve_app.log.given_reader import read_given
 from serve_app.log.migrations import READABLE, brought_up, schema_as_of
 from serve_app.log.plan import plain
 from serve_app.log.schema import SCHEMA_VERSION, TABLES
 
-__all__ = ["HEADER_BYTES", "Rows", "Scan", "decode_payload", "encode_payload", "framed", "scan_frames"]
+__all__ = ["HEADER_BYTES", "Rows", "Scan", "decode_payload", "decode_payloads", "encode_payload", "framed", "scan_frames"]
 
 Rows: TypeAlias = pa.RecordBatch | GivenRows
 
@@ -172,7 +174,33 @@ def _next_magic(buffer: memoryview, at: int) -> int:
 
 def decode_payload(payload: memoryview, tables: Collection[str] | None = None) -> dict[str, pa.RecordBatch]:
     """Rows of a good frame, by table (only `tables` where given). DamagedArtifact: of another schema version."""
-    payload = _unpacked(payload)
+    return {name: rows for name, ((_, rows),) in decode_payloads([payload], tables).items()}
+
+
+def decode_payloads(
+    payloads: Iterable[memoryview], tables: Collection[str] | None = None
+) -> dict[str, list[tuple[int, pa.RecordBatch]]]:
+    """Rows of good frames, by table: (place of the frame among `payloads`, its rows) in that order. Many small frames
+    take little longer together than one. DamagedArtifact: of another schema version."""
+    out: dict[str, list[tuple[int, pa.RecordBatch]]] = {}
+    kept: dict[tuple[str, int], list[tuple[int, bytes]]] = {}
+    for place, payload in enumerate(payloads):
+        for name, form, version, content in _parts(_unpacked(payload), tables):
+            if form == _GIVEN:
+                kept.setdefault((name, version), []).append((place, content))
+            elif form == _ARROW:
+                out.setdefault(name, []).append((place, _up_to_date(name, _of_message(name, content, version), version)))
+            else:
+                raise DamagedArtifact(f"a journal frame has rows of form {form}", field="journal")
+    for (name, version), given in kept.items():
+        rows = read_given(name, [content for _, content in given], version)
+        found = [(place, _up_to_date(name, one, version)) for (place, _), one in zip(given, rows, strict=True)]
+        out[name] = sorted([*out.get(name, ()), *found], key=itemgetter(0))
+    return out
+
+
+def _parts(payload: memoryview, tables: Collection[str] | None) -> Iterator[tuple[str, int, int, bytes]]:
+    """Table, form, schema version and bytes of the rows of each table in a payload."""
     version, count = _COUNTS.unpack_from(payload, 0)
     version &= ~_HAS_GIVEN
     if version not in READABLE:
@@ -181,25 +209,19 @@ def decode_payload(payload: memoryview, tables: Collection[str] | None = None) -
             field="journal.schema_version",
             hint="compact with the version of hindcast that wrote them",
         )
-    out: dict[str, pa.RecordBatch] = {}
     at = _COUNTS.size
     for _ in range(count):
         index, form, length = _ENTRY.unpack_from(payload, at)
         at += _ENTRY.size
         name = _ORDER[index]
         if tables is None or name in tables:
-            out[name] = _up_to_date(name, _rows_of(name, form, payload[at : at + length], version), version)
+            # Copied: Arrow wants its buffers aligned, and the file's map must not outlive the call.
+            yield name, form, version, bytes(payload[at : at + length])
         at += length
-    return out
 
 
-def _rows_of(name: str, form: int, content: memoryview, version: int) -> pa.RecordBatch:
-    if form == _GIVEN:
-        return read_given(name, content, version)
-    if form != _ARROW:
-        raise DamagedArtifact(f"a journal frame has rows of form {form}", field="journal")
-    # Copied: Arrow wants its buffers aligned, and the file's map must not outlive the call.
-    batch = pa.ipc.read_record_batch(pa.py_buffer(bytes(content)), _WIRE[version][name])
+def _of_message(name: str, content: bytes, version: int) -> pa.RecordBatch:
+    batch = pa.ipc.read_record_batch(pa.py_buffer(content), _WIRE[version][name])
     then = schema_as_of(name, version)
     arrays = [
         array.dictionary_encode() if pa.types.is_dictionary(spec.type) else array

@@ -13,7 +13,8 @@ Layout, little endian::
 Forms: flat (numpy's values; booleans a byte each), matrix (the same, one list a row, all of one width), lists (offsets
 i32[rows + 1], values), text (UTF-8, the same in every row), names (number of texts u32, their lengths u32 each, codes
 i32[rows], texts) and arrow (a record batch of this one column, dictionaries decoded). Absent columns are left out: their
-sentinels (`serve_app.log.filling`) are put in by the reader, like schema_version and user_bucket.
+sentinels (`serve_app.log.filling`) are put in by the reader (`serve_app.log.given_reader`), like schema_version and
+user_bucket.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, unique
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,18 +30,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from serve_app.batch import Ragged
-from serve_app.errors import DamagedArtifact, InvalidInput
-from serve_app.log.filling import Names, check_columns, filled, to_arrow
-from serve_app.log.migrations import schema_as_of
-from serve_app.log.plan import DERIVED, Column, Plan, plain, plan_of, plan_of_table
+from serve_app.errors import InvalidInput
+from serve_app.log.filling import Names, check_columns, to_arrow
+from serve_app.log.plan import DERIVED, Column, plain, plan_of_table
 
-__all__ = ["Form", "GivenRows", "given_rows", "read_given"]
+__all__ = ["ENTRY_WORDS", "HEAD", "Form", "GivenRows", "given_rows", "wire_schema"]
 
 Array = npt.NDArray[Any]
 Parts = Sequence[bytes | Array]
 
-_HEAD = struct.Struct("<IHH")
-_ENTRY = struct.Struct("<HHI")
+HEAD = struct.Struct("<IHH")
+ENTRY_WORDS = 2  # u32 each: place and form, bytes
 _U32 = np.dtype("<u4")
 _I32 = np.dtype("<i4")
 _MOST_VALUES = np.iinfo(np.int32).max
@@ -69,10 +68,6 @@ class GivenRows:
 
     def __len__(self) -> int:
         return self.rows
-
-    def to_arrow(self, version: int) -> pa.RecordBatch:
-        """The rows, as a reader gets them."""
-        return read_given(self.table, memoryview(self.content), version)
 
 
 def given_rows(table: str, rows: int, columns: Mapping[str, Any]) -> GivenRows:
@@ -137,63 +132,11 @@ def _names(values: Names) -> Parts:
     return counts, _dense(values.codes.astype(_I32, copy=False)), *texts
 
 
-def _wire(column: Column) -> pa.Schema:
+def wire_schema(column: Column) -> pa.Schema:
+    """Of the record batch that holds this one column."""
     return pa.schema([pa.field(column.name, plain(column.type), column.spec.nullable)])
 
 
 def _message(array: pa.Array, column: Column) -> bytes:
     one = array.dictionary_decode() if column.named else array
-    return bytes(memoryview(pa.RecordBatch.from_arrays([one], schema=_wire(column)).serialize()))
-
-
-def read_given(table: str, content: memoryview, version: int) -> pa.RecordBatch:
-    """The rows whose bytes these are, as schema version `version` had them. DamagedArtifact: a form of another version."""
-    plan, schema, columns_by_place = _as_of(table, version)
-    rows, count, _ = _HEAD.unpack_from(content, 0)
-    body = _HEAD.size + count * _ENTRY.size
-    columns: dict[str, Any] = {}
-    for place, form, size in _ENTRY.iter_unpack(content[_HEAD.size : body]):
-        column = columns_by_place[place]
-        # Copied: arrays want their values aligned, and must outlive the file's map.
-        columns[column.name] = _read(form, bytes(content[body : body + size]), column, rows)
-        body += size
-    return filled(table, plan, schema, rows, columns, version)
-
-
-@cache
-def _as_of(table: str, version: int) -> tuple[Plan, pa.Schema, tuple[Column, ...]]:
-    schema = schema_as_of(table, version)
-    plan = plan_of(schema)
-    return plan, schema, tuple(plan.values())
-
-
-def _read(form: int, body: bytes, column: Column, rows: int) -> Any:
-    if form == Form.flat:
-        return np.frombuffer(body, column.flat)
-    if form == Form.matrix:
-        values = np.frombuffer(body, column.inner)
-        return values.reshape(rows, len(values) // max(rows, 1))
-    if form == Form.lists:
-        ends = np.frombuffer(body, _I32, rows + 1)
-        return Ragged(np.frombuffer(body[ends.nbytes :], column.inner), ends.astype(np.int64))
-    if form == Form.text:
-        return body.decode()
-    if form == Form.names:
-        return _read_names(body, rows)
-    if form == Form.arrow:
-        (array,) = pa.ipc.read_record_batch(pa.py_buffer(body), _wire(column)).columns
-        return array.dictionary_encode() if column.named else array
-    raise DamagedArtifact(f"a journal frame has a column of form {form}", field=f"journal.{column.name}")
-
-
-def _read_names(body: bytes, rows: int) -> pa.DictionaryArray:
-    (count,) = struct.unpack_from("<I", body)
-    lengths = np.frombuffer(body, _U32, count, 4)
-    codes = np.frombuffer(body, _I32, rows, 4 + lengths.nbytes)
-    at = 4 + lengths.nbytes + codes.nbytes
-    ends = at + np.cumsum(lengths, dtype=np.int64)
-    texts = [body[end - length : end].decode() for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
-    # Encoded anew, so that its texts stand in order of their first row, each once, like those of any frame.
-    return (
-        pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(texts, pa.string())).dictionary_decode().dictionary_encode()
-    )
+    return bytes(memoryview(pa.RecordBatch.from_arrays([one], schema=wire_schema(column)).serialize()))

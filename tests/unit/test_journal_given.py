@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from hypothesis import strategies as st
 from serve_app.batch import Ragged, lengths_to_offsets
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.log import frames
+from serve_app.log import journal as journal_module
 from serve_app.log.filling import Names, fill, to_arrow
-from serve_app.log.frames import decode_payload, encode_payload
+from serve_app.log.frames import decode_payload, decode_payloads, encode_payload
 from serve_app.log.given import given_rows
+from serve_app.log.given_reader import read_given
+from serve_app.log.journal import Journal, read_journal
 from serve_app.log.plan import DERIVED, Column, plan_of_table
 from serve_app.log.schema import SCHEMA_VERSION, TABLES
 
@@ -81,18 +85,26 @@ def _column(draw: st.DrawFn, column: Column, rows: int) -> Any:
     return pa.array(texts, pa.string()).dictionary_encode() if form == "arrow" else pa.array(texts, pa.string())
 
 
-@st.composite
-def tables(draw: st.DrawFn) -> tuple[str, int, dict[str, Any]]:
-    """A table, a number of rows, some of its columns in any form they may be given in."""
-    table = draw(st.sampled_from([name for name in TABLES if name != "ledger_snapshot"]))
+Given = tuple[int, dict[str, Any]]
+
+
+def _columns(draw: st.DrawFn, table: str, names: list[str]) -> Given:
+    """Some rows of a table, its columns in any form they may be given in."""
     plan, rows = plan_of_table(table), draw(st.integers(1, 4))
-    names = draw(st.sets(st.sampled_from(sorted(set(plan) - set(DERIVED) - {"user"}))))
-    columns = {name: _column(draw, plan[name], rows) for name in sorted(names)}
-    if draw(st.booleans()):
-        columns[draw(st.sampled_from(sorted(set(plan) - {"user"} - names)))] = None
+    columns = {name: _column(draw, plan[name], rows) for name in names}
     if "user" in plan:
         columns["user"] = _numbers(draw, np.dtype(np.uint64), rows)
-    return table, rows, columns
+    absent = sorted(set(plan) - set(columns))
+    return rows, {**columns, draw(st.sampled_from(absent)): None} if absent else columns
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[str, list[Given]]:
+    """A table, and frames of it: most have the same columns."""
+    table = draw(st.sampled_from([name for name in TABLES if name != "ledger_snapshot"]))
+    sets = st.sets(st.sampled_from(sorted(set(TABLES[table].names) - set(DERIVED) - {"user"})), max_size=12)
+    names = [sorted(draw(sets)) for _ in range(2)]
+    return table, [_columns(draw, table, draw(st.sampled_from(names))) for _ in range(draw(st.integers(1, 4)))]
 
 
 def _bits(batch: pa.RecordBatch) -> list[Any]:
@@ -114,20 +126,53 @@ def _raw(values: pa.Array) -> Any:
     return values.to_pylist()
 
 
+@given(tables(), st.data())
+@settings(max_examples=300, deadline=None)
+def test_rows_read_back_are_what_fill_makes_of_the_same_columns(
+    example: tuple[str, list[Given]], data: st.DataObject
+) -> None:
+    table, frames_given = example
+    direct = [fill(table, rows, columns) for rows, columns in frames_given]
+    kept = [given_rows(table, rows, columns) for rows, columns in frames_given]
+    mixed = [data.draw(st.sampled_from(pair)) for pair in zip(direct, kept, strict=True)]  # both forms in one file
+    for written in (kept, mixed):
+        payloads = [memoryview(encode_payload({table: one})) for one in written]
+        places, read = zip(*decode_payloads(payloads)[table], strict=True)
+        assert places == tuple(range(len(written)))
+        for one, expected in zip(read, direct, strict=True):
+            one.validate(full=True)
+            assert one.schema.equals(TABLES[table])
+            assert _bits(one) == _bits(expected)
+
+
 @given(tables())
-@settings(max_examples=400, deadline=None)
-def test_rows_read_back_are_what_fill_makes_of_the_same_columns(example: tuple[str, int, dict[str, Any]]) -> None:
-    table, rows, columns = example
-    direct = fill(table, rows, columns)
-    kept = decode_payload(memoryview(encode_payload({table: given_rows(table, rows, columns)})))[table]
-    kept.validate(full=True)
-    assert kept.schema.equals(TABLES[table])
-    assert _bits(kept) == _bits(direct)
-    written = decode_payload(memoryview(encode_payload({table: direct})))[table]
-    assert _bits(kept) == _bits(written)
-    for one, other in zip(kept.columns, written.columns, strict=True):
+@settings(max_examples=100, deadline=None)
+def test_texts_of_a_frame_stand_in_order_of_their_first_row_in_either_form(example: tuple[str, list[Given]]) -> None:
+    table, [(rows, columns), *_] = example
+    read = [
+        decode_payload(memoryview(encode_payload({table: make(table, rows, columns)})))[table] for make in (fill, given_rows)
+    ]
+    for one, other in zip(*(batch.columns for batch in read), strict=True):
         if pa.types.is_dictionary(one.type):
             assert one.dictionary.to_pylist() == other.dictionary.to_pylist()
+
+
+def test_a_file_read_in_several_runs_gives_the_rows_of_each_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Journal(tmp_path, "w") as journal:
+        for one in range(20):
+            users = {"user": np.full(one % 3, one, np.uint64)}
+            events = {"events": fill("events", 1, {"user": np.full(1, one, np.uint64)})} if one % 4 else {}
+            journal.append({"requests": given_rows("requests", one % 3, users), **events})
+    for run_bytes in (1, 500, 1 << 20):
+        monkeypatch.setattr(journal_module, "_RUN_BYTES", run_bytes)
+        read = read_journal(tmp_path, {})
+        written = [one for one in range(20) if one % 3 or one % 4]
+        assert read.frames == len(written)
+        for table, most in (("requests", 3), ("events", 4)):
+            own = [one for one in written if one % most]
+            assert [written[number] for number in read.numbers[table]] == own
+            users_read = [batch["user"].to_pylist() for batch in read.rows[table]]
+            assert users_read == [[one] * (one % 3 if table == "requests" else 1) for one in own]
 
 
 def _request(**columns: Any) -> dict[str, Any]:
@@ -177,7 +222,7 @@ def test_arrays_may_change_after_they_were_given() -> None:
     users, recents = np.array([1, 2], np.uint64), np.array([[1.0], [2.0]], np.float32)
     kept = given_rows("requests", 2, {"user": users, "recents_age_s": recents})
     users[:], recents[:] = 9, 9
-    rows = kept.to_arrow(SCHEMA_VERSION)
+    (rows,) = read_given("requests", [kept.content], SCHEMA_VERSION)
     assert rows["user"].to_pylist() == [1, 2]
     assert rows["recents_age_s"].to_pylist() == [[1.0], [2.0]]
 
