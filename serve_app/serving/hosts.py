@@ -41,6 +41,8 @@ F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
 
+_STATUSES = [status.name for status in sorted(FeatureStatus)]
+
 
 @dataclass(slots=True)
 class FeatureMatrix:
@@ -113,8 +115,9 @@ class FeaturesHost:
         edition = self._library.edition(pins)
         assert edition.held.features is not None
         out = edition.held.features.run(batch, edition.context)
-        for status, values in enumerate(np.bincount(out.candidates["feature_status"].ravel(), minlength=4).tolist()):
-            count("hindcast_feature_values", values, status=FeatureStatus(status).name)
+        counts = np.bincount(out.candidates["feature_status"].ravel(), minlength=len(_STATUSES)).tolist()
+        for status, values in zip(_STATUSES, counts, strict=True):
+            count("hindcast_feature_values", values, status=status)
         return FeatureMatrix(tuple(out.meta["features"]), out.candidates["features"], out.candidates["feature_status"])
 
 
@@ -143,23 +146,22 @@ class RankingHost:
         assert held.features is not None
         return default_matrix(held.features.plan(_surface(call.batch)), rows)
 
-    def run(self, call: RankCall, matrix: FeatureMatrix, *, degraded: bool) -> Batch:
-        """Rank, select, journal. The answer holds chosen candidates only, or all of them where an explanation is wanted."""
+    def run(self, call: RankCall, kept: Batch, matrix: FeatureMatrix, *, degraded: bool) -> Batch:
+        """Rank, select, journal. kept: see there; the matrix is of its candidates. The answer holds chosen candidates only,
+        or all of them where an explanation is wanted."""
         faults.strike(faults.Point.ranking, call.batch)
         edition = self._library.edition(call.pins)
         assert edition.held.ranking is not None
         batch = flagged(call.batch, StageBit.features) if degraded else call.batch
-        mask = _kept(batch)
-        featured = extended(
-            batch.select(mask), {"features": matrix.names}, features=matrix.features, feature_status=matrix.status
-        )
+        rows = Batch(batch.requests, kept.candidates, kept.offsets, kept.meta)
+        featured = extended(rows, {"features": matrix.names}, features=matrix.features, feature_status=matrix.status)
         ranked = edition.held.ranking.run(featured, edition.context)
         if _surface(batch) == Surface.notification:
             return ranked
         if call.page is not None:
             ranked = without_repeats(ranked, call.page, edition)
         if call.explain or call.log:
-            whole = _rejoin(batch, mask, ranked)
+            whole = _rejoin(batch, _kept(batch), ranked)
             if call.log and not self._journal.append(whole, edition):
                 ranked, whole = flagged(ranked, StageBit.log), flagged(whole, StageBit.log)
             if call.explain:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch
+from serve_app.batch import Batch, Columns
+from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.serving.library import Edition
 from serve_app.stages.extend import extended
 from serve_app.vocabulary import DropReason
@@ -29,18 +30,21 @@ def without_repeats(ranked: Batch, page: I32, edition: Edition) -> Batch:
     """
     old = ranked.candidates
     columns = {name: old[name].copy() for name in ("slot", "p_slot", "value", "heads", "drop_reason")}
+    narrow = _narrow(ranked)
     shown: dict[int, Array] = {}
     for rows in _waves(page):
         again = []
         for row in rows:
             span = slice(ranked.offsets[row], ranked.offsets[row + 1])
             before = shown.get(int(page[row]))
-            repeated = np.isin(old["item"][span], before) if before is not None else np.zeros(0, np.bool_)
+            if before is None:
+                continue
+            repeated = (old["item"][span, None] == before).any(axis=1)
             if repeated.any():
                 _exclude(columns, np.flatnonzero(repeated) + span.start)
                 again.append(row)
         if again:
-            _choose_again(ranked, np.array(again), columns, edition)
+            _choose_again(narrow, np.array(again), columns, edition)
         for row in rows:
             span = slice(ranked.offsets[row], ranked.offsets[row + 1])
             own = old["item"][span][columns["slot"][span] >= 0]
@@ -72,11 +76,26 @@ def _exclude(columns: dict[str, Array], at: Array) -> None:
     columns["slot"][at], columns["drop_reason"][at] = -1, DropReason.excluded
 
 
-def _choose_again(ranked: Batch, rows: Array, columns: dict[str, Array], edition: Edition) -> None:
-    flat = np.concatenate([np.arange(ranked.offsets[row], ranked.offsets[row + 1]) for row in rows])
-    part = extended(ranked.take(rows), {}, value=columns["value"][flat])
+_ASKED = ("surface", "policy", "variant", "request_id", "slots")
+_CHOSEN_AMONG = ("item", "category")
+
+
+def _narrow(ranked: Batch) -> Batch:
+    """With only what a choice reads: what is taken of a batch is copied."""
+    requests = {name: ranked.requests[name] for name in _ASKED if name in ranked.requests}
+    candidates = {name: ranked.candidates[name] for name in _CHOSEN_AMONG if name in ranked.candidates}
+    return Batch(
+        Columns(len(ranked), REQUEST_COLUMNS, requests),
+        Columns(ranked.candidates.rows, CANDIDATE_COLUMNS, candidates),
+        ranked.offsets,
+    )
+
+
+def _choose_again(lists: Batch, rows: Array, columns: dict[str, Array], edition: Edition) -> None:
+    flat = np.concatenate([np.arange(lists.offsets[row], lists.offsets[row + 1]) for row in rows])
+    part = extended(lists.take(rows), {}, value=columns["value"][flat])
     assert edition.held.ranking is not None
-    made = edition.held.ranking.explain(part, edition.context)
+    made = edition.held.ranking.explain(part, edition.context, distributions=False)
     columns["slot"][flat], columns["p_slot"][flat] = made.slot, made.p_slot
 
 

@@ -71,7 +71,7 @@ class RankFlow:
             count("hindcast_degraded", stage="features")
             _LOG.warning("features fell back to their defaults: %s: %s", type(error).__name__, error)
             matrix, degraded = self._host.defaults(call, kept.candidates.rows), True
-        return await in_pool(self._pool, lambda: self._host.run(call, matrix, degraded=degraded))
+        return await in_pool(self._pool, lambda: self._host.run(call, kept, matrix, degraded=degraded))
 
 
 class LocalStages:

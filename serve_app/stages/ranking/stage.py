@@ -117,11 +117,11 @@ class Ranking:
         nothing = np.full((m, len(names)), np.nan, np.float32)
         return extended(batch, {"heads": names}, heads=nothing, value=np.full(m, np.nan), slot=slot, p_slot=p_slot)
 
-    def explain(self, ranked: Batch, context: Context) -> Selection:
-        """The slots of a ranked batch again, with every slot's whole distribution."""
+    def explain(self, ranked: Batch, context: Context, *, distributions: bool = True) -> Selection:
+        """The slots of a ranked batch again, with every slot's whole distribution where that is wanted."""
         settings, setting = _settings_of(ranked, context)
         kept = ~np.isnan(ranked.candidates["value"])
-        return self.choose(ranked, context, settings, setting, ranked.candidates["value"], kept, distributions=True)
+        return self.choose(ranked, context, settings, setting, ranked.candidates["value"], kept, distributions)
 
     def choose(
         self,
