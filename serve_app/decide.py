@@ -210,7 +210,7 @@ class _Run:
         else:
             holds[written] = outcome == CommitStatus.committed
             lost[written] = outcome == CommitStatus.conflict
-            for kind in np.unique(outcome).tolist():
+            for kind in set(outcome.tolist()):
                 status = _OF_COMMIT.get(CommitStatus(kind))
                 if status is DecideStatus.committed:
                     self.status[rows[written[outcome == kind]]] = status

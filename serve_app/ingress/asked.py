@@ -49,7 +49,9 @@ class Texts:
     @classmethod
     def of(cls, values: Sequence[str | None]) -> Texts:
         """From text, None for none."""
-        return cls.of_arrow(pa.array(values, pa.string()))
+        places: dict[str, int] = {}
+        codes = [-1 if one is None else places.setdefault(one, len(places)) for one in values]
+        return cls(np.array(codes, np.int32), list(places))
 
     @classmethod
     def of_arrow(cls, values: pa.Array) -> Texts:

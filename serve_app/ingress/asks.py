@@ -176,12 +176,16 @@ def _histories(
 ) -> tuple[Ragged, Ragged, Ragged]:
     """recents, their ages and bought: the release's, then newer ones from events, then those the request names."""
     built = edition.release.histories.requests(user_row, at)
+    named = any(ask.recent_items for ask in asks)
+    if not (len(live.items) or named) and built["recents"].lengths.max(initial=0) <= kept:
+        return built["recents"], built["recents_age_s"], built["bought"]
+    seen = edition.view.rows_of(live.items)
+    seen_age = ((np.repeat(at, np.diff(live.offsets)) - live.at) / 1e6).clip(0).astype(np.float32)
     recents, ages = [], []
     for r, ask in enumerate(asks):
         old, old_age = built["recents"][r], built["recents_age_s"][r]
         span = slice(live.offsets[r], live.offsets[r + 1])
-        new = edition.view.rows_of(live.items[span])
-        age = ((at[r] - live.at[span]) / 1e6).clip(0).astype(np.float32)
+        new, age = seen[span], seen_age[span]
         # Events that the release was built from stand in both: only those after the release's newest are new.
         fresh = (new >= 0) & (age < (old_age[-1] if len(old_age) else np.inf))
         said = edition.view.rows_of(hash_ids(ask.recent_items)) if ask.recent_items else np.empty(0, np.int32)

@@ -47,8 +47,9 @@ def problems_of(made: Decided) -> dict[int, Exception]:
     """Rows that were not decided, or whose decision could not be kept, and why. Duplicates are neither."""
     status = made.decided.status
     out: dict[int, Exception] = {}
-    for kind, problem in _STATUS_PROBLEMS.items():
-        out.update(dict.fromkeys(np.flatnonzero(status == kind).tolist(), problem))
+    for row in np.flatnonzero(status > DecideStatus.committed).tolist():
+        if (problem := _STATUS_PROBLEMS.get(DecideStatus(status[row]))) is not None:
+            out[row] = problem
     unlogged = NotReady("the decision could not be logged in time, and is not in force", field="log", hint="retry")
     for row in np.flatnonzero(~made.answerable()).tolist():
         out.setdefault(row, unlogged)

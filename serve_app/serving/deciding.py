@@ -62,8 +62,8 @@ class Decided:
 
     def answerable(self) -> npt.NDArray[np.bool_]:
         """bool[n]: rows whose decision is durable somewhere."""
-        kept = np.isin(self.decided.status, (DecideStatus.committed, DecideStatus.duplicate))
-        return kept | self.logged
+        status = self.decided.status
+        return (status == DecideStatus.committed) | (status == DecideStatus.duplicate) | self.logged
 
 
 class DecideFlow:
