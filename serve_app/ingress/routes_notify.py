@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -113,17 +113,17 @@ class NotifyRoutes:
         edition, ledgered = await self._edition_or_last(release, policy)
         asks = [ask for ask, _ in batch]
 
-        def asking() -> Asking:
-            return Asking(
-                AskedRows.of_models([ask.row for ask in asks]),
-                np.array([ask.one.request_id for ask in asks], np.uint64),
-                np.array([ask.one.decided_at for ask in asks], np.int64),
-                np.array([ask.one.deadline_at for ask in asks], np.int64),
-                [ask.client for ask in asks],
-            )
-
-        chunk = await self._decided(asking, edition, dry=dry, explain=explain, ledgered=ledgered)
-        return await in_pool(self._pool, lambda: rows_of(chunk, explain=explain))
+        asking = Asking(
+            AskedRows.of_models([ask.row for ask in asks]),
+            np.array([ask.one.request_id for ask in asks], np.uint64),
+            np.array([ask.one.decided_at for ask in asks], np.int64),
+            np.array([ask.one.deadline_at for ask in asks], np.int64),
+            [ask.client for ask in asks],
+        )
+        # A few rows: to have a thread do this takes longer than to do it.
+        chunk = Chunk(asking.rows, prepare_decisions(asking, edition), None, edition)
+        await self._decide_chunk(chunk, dry=dry, explain=explain, ledgered=ledgered)
+        return rows_of(chunk, explain=explain)
 
     async def _edition(self, release: str, policy: str) -> Edition:
         """The pinned edition with every catalogue change that was answered before now."""
@@ -140,22 +140,13 @@ class NotifyRoutes:
                 raise
             return edition, False
 
-    async def _decided(
-        self, asking: Callable[[], Asking], edition: Edition, *, dry: bool, explain: bool, ledgered: bool
-    ) -> Chunk:
-        """Decide the rows that `asking` gives, in order."""
-
-        def prepare() -> Chunk:
-            rows = asking()
-            return Chunk(rows.rows, prepare_decisions(rows, edition), None, edition)
-
-        chunk = await in_pool(self._pool, prepare)
-        prepared = chunk.prepared
+    async def _decide_chunk(self, chunk: Chunk, *, dry: bool, explain: bool, ledgered: bool) -> None:
+        """Decide the good rows, in order."""
+        prepared, edition = chunk.prepared, chunk.edition
         if prepared.batch is not None:
             pins = Pins(edition.release.version, edition.policy.revision, edition.view.seq)
             call = DecideCall(prepared.batch, pins, prepared.keys, prepared.digests, not dry, explain, ledgered)
             chunk.made = await self._stages.decide(call)
-        return chunk
 
     async def _decide_batch(self, incoming: Incoming) -> Response:
         arrow = incoming.headers.get("content-type", "").split(";")[0].strip() == ARROW_STREAM
@@ -190,15 +181,18 @@ class NotifyRoutes:
         async def run(start: int, stop: int) -> Chunk:
             part = rows.part(start, stop)
 
-            def asking() -> Asking:
+            def prepare() -> Chunk:
                 n, ids = stop - start, row_ids(one.request_id, np.arange(start, stop))
-                return Asking(part, ids, np.full(n, one.decided_at), np.full(n, one.deadline_at), [client] * n)
+                asking = Asking(part, ids, np.full(n, one.decided_at), np.full(n, one.deadline_at), [client] * n)
+                return Chunk(part, prepare_decisions(asking, edition), None, edition)
 
             async with gate:
                 try:
                     if gone.is_set():
                         raise overloaded("the caller left before these rows had their turn")
-                    return await self._decided(asking, edition, dry=one.dry, explain=False, ledgered=ledgered)
+                    chunk = await in_pool(self._pool, prepare)
+                    await self._decide_chunk(chunk, dry=one.dry, explain=False, ledgered=ledgered)
+                    return chunk
                 except Exception as error:  # noqa: BLE001 - rows of other chunks are decided all the same
                     return Chunk.failed(part, error, edition)
 
