@@ -9,7 +9,7 @@ Layout, little endian::
 Rows are an Arrow record batch (form 0) or columns as they were given (form 1, `serve_app.log.given`). A payload that has the
 latter says so in the highest bit of its schema version: code that knows only record batches refuses it by that.
 
-Rows of one batch look alike, so that LZ4 leaves an eighth: it takes a fifth of the time that writing the rest would.
+Rows of one batch look alike, so that LZ4 leaves a quarter to a fifth of frames above a few kilobytes.
 
 The key is the file's random number (in its name) plus the frame's offset, so that bytes that look like a frame but were not
 written at this place, by this writer, are never read as one.

@@ -86,7 +86,7 @@ def given_rows(table: str, rows: int, columns: Mapping[str, Any]) -> GivenRows:
             continue
         column = plan[name]
         kind = column.flat
-        if type(values) is np.ndarray and kind is not None and values.dtype == kind and values.ndim == 1:
+        if type(values) is np.ndarray and kind is not None and values.dtype == kind and values.ndim == 1:  # most columns
             form, count, size = Form.flat, len(values), values.nbytes
             bodies.append(values.tobytes())
         else:
@@ -115,18 +115,19 @@ def _formed(values: Any, column: Column, rows: int) -> tuple[Form, int, Parts]:
     if isinstance(values, str) and column.named:
         return Form.text, rows, (values.encode(),)
     if isinstance(values, Names) and column.named:
-        return Form.names, len(values), _names(values)
+        return Form.names, len(values), _names(values, column)
     if type(values) is np.ndarray and values.ndim == 2 and _is(values, column.inner) and values.size <= _MOST_VALUES:
         return Form.matrix, len(values), (_dense(values),)
-    if isinstance(values, Ragged) and _is(values.values, column.inner) and values.values.ndim == 1:
-        if len(values.values) > _MOST_VALUES:
-            raise InvalidInput(f"{len(values.values)} list values in one batch", field=column.name)
-        return Form.lists, len(values), (values.offsets.astype(_I32), _dense(values.values))
+    lists = values.values if isinstance(values, Ragged) else None
+    if lists is not None and lists.ndim == 1 and _is(lists, column.inner) and len(lists) <= _MOST_VALUES:
+        return Form.lists, len(values), (values.offsets.astype(_I32), _dense(lists))
     array = to_arrow(values, column, rows)
     return Form.arrow, len(array), (_message(array, column),)
 
 
-def _names(values: Names) -> Parts:
+def _names(values: Names, column: Column) -> Parts:
+    if len(values) and not 0 <= values.codes.min() <= values.codes.max() < len(values.texts):
+        raise InvalidInput(f"a code is beyond the {len(values.texts)} names there are", field=column.name)
     texts = [one.encode() for one in values.texts]
     counts = np.array([len(texts), *map(len, texts)], _U32)
     return counts, _dense(values.codes.astype(_I32, copy=False)), *texts

@@ -65,7 +65,8 @@ def _lists(draw: st.DrawFn, column: Column, rows: int) -> Any:
     lengths = draw(st.lists(st.integers(0, 3), min_size=rows, max_size=rows))
     lists = Ragged(_numbers(draw, column.inner, sum(lengths)), lengths_to_offsets(lengths))
     if shape == "wider" and column.inner == np.dtype(np.float32):
-        return Ragged(lists.values.astype(np.float64), lists.offsets)
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            return Ragged(lists.values.astype(np.float64), lists.offsets)
     return to_arrow(lists, column, rows) if shape == "arrow" else lists
 
 
@@ -186,6 +187,7 @@ def _request(**columns: Any) -> dict[str, Any]:
         ({"width": np.zeros(3, np.int32)}, "width"),
         ({"recents": Ragged.empty(1, np.uint64)}, "recents"),
         ({"zone": Names(np.zeros(3, np.int32), ("a",))}, "zone"),
+        ({"zone": Names(np.array([0, 1], np.int32), ("a",))}, "zone"),
         ({"recents_age_s": np.zeros((1, 2), np.float32)}, "recents_age_s"),
         ({"salt": pa.array([1], pa.uint64())}, "salt"),
     ],
