@@ -211,7 +211,9 @@ class Batch:
         return Batch(self.requests.slice(begin, end), self.candidates.slice(first, last), offsets, self.meta)
 
     def select(self, keep: npt.NDArray[np.bool_]) -> Batch:
-        """All requests, with only the candidates where `keep` (bool[m])."""
+        """All requests, with only the candidates where `keep` (bool[m]); where that is all of them, nothing is copied."""
+        if keep.all():
+            return Batch(self.requests, self.candidates, self.offsets, self.meta)
         counts = np.zeros(len(keep) + 1, np.int64)
         np.cumsum(keep, out=counts[1:])
         return Batch(self.requests, self.candidates.take(np.flatnonzero(keep)), counts[self.offsets], self.meta)

@@ -25,7 +25,7 @@ from serve_app.serving.library import Edition, Pins
 from serve_app.stages.extend import extended
 from serve_app.vocabulary import Surface
 
-__all__ = ["PageAsk", "Pages", "child_request_id", "known_of"]
+__all__ = ["PageAsk", "Pages", "child_request_ids", "known_of"]
 
 _CHILD_SALT = salt_of("child request of a page")
 
@@ -38,9 +38,10 @@ class PageAsk:
     items: int
 
 
-def child_request_id(root_id: int, position: int) -> int:
-    """The request id of the widget at `position` of a page."""
-    return int(hash_key(_CHILD_SALT, np.uint64(root_id), np.uint64(position))[0])
+def child_request_ids(root_id: int, widgets: int) -> list[int]:
+    """The request ids of a page's widgets, in the order shown."""
+    ids: list[int] = hash_key(_CHILD_SALT, np.uint64(root_id), np.arange(widgets, dtype=np.uint64)).tolist()
+    return ids
 
 
 def known_of(known: Known, rows: Sequence[int]) -> Known:
@@ -136,11 +137,11 @@ def _children(asks: Sequence[PageAsk], page: Lists) -> tuple[list[Ask], list[int
     children, owners, widgets = [], [], []
     for row, ask in enumerate(asks):
         root_id = int(page.batch.requests["request_id"][row])
-        for place, at in enumerate(chosen(page.batch, row)):
-            widget = int(page.batch.candidates["widget"][at])
+        picked = page.batch.candidates["widget"][chosen(page.batch, row)].tolist()
+        for widget, request_id in zip(picked, child_request_ids(root_id, len(picked)), strict=True):
             child = Ask(
                 surface=Surface.gateway,
-                request_id=child_request_id(root_id, place),
+                request_id=request_id,
                 root_id=root_id,
                 parent_request_id=root_id,
                 decided_at=ask.root.decided_at,

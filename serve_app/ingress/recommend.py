@@ -145,7 +145,7 @@ class Recommender:
         return Lists(ranked, newest, known, cold)
 
     async def _ranked(self, call: RankCall, edition: Edition) -> Batch:
-        surfaces = {Surface(int(surface)).name for surface in np.unique(call.batch.requests["surface"])}
+        surfaces = {Surface(surface).name for surface in set(call.batch.requests["surface"].tolist())}
         if not surfaces <= set(edition.held.heads):  # the release declares that it has no model for this surface
             return await self._fall_back(call, edition, late=False)
         try:

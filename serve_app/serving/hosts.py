@@ -185,14 +185,14 @@ _ANSWER = ("item", "widget", "review", "category", "slot", "p_slot", "value")
 
 def _answered(ranked: Batch) -> Batch:
     """Chosen candidates with the columns an answer needs."""
-    chosen = ranked.select(ranked.candidates["slot"] >= 0)
-    kept = {name: chosen.candidates[name] for name in _ANSWER if name in chosen.candidates}
-    requests = {name: chosen.requests[name] for name in ("request_id", "degraded", "availability_seq")}
-    return Batch(
-        Columns(len(chosen), REQUEST_COLUMNS, requests),
-        Columns(chosen.candidates.rows, CANDIDATE_COLUMNS, kept),
-        chosen.offsets,
+    wanted = {name: ranked.candidates[name] for name in _ANSWER if name in ranked.candidates}
+    requests = {name: ranked.requests[name] for name in ("request_id", "degraded", "availability_seq")}
+    every = Batch(
+        Columns(len(ranked), REQUEST_COLUMNS, requests),
+        Columns(ranked.candidates.rows, CANDIDATE_COLUMNS, wanted),
+        ranked.offsets,
     )
+    return every.select(wanted["slot"] >= 0)
 
 
 _FILL: dict[str, float] = {"slot": -1}
