@@ -34,7 +34,7 @@ from serve_app.log.migrations import READABLE, brought_up, schema_as_of
 from serve_app.log.plan import plain
 from serve_app.log.schema import SCHEMA_VERSION, TABLES
 
-__all__ = ["HEADER_BYTES", "Rows", "Scan", "decode_payload", "decode_payloads", "encode_payload", "framed", "scan_frames"]
+__all__ = ["HEADER_BYTES", "Rows", "Scan", "decode_payloads", "encode_payload", "framed", "scan_frames"]
 
 Rows: TypeAlias = pa.RecordBatch | GivenRows
 
@@ -172,16 +172,11 @@ def _next_magic(buffer: memoryview, at: int) -> int:
     return len(buffer)
 
 
-def decode_payload(payload: memoryview, tables: Collection[str] | None = None) -> dict[str, pa.RecordBatch]:
-    """Rows of a good frame, by table (only `tables` where given). DamagedArtifact: of another schema version."""
-    return {name: rows for name, ((_, rows),) in decode_payloads([payload], tables).items()}
-
-
 def decode_payloads(
     payloads: Iterable[memoryview], tables: Collection[str] | None = None
 ) -> dict[str, list[tuple[int, pa.RecordBatch]]]:
-    """Rows of good frames, by table: (place of the frame among `payloads`, its rows) in that order. Many small frames
-    take little longer together than one. DamagedArtifact: of another schema version."""
+    """Rows of good frames, by table (only `tables` where given): (place of the frame among `payloads`, its rows), in order.
+    Many small frames take little longer together than one. DamagedArtifact: of another schema version."""
     out: dict[str, list[tuple[int, pa.RecordBatch]]] = {}
     kept: dict[tuple[str, int], list[tuple[int, bytes]]] = {}
     for place, payload in enumerate(payloads):

@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,17 @@ from hypothesis import strategies as st
 
 from serve_app.errors import DamagedArtifact, InvalidInput, ResourceShortage
 from serve_app.log import frames
-from serve_app.log.frames import Rows, decode_payload, encode_payload, framed, scan_frames
+from serve_app.log.frames import Rows, decode_payloads, encode_payload, framed, scan_frames
 from serve_app.log.journal import Journal, journal_files, read_journal
 from serve_app.log.rows import fill
 from serve_app.log.schema import SCHEMA_VERSION
 
 KEY = 0x0123456789ABCDEF
+
+
+def decode_payload(payload: memoryview, tables: Collection[str] | None = None) -> dict[str, pa.RecordBatch]:
+    """Rows of one frame by table."""
+    return {name: rows for name, ((_, rows),) in decode_payloads([payload], tables).items()}
 
 
 def encode_frame(rows: Mapping[str, Rows], *, key: int, offset: int) -> bytes:

@@ -17,12 +17,13 @@ from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.log import frames
 from serve_app.log import journal as journal_module
 from serve_app.log.filling import Names, fill, to_arrow
-from serve_app.log.frames import decode_payload, decode_payloads, encode_payload
+from serve_app.log.frames import decode_payloads, encode_payload
 from serve_app.log.given import given_rows
 from serve_app.log.given_reader import read_given
 from serve_app.log.journal import Journal, read_journal
 from serve_app.log.plan import DERIVED, Column, plan_of_table
 from serve_app.log.schema import SCHEMA_VERSION, TABLES
+from tests.unit.test_journal_frames import decode_payload
 
 Array = npt.NDArray[Any]
 TEXTS = ("", "a", "서울", "Asia/Seoul,x")
