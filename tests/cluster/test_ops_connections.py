@@ -47,14 +47,14 @@ class Running:
         return made
 
     def connections(self) -> int:
-        """Those HAProxy holds at this moment, beside the one that asks."""
+        """Those HAProxy holds at this moment; it does not count the one that asks."""
         admin = next(self.victims.folder.rglob("admin.sock"))
         with socket.socket(socket.AF_UNIX) as asking:
             asking.settimeout(10)
             asking.connect(str(admin))
             asking.sendall(b"show info\n")
             said = b"".join(iter(lambda: asking.recv(65536), b"")).decode()
-        return int(said.split("\nCurrConns: ")[1].split("\n")[0]) - 1
+        return int(said.split("\nCurrConns: ")[1].split("\n")[0])
 
     def files(self) -> dict[str, int]:
         """Open files and threads of what faces callers."""
