@@ -49,6 +49,11 @@ class HttpSettings(Group):
     header_timeout_s: int = Field(10, ge=1, le=600)
     """Time for a request's line and headers to arrive at HAProxy; then 408."""
 
+    under_way_per_ingress: int = Field(128, ge=1, le=100_000)
+    """Requests HAProxy sends to one ingress at once. More wait in HAProxy."""
+    queue_ms: Milliseconds = 250
+    """Time a request waits in HAProxy for an ingress; then 503 with Retry-After, which costs the ingress nothing."""
+
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach `host`."""

