@@ -49,9 +49,9 @@ class HttpSettings(Group):
     header_timeout_s: int = Field(10, ge=1, le=600)
     """Time for a request's line and headers to arrive at HAProxy; then 408."""
 
-    under_way_per_ingress: int = Field(128, ge=1, le=100_000)
+    under_way_per_ingress: int = Field(48, ge=1, le=100_000)
     """Requests HAProxy sends to one ingress at once. More wait in HAProxy."""
-    queue_ms: Milliseconds = 250
+    queue_ms: Milliseconds = 300
     """Time a request waits in HAProxy for an ingress; then 503 with Retry-After, which costs the ingress nothing."""
 
     @property
@@ -101,8 +101,8 @@ class BatchingSettings(Group):
     max_queued: int = Field(512, ge=1, le=100_000)
     """Requests of one surface waiting for a micro-batch; the next one is refused with 503 and Retry-After."""
     refusals_per_s: float = Field(200, gt=0, le=1_000_000)
-    """Calls a second that an ingress refuses at once. Beyond that refusals leave at this pace, none later than half a
-    request's budget, so that callers who ask again at once do not take the processor from those who are served."""
+    """Calls a second that an ingress refuses at once. Beyond that refusals leave at this pace, none later than a tenth
+    of a request's budget, so that callers who ask again at once do not take the processor from those who are served."""
     wait_share: float = Field(0.7, gt=0, le=1)
     """Share of its budget that a request may wait for a micro-batch; one that would wait longer, as fast as requests are
     answered now, is refused at once."""

@@ -162,7 +162,7 @@ class IngressServer:
         app = FastAPI(title="Hindcast", docs_url=None, redoc_url=None, openapi_url=None)
         install_problem_handlers(app)
         tell = call_log(self.settings.logs.calls)
-        refusals = RefusalPace(batching.refusals_per_s, 0.5 * self.settings.budgets.request_ms / 1000)
+        refusals = RefusalPace(batching.refusals_per_s, 0.1 * self.settings.budgets.request_ms / 1000)
         add_calls(app, calls, keys, body_s=self.settings.limits.body_s, tell=tell, refusals=refusals)
         document = openapi_of(calls, version=code_version())
         app.openapi = lambda: document  # type: ignore[method-assign]
