@@ -47,7 +47,7 @@ class HttpSettings(Group):
     client_timeout_s: int = Field(60, ge=1, le=3600)
     """Idle time after which HAProxy closes a client's connection."""
     header_timeout_s: int = Field(10, ge=1, le=600)
-    """Time for a request's line and headers to arrive at HAProxy; then 408."""
+    """Time for a request's line, headers and (up to 16 KB) body to arrive at HAProxy; then 408."""
 
     under_way_per_ingress: int = Field(48, ge=1, le=100_000)
     """Requests HAProxy sends to one ingress at once. More wait in HAProxy."""

@@ -16,6 +16,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 from serve_app.errors import InvalidInput
@@ -26,9 +27,9 @@ __all__ = ["Bounds", "haproxy_script", "proxy_documents"]
 
 @dataclass(frozen=True)
 class Bounds:
-    """request_s: time for a request's line and headers to arrive. idle_s: time between two requests of a connection.
-    under_way: requests that an ingress is sent at once; more wait here for `queue_ms`, then are refused: a refusal costs
-    HAProxy a hundredth of what it costs an ingress."""
+    """request_s: time for a request's line, headers and (as far as a buffer holds it) body to arrive. idle_s: time between
+    two requests of a connection. under_way: requests that an ingress is sent at once; more wait here for `queue_ms`, then
+    are refused: a refusal costs HAProxy a hundredth of what it costs an ingress."""
 
     request_s: int
     idle_s: int
@@ -45,12 +46,22 @@ def proxy_documents() -> Mapping[int, bytes]:
     unknown = "outcome-unknown", "the request's process ended before it answered", "retry with the same idempotency key"
     nobody = "not-ready", "no process can take the request at this moment", "retry"
     late = "outcome-unknown", "the request was not answered in time", "retry with the same idempotency key"
-    return {502: _raw(*unknown), 503: _raw(*nobody), 504: _raw(*late)}
+    slow = ProblemError(408, "request-timeout", "the request did not arrive in time", hint="send it faster")
+    return {
+        408: _raw(slow),
+        **{status: _raw(_again(*said)) for status, said in ((502, unknown), (503, nobody), (504, late))},
+    }
 
 
-def _raw(kind: str, detail: str, hint: str) -> bytes:
-    answer = respond(ProblemError(503, kind, detail, hint=hint, retry_after_s=1))
-    lines = [b"HTTP/1.1 503 Service Unavailable"] + [name + b": " + value for name, value in answer.raw_headers]
+def _again(kind: str, detail: str, hint: str) -> ProblemError:
+    return ProblemError(503, kind, detail, hint=hint, retry_after_s=1)
+
+
+def _raw(problem: ProblemError) -> bytes:
+    answer = respond(problem)
+    lines = [f"HTTP/1.1 {answer.status_code} {HTTPStatus(answer.status_code).phrase}".encode()] + [
+        name + b": " + value for name, value in answer.raw_headers
+    ]
     return b"\r\n".join([*lines, b"", bytes(answer.body)])
 
 
@@ -65,7 +76,9 @@ def _edits(folder: Path, stats: int, metrics: int, bounds: Bounds) -> str:
             "s|^( *)maxconn ([0-9]+)|\\1maxconn  \\2\\n    maxpipes 64\\n    no strict-limits|",
             f"s|^( *)timeout client (.*)|\\1timeout  client \\2\\n    timeout http-request {bounds.request_s}s|",
             f"s|^( *timeout http-keep-alive ).*|\\1{bounds.idle_s}s|",
-            f"s|^( *)timeout connect (.*)|\\1timeout  connect \\2\\n    timeout queue {bounds.queue_ms}ms|",
+            # An ingress is asked when a body is here (as far as a buffer holds it): slow callers take no place there.
+            f"s|^( *)timeout connect (.*)|\\1timeout  connect \\2\\n    timeout queue {bounds.queue_ms}ms"
+            f"\\n    option http-buffer-request\\n    errorfile 408 {folder}/problem-408.http|",
             # Ray's own proxy, which stands by, is checked in another way.
             f"s|^( *server [^ ]+ [^ ]+) check observe|\\1 maxconn {bounds.under_way} check observe|",
             # Our application takes every path: one that is not known belongs to a HAProxy that has not heard of it yet.

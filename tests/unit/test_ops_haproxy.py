@@ -59,6 +59,8 @@ defaults
     mode http
     timeout  connect 5s
     timeout queue 300ms
+    option http-buffer-request
+    errorfile 408 {folder}/problem-408.http
     timeout  client 60s
     timeout http-request 7s
     timeout server 60s
