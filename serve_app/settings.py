@@ -106,9 +106,19 @@ class Settings(BaseSettings):
                 )
         if self.deployments.ledger.max_replicas != 1:
             raise InvalidInput("one process owns the ledger", field="deployments.ledger.max_replicas", hint="set it to 1")
+        self._check_ingress()
         self._check_outbox()
         self._check_testing()
         return self
+
+    def _check_ingress(self) -> None:
+        ingress, most = self.deployments.ingress, self.http.under_way_per_ingress
+        if self.http.haproxy and ingress.max_replicas > ingress.min_replicas and ingress.target_ongoing >= most:
+            raise InvalidInput(
+                f"an ingress is sent {most} requests at once (http.under_way_per_ingress): it would never count as busy",
+                field="deployments.ingress.target_ongoing",
+                hint=f"set it to {max(1, most // 2)} or so",
+            )
 
     def _check_outbox(self) -> None:
         own = self.outbox

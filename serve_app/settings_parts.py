@@ -50,7 +50,7 @@ class DeploymentSettings(Group):
 class DeploymentsSettings(Group):
     """The deployments of the graph."""
 
-    ingress: DeploymentSettings = DeploymentSettings(max_ongoing=4_000, max_queued=4_000, target_ongoing=64, threads=8)
+    ingress: DeploymentSettings = DeploymentSettings(max_ongoing=4_000, max_queued=4_000, target_ongoing=24, threads=8)
     """HTTP, micro-batching, the journal; with `topology: fused` the stages too. `max_ongoing` is more than micro-batchers
     hold and run, of five surfaces (`batching.max_queued`): whoever is refused is refused by them, in our words."""
     retrieval: DeploymentSettings = DeploymentSettings()

@@ -87,6 +87,13 @@ def test_micro_batchers_are_full_before_ray_serve_would_refuse() -> None:
     assert settings.deployments.ingress.max_ongoing > 5 * (own.max_queued + 8 * own.max_requests)
 
 
+def test_an_ingress_that_could_never_count_as_busy_is_refused() -> None:
+    growing = {"ingress": {"max_replicas": 4, "target_ongoing": 8}}
+    with pytest.raises(InvalidInput, match=r"deployments\.ingress\.target_ongoing: an ingress is sent 8 requests"):
+        load_settings(http={"under_way_per_ingress": 8}, deployments=growing)
+    assert load_settings(http={"under_way_per_ingress": 9}, deployments=growing).deployments.ingress.target_ongoing == 8
+
+
 def test_a_deployment_keeps_its_own_defaults_for_what_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HINDCAST_DEPLOYMENTS__INGRESS__MAX_REPLICAS", "4")
     settings = load_settings(deployments={"ledger": {"threads": 2}})
