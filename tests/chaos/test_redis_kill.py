@@ -295,8 +295,23 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     started.close()
 
 
+def opened(cluster: Cluster) -> RedisLedger:
+    """A ledger whose writes a replica confirms: one that has just come online may take its time."""
+    found: list[RedisLedger] = []
+
+    def tried() -> bool:
+        try:
+            found.append(RedisLedger(cluster.nodes[0].url, replicas=1, timeout_s=1.0))
+        except OutcomeUnknown:
+            return False
+        return True
+
+    eventually(tried, "no replica confirms a write")
+    return found[0]
+
+
 def test_when_a_primary_dies_its_replica_takes_over_and_nothing_confirmed_is_lost(cluster: Cluster) -> None:
-    ledger = RedisLedger(cluster.nodes[0].url, replicas=1, timeout_s=1.0)
+    ledger = opened(cluster)
     with load(ledger) as crew:
         progress(crew, 150)
         victim = cluster.masters()[1]
