@@ -120,3 +120,9 @@ def test_a_folder_name_cannot_lead_outside(trained: HeadSet, tmp_path: Path) -> 
 def test_a_surface_without_model_is_named(trained: HeadSet) -> None:
     with pytest.raises(InvalidInput, match="widgets"):
         Models({Surface.related: trained})[Surface.widgets]
+
+
+def test_a_stored_score_that_is_missing_is_the_least_and_not_nothing() -> None:
+    """Features may fail: a list whose head is a constant, or retrieval's score, must not come out empty."""
+    scores = HeadSet.of_feature("p_helpful", "helpfulness").predict(np.array([[0.5], [np.nan]], np.float32))
+    assert scores.tolist() == [[0.5], [0.0]]

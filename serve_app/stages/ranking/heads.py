@@ -114,6 +114,8 @@ class HeadSet:
         for column, head in enumerate(self.heads if len(features) else ()):
             source, at = (raw[head.booster], head.output) if head.booster >= 0 else (features, self._columns[head.feature])
             interpolate(source, at, head.calibration.x, head.calibration.y, out, column)
+            if head.booster < 0:  # a model has learnt what a missing value means; a missing stored score is the least
+                out[np.isnan(out[:, column]), column] = head.calibration.y[0]
         return out
 
     @cached_property
