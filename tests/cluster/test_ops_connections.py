@@ -78,7 +78,21 @@ def server(demo_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         for name in [name for name in os.environ if name.startswith("RAY_")]:
             patch.delenv(name)  # switches of the session's own Ray
         with served(data, own, "fused") as made:
-            yield Running(made.port, Victims.of(made.process))
+            running = Running(made.port, Victims.of(made.process))
+            settled(running)
+            yield running
+
+
+def settled(server: Running, for_s: float = 5.0) -> None:
+    """Wait until HAProxy has not been reloaded for a while, as it is once or twice while a server starts: what is about to be
+    accepted at that moment is lost."""
+    was, since = server.victims.find("HAProxy"), time.monotonic()
+    limit = since + 60
+    while time.monotonic() - since < for_s:
+        assert time.monotonic() < limit, "HAProxy is reloaded all the time"
+        if (now := server.victims.find("HAProxy")) != was:
+            was, since = now, time.monotonic()
+        time.sleep(0.2)
 
 
 @pytest.fixture
