@@ -84,8 +84,8 @@ def server(demo_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def settled(server: Running, for_s: float = 5.0) -> None:
-    """Wait until HAProxy has not been reloaded for a while, as it is once or twice while a server starts: what it is about to
-    accept at that moment is lost."""
+    """Wait until HAProxy has not been reloaded for a while, as it is once or twice while a server starts: whoever it is
+    about to accept at that moment is lost."""
     was, since = server.victims.find("HAProxy"), time.monotonic()
     limit = since + 60
     while time.monotonic() - since < for_s:
