@@ -51,7 +51,7 @@ class HttpSettings(Group):
 
     under_way_per_ingress: int = Field(48, ge=1, le=100_000)
     """Requests HAProxy sends to one ingress at once. More wait in HAProxy."""
-    queue_ms: Milliseconds = 300
+    queue_ms: int = Field(300, ge=1, le=60_000)
     """Time a request waits in HAProxy for an ingress; then 503 with Retry-After, which costs the ingress nothing."""
 
     @property

@@ -74,28 +74,38 @@ class RecommendRoutes:
         """The calls of this module."""
         size, budget_s = self._settings.limits.body_bytes, self._settings.budgets.request_ms / 1000
 
-        def call(path: str, summary: str, handler: Any, body: type[Asked], answer: Any, batcher: str) -> Call:
-            gate = partial(self.batchers[batcher].refuse_if_full, budget_s)
-            return Call("POST", f"/v1/{path}", summary, handler, Scope.read, body, answer, size, gate=gate)
-
+        table: list[tuple[str, str, str, Any, type[Asked], Any]] = [
+            (
+                "related",
+                "recommendations/related",
+                "Products related to one product",
+                self._related,
+                RelatedRequest,
+                RelatedAnswer,
+            ),
+            (
+                "gateway",
+                "recommendations/gateway",
+                "A personal page of widgets",
+                self._gateway,
+                GatewayRequest,
+                GatewayAnswer,
+            ),
+            ("widgets", "widgets/rank", "Widgets by their value to the user", self._widgets, WidgetsRequest, WidgetsAnswer),
+            (
+                "reviews",
+                "reviews/rank",
+                "A product's reviews, most helpful first",
+                self._reviews,
+                ReviewsRequest,
+                ReviewsAnswer,
+            ),
+        ]
+        gates = {name: partial(batcher.refuse_if_full, budget_s) for name, batcher in self.batchers.items()}
         return [
-            call(
-                "recommendations/related", "Products related to one product",
-                self._related, RelatedRequest, RelatedAnswer, "related",
-            ),
-            call(
-                "recommendations/gateway", "A personal page of widgets",
-                self._gateway, GatewayRequest, GatewayAnswer, "gateway",
-            ),
-            call(
-                "widgets/rank", "Widgets by their value to the user",
-                self._widgets, WidgetsRequest, WidgetsAnswer, "widgets",
-            ),
-            call(
-                "reviews/rank", "A product's reviews, most helpful first",
-                self._reviews, ReviewsRequest, ReviewsAnswer, "reviews",
-            ),
-        ]  # fmt: skip
+            Call("POST", f"/v1/{path}", summary, handler, Scope.read, body, answer, size, gate=gates[name])
+            for name, path, summary, handler, body, answer in table
+        ]
 
     async def _submit(self, name: str, incoming: Incoming, make: Callable[[Admitted], Any]) -> Any:
         body: Asked = incoming.body

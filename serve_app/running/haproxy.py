@@ -29,7 +29,7 @@ __all__ = ["Bounds", "haproxy_script", "proxy_documents"]
 class Bounds:
     """request_s: time for a request's line, headers and (as far as a buffer holds it) body to arrive. idle_s: time between
     two requests of a connection. under_way: requests that an ingress is sent at once; more wait here for `queue_ms`, then
-    are refused: a refusal costs HAProxy a hundredth of what it costs an ingress."""
+    are refused: a refusal here costs an ingress nothing."""
 
     request_s: int
     idle_s: int

@@ -91,7 +91,7 @@ def _haproxy(settings: Settings, folder: Path) -> dict[str, str]:
 
 
 def _bounds(http: HttpSettings) -> Bounds:
-    return Bounds(http.header_timeout_s, http.client_timeout_s, http.under_way_per_ingress, int(http.queue_ms))
+    return Bounds(http.header_timeout_s, http.client_timeout_s, http.under_way_per_ingress, http.queue_ms)
 
 
 _BESIDES = 1024

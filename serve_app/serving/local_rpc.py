@@ -1,7 +1,7 @@
 """Remote calls between processes of one user on one host, over a Unix socket.
 
 A call through a deployment handle of Ray Serve costs milliseconds of processor on both sides (routing, metrics, gRPC in
-Python); one through this socket a tenth of that. It serves where nothing is routed: calls to the one state owner.
+Python). Where nothing is routed, as with the one state owner, none of that is needed.
 
 Words: a *frame* is a length (u32, little endian), the call's number (u64) and a pickle (protocol 5). A request's pickle is
 (method, arguments, keywords), or None: the call of that number is called off. A response's is (whether it succeeded, what it
@@ -61,6 +61,11 @@ class _Frames(asyncio.Protocol):
     def _received(self, number: int, said: Any) -> None:
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Hang up."""
+        if self._transport is not None:
+            self._transport.close()
+
     def _send(self, number: int, payload: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(_HEAD.pack(len(payload), number) + payload)
@@ -77,6 +82,7 @@ class RpcServer:
     def __init__(self, methods: dict[str, Callable[..., Any]]) -> None:
         self._methods = methods
         self._server: asyncio.AbstractServer | None = None
+        self._connections = set[_Answering]()
         self.address = f"hindcast-{secrets.token_hex(16)}"
 
     async def start(self) -> None:
@@ -84,30 +90,40 @@ class RpcServer:
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listening.setblocking(False)
         listening.bind(f"\0{self.address}")
-        self._server = await asyncio.get_running_loop().create_unix_server(lambda: _Answering(self._methods), sock=listening)
+        self._server = await asyncio.get_running_loop().create_unix_server(self._answering, sock=listening)
+
+    def _answering(self) -> _Answering:
+        return _Answering(self._methods, self._connections)
 
     def close(self) -> None:
-        """Accept nobody any more."""
+        """Accept nobody any more, and hang up: whoever waits hears of it."""
         if self._server is not None:
             self._server.close()
+        for one in tuple(self._connections):
+            one.close()
 
 
 class _Answering(_Frames):
     """A server's end of a connection. Calls go on when it is lost, as what is begun is never cancelled."""
 
-    def __init__(self, methods: dict[str, Callable[..., Any]]) -> None:
+    def __init__(self, methods: dict[str, Callable[..., Any]], living: set[_Answering]) -> None:
+        """living: the connections of a server, this one while it lives."""
         super().__init__()
-        self._methods = methods
+        self._methods, self._living = methods, living
         self._running: dict[int, asyncio.Task[None]] = {}
         self._refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._living.add(self)
         with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as peer:
             self._refused = not _same_user(peer)
         if self._refused:
             _LOG.error("a process of another user called at a local socket: hung up")
-            transport.close()
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._living.discard(self)
 
     def data_received(self, data: bytes) -> None:
         if not self._refused:
@@ -134,7 +150,10 @@ class _Answering(_Frames):
 
 def _pickled(answer: tuple[bool, Any]) -> bytes:
     try:
-        return pickle.dumps(answer, _PROTOCOL)
+        content = pickle.dumps(answer, _PROTOCOL)
+        if not answer[0]:
+            pickle.loads(content)  # noqa: S301 - one that its caller could not read would end everybody's connection
+        return content
     except Exception as error:  # noqa: BLE001 - an answer that no frame can hold is the caller's to hear of
         return pickle.dumps((False, RuntimeError(f"{answer[1]!r} cannot be sent: {error}")), _PROTOCOL)
 
@@ -180,11 +199,6 @@ class Connection(_Frames):
             answer.set_result(value)
         else:
             answer.set_exception(value)
-
-    def close(self) -> None:
-        """Hang up."""
-        if self._transport is not None:
-            self._transport.close()
 
 
 async def connect(address: str) -> Connection:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch, Columns
-from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
+from serve_app.batch import Batch
 from serve_app.serving.library import Edition
 from serve_app.stages.extend import extended
 from serve_app.vocabulary import DropReason
@@ -30,7 +29,8 @@ def without_repeats(ranked: Batch, page: I32, edition: Edition) -> Batch:
     """
     old = ranked.candidates
     columns = {name: old[name].copy() for name in ("slot", "p_slot", "value", "heads", "drop_reason")}
-    narrow = _narrow(ranked)
+    assert edition.held.ranking is not None
+    narrow = edition.held.ranking.read_by_choice(ranked)
     shown: dict[int, Array] = {}
     for rows in _waves(page):
         again = []
@@ -74,21 +74,6 @@ def unranked(batch: Batch, page: I32 | None) -> Batch:
 def _exclude(columns: dict[str, Array], at: Array) -> None:
     columns["value"][at], columns["heads"][at], columns["p_slot"][at] = np.nan, np.nan, np.nan
     columns["slot"][at], columns["drop_reason"][at] = -1, DropReason.excluded
-
-
-_ASKED = ("surface", "policy", "variant", "request_id", "slots")
-_CHOSEN_AMONG = ("item", "category")
-
-
-def _narrow(ranked: Batch) -> Batch:
-    """With only what a choice reads: what is taken of a batch is copied."""
-    requests = {name: ranked.requests[name] for name in _ASKED if name in ranked.requests}
-    candidates = {name: ranked.candidates[name] for name in _CHOSEN_AMONG if name in ranked.candidates}
-    return Batch(
-        Columns(len(ranked), REQUEST_COLUMNS, requests),
-        Columns(ranked.candidates.rows, CANDIDATE_COLUMNS, candidates),
-        ranked.offsets,
-    )
 
 
 def _choose_again(lists: Batch, rows: Array, columns: dict[str, Array], edition: Edition) -> None:

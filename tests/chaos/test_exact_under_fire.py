@@ -123,7 +123,7 @@ async def under_fire(clients: Clients, script: Script, steps: list[Step], target
 async def _until(condition: Callable[[], bool], running: asyncio.Task[None]) -> None:
     while not condition():
         assert not running.done(), "the clients stopped early"
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # between two looks at the condition
 
 
 def recovery(book: Book, at: float) -> float | None:

@@ -118,7 +118,7 @@ def until(what: Callable[[], bool], limit_s: float) -> float:
     began = time.monotonic()
     while not what():
         assert time.monotonic() - began < limit_s, f"not within {limit_s:g} s"
-        time.sleep(0.5)
+        time.sleep(0.5)  # between two looks at the condition
     return time.monotonic() - began
 
 

@@ -102,7 +102,7 @@ class RecordedServer(_InProcess):
         self.uvicorn.install_signal_handlers = lambda: None  # type: ignore[method-assign]
         serving = asyncio.create_task(self.uvicorn.serve())
         while not self.uvicorn.started:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # uvicorn has nothing else to wait on
         self.ready.set()
         await serving
         await server.stop()

@@ -79,7 +79,7 @@ def server(demo_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             while "Ctrl-C stops everything" not in screen.read_text():
                 assert process.poll() is None, screen.read_text()
                 assert time.monotonic() < limit, screen.read_text()
-                time.sleep(0.2)
+                time.sleep(0.2)  # between two looks at its screen
             started = psutil.Process(process.pid).children(recursive=True)
             yield Running(f"http://127.0.0.1:{port}", port, data, keys, key, spans, folder_of(started), screen, started)
         finally:

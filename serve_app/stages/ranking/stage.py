@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch
+from serve_app.batch import Batch, Columns
+from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.errors import InvalidInput
 from serve_app.kernels import kernel
 from serve_app.stages.extend import extended
@@ -27,6 +28,8 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
 
+_READ_OF_REQUESTS = ("surface", "policy", "variant", "request_id", "slots")
+_READ_OF_CANDIDATES = ("item", "widget", "review", "category")
 _KIND = {Surface.related: "item", Surface.gateway: "item", Surface.widgets: "widget", Surface.reviews: "review"}
 
 
@@ -122,6 +125,17 @@ class Ranking:
         settings, setting = _settings_of(ranked, context)
         kept = ~np.isnan(ranked.candidates["value"])
         return self.choose(ranked, context, settings, setting, ranked.candidates["value"], kept, distributions)
+
+    @staticmethod
+    def read_by_choice(batch: Batch) -> Batch:
+        """The batch with only what `choose` reads beside values: whoever takes parts of a batch copies all it holds."""
+        requests = {name: batch.requests[name] for name in _READ_OF_REQUESTS if name in batch.requests}
+        candidates = {name: batch.candidates[name] for name in _READ_OF_CANDIDATES if name in batch.candidates}
+        return Batch(
+            Columns(len(batch), REQUEST_COLUMNS, requests),
+            Columns(batch.candidates.rows, CANDIDATE_COLUMNS, candidates),
+            batch.offsets,
+        )
 
     def choose(
         self,
