@@ -9,19 +9,19 @@ up with the catalogue's changes before it serves a request that knows newer ones
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
-from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.hop import Hop, Listening
 from serve_app.replicas import StageProcess, begin, ledger_of
-from serve_app.settings import Settings
+from serve_app.serving.local_rpc import HungUp
+from serve_app.settings import DeploymentsSettings, Settings
 from serve_app.state_owner import LedgerReplica, OwnerHandle
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from serve_app.serving.hosts import FeatureMatrix, RankCall
     from serve_app.serving.journalling import JournalHost
     from serve_app.serving.library import Pins
+    from serve_app.serving.nearby import Nearby
     from serve_app.serving.stages import Stages
 
 __all__ = [
@@ -45,20 +46,33 @@ __all__ = [
 ]
 
 
-def _hop(method: DeploymentHandle) -> DeploymentHandle:
-    """A method as it is called for every micro-batch: what it carries is plain data, which C pickles in half the time of
-    cloudpickle."""
-    return method.options(request_serialization="pickle", response_serialization="pickle")
-
-
 class _StageReplica:
-    """A replica of one stage."""
+    """A replica of one stage: `run` is called by Serve and, from its own host, over a local socket."""
 
     _process: StageProcess
+    _listening: Listening | None = None
+    run: Callable[..., Awaitable[Any]]
+
+    async def _begin(self) -> None:
+        await self._process.start()
+        await self._warm_up()
+        self._listening = await self._process.listen(self.run)
+
+    async def _warm_up(self) -> None:
+        """What a replica does before it is called."""
 
     def check_health(self) -> None:
         """Called by Serve."""
         self._process.check_health()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve, for `serve_app.scaling`."""
+        return self._listening.stats() if self._listening is not None else {}
+
+    async def __del__(self) -> None:
+        """Called by Serve when its own calls have been answered."""
+        if self._listening is not None:
+            await self._listening.retire()
 
 
 class RetrievalReplica(_StageReplica):
@@ -69,7 +83,7 @@ class RetrievalReplica(_StageReplica):
         from serve_app.serving.hosts import RetrievalHost
 
         self._host = RetrievalHost(self._process.library)
-        await self._process.start()
+        await self._begin()
 
     async def run(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None) -> Batch:
         """See RetrievalHost."""
@@ -85,7 +99,7 @@ class FeaturesReplica(_StageReplica):
         from serve_app.serving.hosts import FeaturesHost
 
         self._host = FeaturesHost(self._process.library)
-        await self._process.start()
+        await self._begin()
 
     async def run(self, batch: Batch, pins: Pins) -> FeatureMatrix:
         """See FeaturesHost."""
@@ -99,16 +113,17 @@ class RankingReplica(_StageReplica):
     async def __init__(self, settings: Settings, owner: DeploymentHandle, features: DeploymentHandle) -> None:  # type: ignore[misc]
         self._process = StageProcess(settings, "ranking", owner)
         from serve_app.serving.hosts import RankingHost
+        from serve_app.serving.library import Role
         from serve_app.serving.stages import RankFlow
 
-        run = _hop(features.run)
+        host = RankingHost(self._process.library, self._process.journal())
+        hop = self._process.hop(features, Role.features)
 
         async def read(batch: Batch, pins: Pins) -> FeatureMatrix:
-            return await run.remote(batch, pins)
+            return await hop(batch, pins)
 
-        host = RankingHost(self._process.library, self._process.journal())
         self._flow = RankFlow(host, read, self._process.pool, features_ms=settings.budgets.features_ms)
-        await self._process.start()
+        await self._begin()
 
     async def run(self, call: RankCall) -> Batch:
         """See RankFlow."""
@@ -122,23 +137,18 @@ class DecisionReplica(_StageReplica):
     async def __init__(self, settings: Settings, owner: DeploymentHandle, ranking: DeploymentHandle) -> None:  # type: ignore[misc]
         self._process = StageProcess(settings, "decision", owner)
         from serve_app.serving.deciding import DecideFlow
-
-        score = _hop(ranking.run)
-
-        async def rank(call: RankCall) -> Batch:
-            return await score.remote(call)
+        from serve_app.serving.library import Role
 
         self._flow = DecideFlow(
             self._process.library,
             ledger_of(self._process.owner, settings),
-            rank,
+            self._process.hop(ranking, Role.ranking),
             self._process.journal(),
             self._process.pool,
             ranking_ms=settings.budgets.ranking_ms,
             max_attempts=settings.ledger.max_attempts,
         )
-        await self._process.start()
-        await self._warm_up()
+        await self._begin()
 
     async def _warm_up(self) -> None:
         """Each replica for itself, also one that replaces another: no caller waits for kernels to be loaded or compiled."""
@@ -163,13 +173,11 @@ class WorkerReplica:
         self._process = StageProcess(settings, "worker", owner, whole=decision is None)
         from serve_app.serving.assemble import local_stages
         from serve_app.serving.backroom import Backroom
+        from serve_app.serving.library import Role
 
         process, journal = self._process, self._process.journal()
         if decision is not None:
-            run = _hop(decision.run)
-
-            async def decide(call: DecideCall) -> Decided:
-                return await run.remote(call)
+            decide: Callable[[DecideCall], Awaitable[Decided]] = process.hop(decision, Role.decision)
         else:
             ledger = ledger_of(process.owner, settings)
             decide = local_stages(settings, process.library, ledger)(journal, process.pool).decide
@@ -183,30 +191,30 @@ class WorkerReplica:
 
 
 class _RemoteStages:
-    """The stages behind their deployment handles."""
+    """The stages in their deployments."""
 
-    def __init__(self, retrieval: DeploymentHandle, ranking: DeploymentHandle, decision: DeploymentHandle) -> None:
-        self._retrieve, self._rank, self._decide = _hop(retrieval.run), _hop(ranking.run), _hop(decision.run)
+    def __init__(self, handles: Sequence[DeploymentHandle], nearby: Nearby, settings: DeploymentsSettings) -> None:
+        """handles: of Retrieval, Ranking and Decision."""
+        retrieval, ranking, decision = handles
+        self._retrieve = Hop(retrieval, "retrieval", nearby, settings.retrieval.target_ongoing)
+        self._rank = Hop(ranking, "ranking", nearby, settings.ranking.target_ongoing)
+        self._decide = Hop(decision, "decision", nearby, settings.decision.target_ongoing)
 
     async def retrieve(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
-        return await self._retrieve.remote(batch, pins, kinds)
+        return await self._retrieve(batch, pins, kinds)
 
     async def rank(self, call: RankCall) -> Batch:
-        return await self._rank.remote(call)
+        return await self._rank(call)
 
     async def decide(self, call: DecideCall) -> Decided:
         from serve_app.ingress.batcher import overloaded
-        from serve_app.serving.lost import called_off, own_error, undecided
+        from serve_app.serving.lost import undecided
 
         try:
-            return await self._decide.remote(call)
+            return await self._decide(call)
         except BackPressureError:
             raise overloaded("too many decisions are waiting already") from None
-        except RayTaskError as error:  # raised by our code over there
-            raise own_error(error) or error from error
-        except (Exception, asyncio.CancelledError) as error:  # the process is gone, or the way to it
-            if called_off(error):
-                raise
+        except HungUp as error:
             raise undecided(error, committing=call.commit) from error
 
 
@@ -236,7 +244,7 @@ class _Ingress:
 
         def make(journal: JournalHost, pool: ThreadPoolExecutor) -> Stages:
             if stages is not None:
-                return _RemoteStages(*stages)
+                return _RemoteStages(stages, port.nearby, settings.deployments)
             return local_stages(settings, library, ledger_of(port, settings))(journal, pool)
 
         self._server = IngressServer(settings, name, library, port, make, admin_token=admin_token, metrics=metrics_pages)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from serve_app.scaling import POLICY
 from serve_app.settings import DeploymentSettings, Settings
 
 __all__ = ["APPLICATION", "DEPLOYMENTS", "STATE_APPLICATION", "deployment_names", "deployment_options"]
@@ -28,6 +29,7 @@ DEPLOYMENTS: Mapping[str, str] = {
 }
 """Deployment -> its group in `settings.deployments`."""
 
+_CALLED_NEAR = frozenset({"Retrieval", "Features", "Ranking", "Decision"})
 _FUSED = ("Ledger", "Worker", "Ingress")
 
 
@@ -40,7 +42,7 @@ def deployment_options(settings: Settings, name: str) -> dict[str, Any]:
     """Keyword arguments of `serve.deployment`, by the same names as in a Serve config file."""
     own: DeploymentSettings = getattr(settings.deployments, DEPLOYMENTS[name])
     return {
-        **_replicas(own),
+        **_replicas(own, near=name in _CALLED_NEAR),
         "max_ongoing_requests": own.max_ongoing,
         "max_queued_requests": own.max_queued,
         "ray_actor_options": {"num_cpus": own.cpus},
@@ -53,7 +55,7 @@ def deployment_options(settings: Settings, name: str) -> dict[str, Any]:
     }
 
 
-def _replicas(own: DeploymentSettings) -> dict[str, Any]:
+def _replicas(own: DeploymentSettings, *, near: bool) -> dict[str, Any]:
     if own.max_replicas == own.min_replicas:
         return {"num_replicas": own.min_replicas}
     return {
@@ -65,5 +67,6 @@ def _replicas(own: DeploymentSettings) -> dict[str, Any]:
             "downscale_delay_s": own.downscale_delay_s,
             "look_back_period_s": own.look_back_s,
             "metrics_interval_s": own.look_back_s / 5,
+            **({"policy": {"policy_function": POLICY}} if near else {}),
         }
     }

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.settings import Settings
+from serve_app.hop import Hop, Listening
+from serve_app.settings import DeploymentSettings, Settings
 from serve_app.state_owner import OwnerHandle
 
 if TYPE_CHECKING:
     from serve_app.serving.journalling import JournalHost
     from serve_app.serving.ledger_client import LedgerClient
-    from serve_app.serving.library import Pins
+    from serve_app.serving.library import Pins, Role
 
 __all__ = ["StageProcess", "begin", "ledger_of"]
 
@@ -80,8 +81,8 @@ class StageProcess:
         self.settings = settings
         self.owner = OwnerHandle(owner)
         self.name = name
-        threads = getattr(settings.deployments, role.value).threads
-        self.pool = WorkThreads(threads, role.value, stuck_s=settings.budgets.stuck_s)
+        self.deployment: DeploymentSettings = getattr(settings.deployments, role.value)
+        self.pool = WorkThreads(self.deployment.threads, role.value, stuck_s=settings.budgets.stuck_s)
         roles = ALL_ROLES if whole else {role}
         self.library = Library(settings.data, roles, lambda revision: read_policy(settings.data, revision))
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
@@ -92,6 +93,17 @@ class StageProcess:
         """Hold what the board wants, and every catalogue change so far."""
         await self._follower.start()
         await self._learn()
+
+    def hop(self, handle: DeploymentHandle, role: Role) -> Hop:
+        """The way to another deployment."""
+        target = getattr(self.settings.deployments, role.value).target_ongoing
+        return Hop(handle, role.value, self.owner.nearby, target)
+
+    async def listen(self, run: Callable[..., Awaitable[Any]]) -> Listening:
+        """Take calls of `run` from this host, now that everything is ready for them."""
+        listening = Listening(run, self.deployment.max_ongoing)
+        self.owner.announce(await listening.start())
+        return listening
 
     def check_health(self) -> None:
         """HindcastError where a thread is stuck."""

@@ -6,12 +6,13 @@ It is an application of its own on a cluster (`serve_app.served:state`): a rolli
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.serving import spans
-from serve_app.serving.local_rpc import Near
+from serve_app.serving.nearby import Nearby
 from serve_app.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ __all__ = ["LedgerReplica", "OwnerHandle"]
 class LedgerReplica:
     """The one process that owns the ledger and the promotion board."""
 
-    def __init__(self, settings: Settings) -> None:
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
         from serve_app.clock import now_us
         from serve_app.errors import NotReady
         from serve_app.ledger.opening import open_ledger
@@ -49,7 +50,8 @@ class LedgerReplica:
             redis_url=settings.ledger.redis_url,
             durability=settings.ledger.durability,
         )
-        board = Board(release, policy, epoch=now_us())
+        self._near = RpcServer({name: getattr(self, name) for name in ("call", "live", "change_user")})
+        board = Board(release, policy, epoch=now_us(), near={"ledger": (self._near.address,)})
         self._owner = StateOwner(
             ledger,
             board,
@@ -58,16 +60,7 @@ class LedgerReplica:
             window_us=lambda revision: read_policy(data, revision).longest_window_us,
         )
         self._owner.keep_histories()
-        owner = self._owner
-        self._near = RpcServer({"call": owner.call, "live": owner.live, "change_user": owner.change_user})
-        self._listening = False
-
-    async def address(self) -> str:
-        """Where processes of this host call without Ray (see serve_app.serving.local_rpc)."""
-        if not self._listening:
-            self._listening = True
-            await self._near.start()
-        return self._near.address
+        await self._near.start()
 
     async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """See StateOwner."""
@@ -112,16 +105,23 @@ class OwnerHandle:
 
     What requests wait for goes over a local socket where the owner is on this host, else through the handle: so do calls
     while the owner is away, which wait for its successor there, and while spans are made, whose context Ray carries.
+
+    Orders of the promotion board pass here, and with them who else can be called over local sockets (`nearby`).
     """
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._far = {"call": handle.call, "live": handle.live, "change_user": handle.change_user}
-        self._near = Near(handle.address.remote)
+        self.nearby = Nearby("ledger")
+        self._listens_at: str | None = None
         self._poll, self._prepare, self._commit_version = handle.poll, handle.prepare, handle.commit_version
         self._replicas = handle.replicas
 
+    def announce(self, address: str) -> None:
+        """This process listens at `address`; the board hears of it with the next report."""
+        self._listens_at = address
+
     async def _ask(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        near = None if spans.active() else self._near.connection()
+        near = None if spans.active() else self.nearby.choose("ledger")
         if near is not None:
             return await near.ask(method, *arguments, **keywords)
         return await self._far[method].remote(*arguments, **keywords)
@@ -138,7 +138,9 @@ class OwnerHandle:
         return record
 
     async def poll(self, report: Report, after_epoch: int) -> Orders:
-        return await self._poll.remote(report, after_epoch)
+        orders: Orders = await self._poll.remote(replace(report, near=self._listens_at), after_epoch)
+        self.nearby.learn(getattr(orders, "near", {}))  # an owner that an update left running may know nothing of it
+        return orders
 
     async def prepare(self, kind: Kind, version: str) -> None:
         await self._prepare.remote(kind, version)

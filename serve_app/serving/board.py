@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from serve_app.clock import monotonic_s
@@ -30,16 +30,19 @@ _SILENT_S = 3 * POLL_S + 4.0
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What every replica is to hold, and what to pin new requests to."""
+    """What every replica is to hold, what to pin new requests to, and where the processes of each role listen for calls from
+    their own host (see serve_app.serving.nearby)."""
 
     epoch: int
     wanted: dict[Kind, tuple[str, ...]]
     current: dict[Kind, str]
+    near: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one replica says of itself. admits: it pins requests. failures: version -> why it could not be loaded."""
+    """What one replica says of itself. admits: it pins requests. failures: version -> why it could not be loaded.
+    near: where it listens for calls from its own host, once it does."""
 
     replica: str
     role: str
@@ -49,15 +52,27 @@ class Report:
     current: dict[Kind, str | None]
     in_use: dict[Kind, frozenset[str]]
     failures: dict[str, str]
+    near: str | None = None
 
 
 class Board:
     """The orders and the latest report of every replica. Used from one event loop."""
 
-    def __init__(self, release: str, policy: str, *, epoch: int = 1, clock: Callable[[], float] = monotonic_s) -> None:
+    def __init__(
+        self,
+        release: str,
+        policy: str,
+        *,
+        epoch: int = 1,
+        clock: Callable[[], float] = monotonic_s,
+        near: dict[str, tuple[str, ...]] | None = None,
+    ) -> None:
         """epoch: number of the first orders. A board that takes over from one that died begins beyond its numbers (with the
-        time, say), so that no follower takes other orders for those it has carried out."""
-        self._orders = Orders(epoch, {"release": (release,), "policy": (policy,)}, {"release": release, "policy": policy})
+        time, say), so that no follower takes other orders for those it has carried out. near: who listens that sends no
+        reports."""
+        self._always_near = near or {}
+        versions: dict[Kind, tuple[str, ...]] = {"release": (release,), "policy": (policy,)}
+        self._orders = Orders(epoch, versions, {"release": release, "policy": policy}, self._always_near)
         self._reports: dict[str, tuple[float, Report]] = {}
         self._news = asyncio.Condition()
         self._clock = clock
@@ -78,6 +93,7 @@ class Board:
         async with self._news:
             self._reports[report.replica] = (self._clock(), report)
             self._retire()
+            self._name_the_near()
             self._news.notify_all()
             if self._orders.epoch <= after_epoch:
                 with contextlib.suppress(TimeoutError):
@@ -85,6 +101,14 @@ class Board:
                 entry = self._reports.get(report.replica)
                 self._reports[report.replica] = (self._clock(), entry[1] if entry else report)
             return self._orders
+
+    def _name_the_near(self) -> None:
+        near = dict(self._always_near)
+        for report in self.replicas():
+            if report.near is not None:
+                near[report.role] = (*near.get(report.role, ()), report.near)
+        if near != self._orders.near:
+            self._give(near=near)
 
     def leave(self, replica: str) -> None:
         """A replica that ends says so, and is not waited for."""
@@ -150,6 +174,6 @@ class Board:
             kept = tuple(one for one in self._orders.wanted[kind] if one != version)
             self._give(wanted={**self._orders.wanted, kind: kept})
 
-    def _give(self, **changes: dict[Kind, tuple[str, ...]] | dict[Kind, str]) -> None:
+    def _give(self, **changes: dict[Kind, tuple[str, ...]] | dict[Kind, str] | dict[str, tuple[str, ...]]) -> None:
         self._orders = replace(self._orders, epoch=self._orders.epoch + 1, **changes)  # type: ignore[arg-type]
         self._news.notify_all()

@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from serve_app.errors import LedgerUnavailable
-from serve_app.serving.local_rpc import Near, RpcServer, connect
+from serve_app.serving.local_rpc import Busy, Connection, HungUp, RpcServer, connect
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -147,10 +147,10 @@ def test_whoever_waits_hears_that_the_other_side_hung_up(run: Run) -> None:
         waiting = asyncio.ensure_future(line.ask("never"))
         assert await line.ask("double", 1) == 2
         server.close()
-        with pytest.raises(ConnectionResetError, match="has ended"):
+        with pytest.raises(HungUp, match="has ended"):
             await waiting
         assert line.lost
-        with pytest.raises(ConnectionResetError):
+        with pytest.raises(HungUp):
             await line.ask("double", 1)
 
     run(main)
@@ -194,30 +194,74 @@ def test_nobody_else_on_the_machine_is_served(run: Run, monkeypatch: pytest.Monk
     run(main)
 
 
-def test_a_successor_is_found_and_absence_is_no_wait(run: Run) -> None:
+def test_a_call_beyond_the_limit_is_sent_away_and_was_not_begun(run: Run) -> None:
     async def main() -> None:
-        servers = [await _served()]
-        near = Near(lambda: _address(servers[-1]))
-        assert near.connection() is None  # it is being made
-        line = await _until(near)
-        assert await line.ask("double", 2) == 4
-        servers.append(await _served())
-        line.close()
-        await asyncio.sleep(0)
-        while (line := await _until(near)).lost:
+        gate, begun = asyncio.Event(), []
+
+        async def slow(number: int) -> int:
+            begun.append(number)
+            await gate.wait()
+            return number
+
+        server = RpcServer({"slow": slow}, most=2)
+        await server.start()
+        first, second = await connect(server.address), await connect(server.address)
+        under_way = [asyncio.ensure_future(first.ask("slow", 1)), asyncio.ensure_future(second.ask("slow", 2))]
+        while server.under_way < 2:
             await asyncio.sleep(0)
-        assert await line.ask("double", 3) == 6
-        for one in servers:
-            one.close()
+        with pytest.raises(Busy):
+            await first.ask("slow", 3)
+        gate.set()
+        assert await asyncio.gather(*under_way) == [1, 2]
+        assert await first.ask("slow", 4) == 4
+        assert begun == [1, 2, 4]
+        server.close()
 
     run(main)
 
 
-async def _address(server: RpcServer) -> str:
-    return server.address
+def test_a_server_that_retires_answers_what_was_asked_and_loses_nothing(run: Run) -> None:
+    async def main() -> None:
+        async def turn(number: int) -> int:
+            await asyncio.sleep(0)
+            return number
+
+        server = await _served(turn=turn)
+        lines = [await connect(server.address) for _ in range(3)]
+        asked: list[asyncio.Future[int]] = []
+
+        async def keep_asking(line: Connection) -> None:
+            while not line.retired:
+                asked.append(asyncio.ensure_future(line.ask("turn", len(asked))))
+                await asyncio.sleep(0)
+
+        callers = [asyncio.ensure_future(keep_asking(line)) for line in lines]
+        while len(asked) < 50:
+            await asyncio.sleep(0)
+        await server.retire()
+        await asyncio.gather(*callers)
+        assert await asyncio.gather(*asked) == list(range(len(asked)))
+        assert server.under_way == 0
+        with pytest.raises(OSError, match="refused"):
+            await connect(server.address)
+
+    run(main)
 
 
-async def _until(near: Near) -> Any:
-    while (line := near.connection()) is None:
-        await asyncio.sleep(0.001)  # the loop connects meanwhile
-    return line
+def test_a_server_retires_though_a_caller_dies_meanwhile(run: Run) -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+        server = await _served(slow=gate.wait)
+        line = await connect(server.address)
+        asked = asyncio.ensure_future(line.ask("slow"))
+        while not server.under_way:
+            await asyncio.sleep(0)
+        retiring = asyncio.ensure_future(server.retire())
+        line.close()
+        with pytest.raises(HungUp):
+            await asked
+        assert not retiring.done()
+        gate.set()
+        await retiring
+
+    run(main)

@@ -1,0 +1,75 @@
+"""A call from one deployment to another: over a local socket where a replica of it is on this host, else by Serve.
+
+What Serve does for a call through a handle, and who does it for a call over a socket:
+where to: `Nearby.choose`. How many at once: the replica, by `max_ongoing`; it sends the caller back to the handle, which
+queues and refuses. What autoscaling counts: `Listening.stats` and `serve_app.scaling`. A replica's end: `Listening.retire`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ray.exceptions import RayTaskError
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.scaling import NEAR
+from serve_app.serving import spans
+from serve_app.serving.local_rpc import Busy, HungUp, RpcServer
+from serve_app.serving.lost import called_off, own_error
+from serve_app.serving.nearby import Nearby
+
+__all__ = ["Hop", "Listening"]
+
+
+class Hop:
+    """The method `run` of another deployment."""
+
+    def __init__(self, handle: DeploymentHandle, role: str, nearby: Nearby, spread_from: float) -> None:
+        """role: as the deployment's replicas report to the promotion board. spread_from: calls under way to one replica from
+        which on others, on other hosts, get some."""
+        # What it carries is plain data, which C pickles in half the time of cloudpickle.
+        self._far = handle.run.options(request_serialization="pickle", response_serialization="pickle")
+        self._role, self._nearby, self._spread_from = role, nearby, spread_from
+        nearby.call(role)
+
+    async def __call__(self, *arguments: Any) -> Any:
+        """What `run` gives. Raises what it raised; HungUp where the replica asked, or the way to it, has ended; Serve's
+        BackPressureError where too many calls wait."""
+        near = None if spans.active() else self._nearby.choose(self._role, self._spread_from)
+        if near is not None:
+            with contextlib.suppress(Busy):
+                return await near.ask("run", *arguments)
+        try:
+            return await self._far.remote(*arguments)
+        except RayTaskError as error:  # raised by our code over there
+            raise own_error(error) or error from error
+        except BackPressureError:
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            if called_off(error):
+                raise
+            raise HungUp(f"{type(error).__name__}: {error}") from error
+
+
+class Listening:
+    """A replica's own socket, beside what Serve calls it by."""
+
+    def __init__(self, run: Callable[..., Awaitable[Any]], max_ongoing: int) -> None:
+        self._server = RpcServer({"run": run}, most=max_ongoing)
+
+    async def start(self) -> str:
+        """Its address."""
+        await self._server.start()
+        return self._server.address
+
+    def stats(self) -> dict[str, float]:
+        """Calls under way that Serve does not see, for autoscaling."""
+        return {NEAR: float(self._server.under_way)}
+
+    async def retire(self) -> None:
+        """Answer what was asked, and be called no more."""
+        await self._server.retire()
