@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.errors import InvalidInput
+from serve_app.kernels import kernel
+from serve_app.lanes import at_least, put_places, unknown
 from serve_app.stages.ranking.predictor import Predictor
 from serve_app.stages.ranking.trees import pack_trees
 
@@ -47,12 +49,50 @@ def test_a_head_that_never_or_always_happened_has_the_bits_of_xgboost(outcome: f
     assert Predictor(booster).flat
 
 
-@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 400])
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 15, 16, 17, 63, 64, 65, 79, 80, 81, 128, 400])
 def test_a_rows_bits_do_not_depend_on_how_many_share_the_call(rows: int) -> None:
     booster, x = trained(1)
     predict = Predictor(booster)
     assert predict.flat
     assert predict(x[:rows]).tobytes() == predict(x)[:rows].tobytes()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 8), st.sampled_from([1, 3, 16, 64, 90]))
+@settings(max_examples=25, deadline=None)
+def test_rows_together_and_one_by_one_get_the_same_bits(seed: int, depth: int, rows: int) -> None:
+    booster, x = trained(seed, 2, 6, max_depth=depth)
+    flat = pack_trees(booster)
+    assert flat is not None
+    each = b"".join(flat.predict(x[row : row + 1], margin=True).tobytes() for row in range(rows))
+    assert flat.predict(x[:rows], margin=True).tobytes() == each
+
+
+def test_lanes_compare_sixty_four_values_a_bit_each() -> None:
+    values = np.random.default_rng(0).normal(size=200).astype(np.float32)
+    values[[3, 70]], values[[5, 71]] = np.nan, 0.25
+    for at in (0, 1, 64, 136):
+        part = values[at : at + 64]
+        above, lacking = _compared(values, np.uint64(at), np.float32(0.25))
+        assert above == sum(1 << i for i, x in enumerate(part) if x >= np.float32(0.25))
+        assert lacking == sum(1 << i for i, x in enumerate(part) if np.isnan(x))
+
+
+def test_places_are_read_from_planes_of_bits() -> None:
+    planes, out = np.random.default_rng(1).integers(0, 2**63, 8).astype(np.uint64), np.empty(64, np.uint8)
+    for count in (0, 1, 6, 8):
+        _placed(planes, np.uint64(count), out)
+        bits = [[int(plane) >> row & 1 for plane in planes[:count]] for row in range(64)]
+        assert out.tolist() == [int("".join(map(str, one)) or "0", 2) for one in bits]
+
+
+@kernel
+def _compared(values: np.ndarray, at: np.uint64, least: np.float32) -> tuple[int, int]:
+    return at_least(values, at, least), unknown(values, at)
+
+
+@kernel
+def _placed(planes: np.ndarray, count: np.uint64, out: np.ndarray) -> None:
+    put_places(planes, count, out)
 
 
 @pytest.mark.parametrize(
