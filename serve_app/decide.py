@@ -97,17 +97,22 @@ def decide(
     commit: bool = True,
     max_attempts: int = 32,
     item_hashes: U64 | None = None,
+    view: LedgerView | None = None,
 ) -> DecidedBatch:
     """Decide `batch` on the ledger's state and histories, and commit what must be written.
 
     keys: 16-byte digests of (client, user, key), b"" for none, one per row; digests: of the parsed bodies, likewise.
     commit=False is a dry run: nothing is written, repeated users see the earlier rows' would-be sends all the same.
-    item_hashes: u64 by item row, for the records. Never raises for a ledger that is away or slow: such rows are closed.
+    item_hashes: u64 by item row, for the records. view: what the ledger said of the batch's users, row by row, a moment ago:
+    it is decided on first, and read anew where it turns out to be old. Never raises for a ledger that is away or slow: such
+    rows are closed.
     """
     for name, values in (("keys", keys), ("digests", digests)):
         if values is not None and len(values) != len(batch):
             raise InvalidInput(f"{len(values)} values for {len(batch)} rows", field=name)
-    run = _Run(ledger, stage, context, keys, digests, commit, max_attempts, item_hashes, batch)
+    if view is not None and not np.array_equal(view.users, batch.requests["user"]):
+        raise InvalidInput("must be of the batch's users, row by row", field="view")
+    run = _Run(ledger, stage, context, keys, digests, commit, max_attempts, item_hashes, batch, view)
     for wave in _waves(batch.requests["user"]):
         run.wave(wave)
     return run.result()
@@ -131,10 +136,11 @@ class _Run:
     def __init__(
         self, ledger: Ledger, stage: Decision, context: Context, keys: Sequence[bytes] | None,
         digests: Sequence[bytes] | None, commit: bool, max_attempts: int, item_hashes: U64 | None, batch: Batch,
+        view: LedgerView | None,
     ) -> None:  # fmt: skip
         self.ledger, self.stage, self.context, self.batch = ledger, stage, context, batch
         self.keys, self.digests, self.commit, self.max_attempts = keys, digests, commit, max_attempts
-        self.item_hashes = item_hashes
+        self.item_hashes, self.view = item_hashes, view
         self.status = np.full(len(batch), DecideStatus.decided, np.int8)
         self.granted = np.zeros(len(batch), np.bool_)
         self.versions = np.full(len(batch), -1, np.int64)
@@ -156,7 +162,7 @@ class _Run:
         """One read, decision and commit; returns the losers."""
         part = self.batch if len(rows) == len(self.batch) else self.batch.take(rows)
         try:
-            view = self.ledger.read(part.requests["user"])
+            view = self._read(rows, part)
         except LedgerUnavailable:
             self._close(rows, DecideStatus.ledger_unavailable)
             return rows[:0]
@@ -170,6 +176,13 @@ class _Run:
             self.parts.append((rows, decided))
             return rows[:0]
         return self._commit(rows, decided)
+
+    def _read(self, rows: I64, part: Batch) -> LedgerView:
+        """What the ledger says of the rows' users; the view that came with them serves once, the first wave."""
+        view, self.view = self.view, None
+        if view is None:
+            return self.ledger.read(part.requests["user"])
+        return view if len(rows) == len(view.users) else view.take(rows)
 
     def _commit(self, rows: I64, decided: Batch) -> I64:
         own_keys = None if self.keys is None else [self.keys[row] for row in rows.tolist()]

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from starlette.responses import Response
 
@@ -41,8 +42,9 @@ from serve_app.ingress.schemas_notify import (
 )
 from serve_app.ingress.stored import stored_decision, told
 from serve_app.ingress.throttle import Throttle, throttled
+from serve_app.ledger.protocol import LedgerView
 from serve_app.serving.deciding import DecideCall
-from serve_app.serving.editions import edition_with_changes
+from serve_app.serving.editions import edition_and_users, edition_with_changes
 from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.stages import Stages, in_pool
 from serve_app.serving.unledgered import may_send_unledgered
@@ -110,9 +112,7 @@ class NotifyRoutes:
 
     async def _run(self, batch: Sequence[tuple[_Ask, Key]]) -> list[Answer]:
         release, policy, dry, explain = batch[0][1]
-        edition, ledgered = await self._edition_or_last(release, policy)
         asks = [ask for ask, _ in batch]
-
         asking = Asking(
             AskedRows.of_models([ask.row for ask in asks]),
             np.array([ask.one.request_id for ask in asks], np.uint64),
@@ -120,10 +120,21 @@ class NotifyRoutes:
             np.array([ask.one.deadline_at for ask in asks], np.int64),
             [ask.client for ask in asks],
         )
+        edition, view = await self._edition_and_users(release, policy, asking.rows.user)
         # A few rows: to have a thread do this takes longer than to do it.
         chunk = Chunk(asking.rows, prepare_decisions(asking, edition), None, edition)
-        await self._decide_chunk(chunk, dry=dry, explain=explain, ledgered=ledgered)
+        await self._decide_chunk(chunk, dry=dry, explain=explain, ledgered=view is not None, view=view)
         return rows_of(chunk, explain=explain)
+
+    async def _edition_and_users(
+        self, release: str, policy: str, users: npt.NDArray[np.uint64]
+    ) -> tuple[Edition, LedgerView | None]:
+        """`_edition_or_last` and what the ledger says of `users`; None where it is down."""
+        limit_s = self._settings.budgets.ledger_ms / 1000
+        try:
+            return await edition_and_users(self._library, self._owner.call, limit_s, release, policy, users)
+        except LedgerUnavailable as down:
+            return self._last_edition(release, policy, down), None
 
     async def _edition(self, release: str, policy: str) -> Edition:
         """The pinned edition with every catalogue change that was answered before now."""
@@ -134,18 +145,25 @@ class NotifyRoutes:
         """`_edition` and True; or, where the ledger is down, the last one known and False, if anything may go without it."""
         try:
             return await self._edition(release, policy), True
-        except LedgerUnavailable:
-            edition = self._library.edition(Pins(release, policy, self._library.seq))
-            if not may_send_unledgered(edition.policy):
-                raise
-            return edition, False
+        except LedgerUnavailable as down:
+            return self._last_edition(release, policy, down), False
 
-    async def _decide_chunk(self, chunk: Chunk, *, dry: bool, explain: bool, ledgered: bool) -> None:
-        """Decide the good rows, in order."""
+    def _last_edition(self, release: str, policy: str, down: LedgerUnavailable) -> Edition:
+        """The last edition known while the ledger is down; raises `down` where nothing goes without it."""
+        edition = self._library.edition(Pins(release, policy, self._library.seq))
+        if not may_send_unledgered(edition.policy):
+            raise down
+        return edition
+
+    async def _decide_chunk(
+        self, chunk: Chunk, *, dry: bool, explain: bool, ledgered: bool, view: LedgerView | None = None
+    ) -> None:
+        """Decide the good rows, in order. view: of all rows, where it is known."""
         prepared, edition = chunk.prepared, chunk.edition
         if prepared.batch is not None:
             pins = Pins(edition.release.version, edition.policy.revision, edition.view.seq)
-            call = DecideCall(prepared.batch, pins, prepared.keys, prepared.digests, not dry, explain, ledgered)
+            own = view if view is None or len(prepared.good) == len(chunk.rows) else view.take(prepared.good)
+            call = DecideCall(prepared.batch, pins, prepared.keys, prepared.digests, not dry, explain, ledgered, own)
             chunk.made = await self._stages.decide(call)
 
     async def _decide_batch(self, incoming: Incoming) -> Response:

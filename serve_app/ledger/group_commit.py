@@ -43,7 +43,7 @@ class GroupCommit:
     """Starts the thread; raises what the first `open_connection` raised."""
 
     def __init__(self, owner: GroupOwner, lock: threading.RLock, timeout_s: float) -> None:
-        self._owner, self._lock, self._timeout_s = owner, lock, timeout_s
+        self._owner, self._lock, self.timeout_s = owner, lock, timeout_s
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._connection: sqlite3.Connection | None = None
         self.closed = False
@@ -70,16 +70,26 @@ class GroupCommit:
         Raises what the operation raised (it must not have written by then), LedgerUnavailable when nothing was
         committed, OutcomeUnknown when that is not known.
         """
+        future = self.begin(operation)
+        try:
+            return future.result(self.timeout_s)
+        except FutureTimeout:
+            raise self.overdue(future) from None
+
+    def begin(self, operation: Callable[[], R]) -> Future[R]:
+        """`run` for those who do not wait in a thread: what it would give or raise comes in the future. Who has waited for
+        `timeout_s` raises what `overdue` gives."""
         if self.closed:
             raise LedgerUnavailable("the ledger is closed")
         future: Future[R] = Future()
         self._jobs.put((operation, future))
-        try:
-            return future.result(self._timeout_s)
-        except FutureTimeout:
-            if future.cancel():
-                raise LedgerUnavailable(f"the ledger was busy for {self._timeout_s:g} s") from None
-            raise OutcomeUnknown(f"the write did not end within {self._timeout_s:g} s", hint="retry the same key") from None
+        return future
+
+    def overdue(self, future: Future[Any]) -> HindcastError:
+        """What to raise of an operation that took too long; one that has not begun never will."""
+        if future.cancel():
+            return LedgerUnavailable(f"the ledger was busy for {self.timeout_s:g} s")
+        return OutcomeUnknown(f"the write did not end within {self.timeout_s:g} s", hint="retry the same key")
 
     def close(self) -> None:
         """Finish what is queued, then end the thread."""

@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+from serve_app.batch import Ragged
 
 __all__ = [
     "HISTORY_DTYPE",
@@ -36,6 +38,7 @@ __all__ = [
     "LedgerSettings",
     "LedgerView",
     "OutboxItem",
+    "PromptLedger",
     "QueueDepths",
     "Recents",
     "StoredRecord",
@@ -111,6 +114,11 @@ class Histories:
         """No entries for `rows` users."""
         return cls(np.empty(0, HISTORY_DTYPE), np.zeros(rows + 1, np.int64))
 
+    def take(self, rows: I64) -> Histories:
+        """The histories of some users, in that order."""
+        taken = Ragged(self.entries, self.offsets).take(rows)
+        return Histories(taken.values, taken.offsets)
+
 
 @dataclass(slots=True)
 class UserState:
@@ -152,6 +160,12 @@ class LedgerView:
     state: UserState
     histories: Histories
     known_since: I64
+
+    def take(self, rows: I64) -> LedgerView:
+        """The view of some users, in that order."""
+        own = self.state
+        state = UserState(**{name: getattr(own, name)[rows] for name in own.__dataclass_fields__})
+        return LedgerView(self.users[rows], self.versions[rows], state, self.histories.take(rows), self.known_since[rows])
 
 
 class CommitStatus(IntEnum):
@@ -406,3 +420,14 @@ class Ledger(Protocol):
 
     def close(self) -> None:
         """Finish writes under way and let go of files, locks and connections. Safe to call twice."""
+
+
+@runtime_checkable
+class PromptLedger(Ledger, Protocol):
+    """A ledger in this process that its event loop may ask by itself: no thread is held up for what takes microseconds."""
+
+    def read_at_once(self, users: U64) -> LedgerView | None:
+        """`read`; None where it would have to wait, or could not be read."""
+
+    async def commit_soon(self, plan: CommitPlan) -> CommitResult:
+        """`commit`, awaited. Where the caller is cancelled, a commit that has not begun never will."""

@@ -8,6 +8,7 @@ Memory: about 130 bytes a user plus 56 a history entry and 16 a recent.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -145,12 +146,34 @@ class SqliteLedger:
         with self._reading():
             return self._table.view(np.asarray(users, np.uint64))
 
+    def read_at_once(self, users: U64) -> LedgerView | None:
+        """See PromptLedger."""
+        if not self._group.healthy or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return self._table.view(users)
+        finally:
+            self._lock.release()
+
     def commit(self, plan: CommitPlan) -> CommitResult:
         """See Ledger."""
+        self._check(plan)
+        return self._write(lambda: self._commit(plan))
+
+    async def commit_soon(self, plan: CommitPlan) -> CommitResult:
+        """See PromptLedger."""
+        self._check(plan)
+        future = self._group.begin(lambda: self._commit(plan))
+        try:
+            async with asyncio.timeout(self._group.timeout_s):
+                return await asyncio.wrap_future(future)  # cancelled with it, where it has not begun
+        except TimeoutError:
+            raise self._group.overdue(future) from None
+
+    def _check(self, plan: CommitPlan) -> None:
         check_plan(plan)
         if len(plan.users) >> _ROW_BITS:
             raise InvalidInput(f"{len(plan.users)} rows in one plan", field="users", hint="commit in smaller plans")
-        return self._write(lambda: self._commit(plan))
 
     def _commit(self, plan: CommitPlan) -> CommitResult:
         status, stored = self._judge_keys(plan)

@@ -49,10 +49,10 @@ def local_stages(
             RetrievalHost(library),
             FeaturesHost(library),
             RankingHost(library, journal),
-            lambda rank: DecideFlow(
+            lambda scores: DecideFlow(
                 library,
                 ledger,
-                rank,
+                scores,
                 journal,
                 pool,
                 ranking_ms=budgets.ranking_ms,

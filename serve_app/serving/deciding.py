@@ -22,13 +22,14 @@ from serve_app.ledger.protocol import Ledger, LedgerView
 from serve_app.log.fingerprint import code_version, fingerprint
 from serve_app.serving import faults, scope
 from serve_app.serving.budgets import stretched
-from serve_app.serving.hosts import RankCall, flagged
+from serve_app.serving.hosts import FeatureMatrix, RankCall, flagged
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Library, Pins
 from serve_app.serving.lost import called_off
 from serve_app.serving.measuring import measure_decisions
 from serve_app.serving.meters import count, timed
-from serve_app.serving.stages import in_pool
+from serve_app.serving.relay import Baton, Detour, relayed
+from serve_app.serving.stages import LocalScores, features_failed, in_pool
 from serve_app.serving.unledgered import send_unledgered
 from serve_app.stages.decision import Decision
 from serve_app.vocabulary import Action, StageBit
@@ -36,6 +37,9 @@ from serve_app.vocabulary import Action, StageBit
 __all__ = ["DecideCall", "DecideFlow", "Decided"]
 
 _LOG = logging.getLogger("hindcast.serving")
+
+Ranked = Callable[[RankCall], Awaitable[Batch]]
+"""Ranks a batch somewhere."""
 
 
 @dataclass(slots=True)
@@ -51,6 +55,8 @@ class DecideCall:
     explain: bool
     ledgered: bool = True
     """False: the ledger is known to be down; only what goes without it is sent."""
+    view: LedgerView | None = None
+    """What the ledger said of the batch's users, row by row, after the call began; None: it was not asked yet."""
 
 
 @dataclass(slots=True)
@@ -73,14 +79,15 @@ class DecideFlow:
         self,
         library: Library,
         ledger: Ledger,
-        rank: Callable[[RankCall], Awaitable[Batch]],
+        scores: Ranked | LocalScores,
         journal: JournalHost,
         pool: Executor,
         *,
         ranking_ms: float,
         max_attempts: int,
     ) -> None:
-        self._library, self._ledger, self._rank, self._journal, self._pool = library, ledger, rank, journal, pool
+        """scores: where candidates are ranked, far away or in this process."""
+        self._library, self._ledger, self._scores, self._journal, self._pool = library, ledger, scores, journal, pool
         self._ranking_s, self._max_attempts = ranking_ms / 1000, max_attempts
         self._stage = Decision()
 
@@ -88,33 +95,69 @@ class DecideFlow:
         """Decide one batch. Never raises for a ledger that is away: such rows are closed with the reason."""
         began = monotonic_s()
         with nullcontext() if scope.current() else scope.of_requests(call.batch.requests["request_id"]):
-            scored = await self._scored(call)
-            with timed("hindcast_stage_ms", stage="decision"):
-                return await in_pool(self._pool, lambda: self._in_time(call, scored, began))
+            if not self._wants_scores(call):
+                return await in_pool(self._pool, lambda: self._in_time(call, call.batch, began))
+            if isinstance(self._scores, LocalScores):
+                return await self._in_one_go(call, self._scores, began)
+            scored = await self._scored(call, self._scores)
+            return await in_pool(self._pool, lambda: self._in_time(call, scored, began))
 
-    async def _scored(self, call: DecideCall) -> Batch:
+    def _wants_scores(self, call: DecideCall) -> bool:
         held = self._library.edition(call.pins).held
-        if "notification" not in held.heads or not call.batch.candidates.rows:
-            return call.batch
+        return "notification" in held.heads and call.batch.candidates.rows > 0
+
+    async def _scored(self, call: DecideCall, rank: Ranked) -> Batch:
         try:
             async with asyncio.timeout(stretched(self._ranking_s, len(call.batch))):
-                ranked = await self._rank(RankCall(call.batch, call.pins, explain=True, log=False))
-        except (Exception, asyncio.CancelledError) as error:  # without scores the gates fail closed
+                return await rank(_rank_call(call))
+        except (Exception, asyncio.CancelledError) as error:
             if called_off(error):
                 raise
-            count("hindcast_degraded", stage="ranking")
-            _LOG.warning("decisions go unscored: %s: %s", type(error).__name__, error)
-            return flagged(call.batch, StageBit.ranking)
-        return ranked
+            return _unscored(call, error)
+
+    async def _in_one_go(self, call: DecideCall, scores: LocalScores, began: float) -> Decided:
+        """Score and decide in one thread, each part within its budget."""
+        asked, rows = _rank_call(call), len(call.batch)
+        kept = scores.kept(asked)
+
+        def first(baton: Baton) -> Decided:
+            matrix, failed = None, None
+            try:
+                matrix = scores.matrix(asked, kept)
+            except Exception as error:  # noqa: BLE001 - any failure of features has the one declared fall-back
+                failed = error
+            baton.past(1)
+            return ranked(baton, matrix, failed)
+
+        def ranked(baton: Baton, matrix: FeatureMatrix | None, failed: Exception | None) -> Decided:
+            if failed is not None:
+                features_failed(failed)
+            try:
+                scored = scores.ranked(asked, kept, matrix)
+            except Exception as error:  # noqa: BLE001 - without scores the gates fail closed
+                scored = _unscored(call, error)
+            baton.past(2)
+            return self._in_time(call, scored, began)
+
+        late = TimeoutError("it took too long")
+        return await relayed(
+            self._pool,
+            first,
+            (
+                Detour(1, stretched(scores.features_s, rows), lambda baton: ranked(baton, None, late)),
+                Detour(2, stretched(self._ranking_s, rows), lambda _: self._in_time(call, _unscored(call, late), began)),
+            ),
+        )
 
     def _in_time(self, call: DecideCall, scored: Batch, began: float) -> Decided:
         """Decide, unless the callers have left already: what nobody hears of is not granted. What fails on the way, nobody
         knows how far it came."""
         try:
-            faults.strike(faults.Point.decision, call.batch)
-            if call.commit and 0 < _time_given_s(call.batch) < monotonic_s() - began:
-                raise NotReady("the decision could not be begun in time", field="decision", hint="retry")
-            return self._decide(call, scored)
+            with timed("hindcast_stage_ms", stage="decision"):
+                faults.strike(faults.Point.decision, call.batch)
+                if call.commit and 0 < _time_given_s(call.batch) < monotonic_s() - began:
+                    raise NotReady("the decision could not be begun in time", field="decision", hint="retry")
+                return self._decide(call, scored)
         except HindcastError:
             raise
         except Exception as error:
@@ -144,6 +187,7 @@ class DecideFlow:
             commit=call.commit,
             max_attempts=self._max_attempts,
             item_hashes=edition.view.hashes,
+            view=call.view if call.ledgered else None,
         )
         if call.commit:
             decided = send_unledgered(decided, self._stage, edition.context, edition.view.hashes)
@@ -161,6 +205,17 @@ class DecideFlow:
         if not call.explain:
             decided.batch = _answered(decided.batch)
         return Decided(decided, logged)
+
+
+def _rank_call(call: DecideCall) -> RankCall:
+    return RankCall(call.batch, call.pins, explain=True, log=False)
+
+
+def _unscored(call: DecideCall, error: BaseException) -> Batch:
+    """The batch as it came; without scores the gates fail closed."""
+    count("hindcast_degraded", stage="ranking")
+    _LOG.warning("decisions go unscored: %s: %s", type(error).__name__, error)
+    return flagged(call.batch, StageBit.ranking)
 
 
 def _time_given_s(batch: Batch) -> float:

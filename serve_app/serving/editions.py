@@ -8,12 +8,14 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from serve_app.errors import LedgerUnavailable
+from serve_app.ledger.protocol import LedgerView
 from serve_app.serving.library import Edition, Library, Pins
-from serve_app.serving.owner import LiveAnswer
+from serve_app.serving.owner import LiveAnswer, Look
 
-__all__ = ["EditionNow", "OwnerCall", "edition_with_changes", "editions"]
+__all__ = ["EditionNow", "OwnerCall", "edition_and_users", "edition_with_changes", "editions"]
 
 OwnerCall = Callable[..., Awaitable[Any]]
 """call(method, *arguments, **keywords): one method of the ledger, by name (see serve_app.serving.owner)."""
@@ -34,6 +36,19 @@ async def edition_with_changes(library: Library, live: Live, limit_s: float, rel
         raise LedgerUnavailable("live changes could not be checked in time", field="availability") from None
     library.learn(seen.changes)
     return library.edition(Pins(release, policy, seen.head))
+
+
+async def edition_and_users(
+    library: Library, call: OwnerCall, limit_s: float, release: str, policy: str, users: npt.NDArray[np.uint64]
+) -> tuple[Edition, LedgerView]:
+    """`edition_with_changes`, and what the ledger says of `users` (u64[n]), in one call."""
+    try:
+        async with asyncio.timeout(limit_s):
+            seen: Look = await call("look", users, library.seq)
+    except TimeoutError:
+        raise LedgerUnavailable("users and live changes could not be read in time", field="ledger") from None
+    library.learn(seen.changes)
+    return library.edition(Pins(release, policy, seen.head)), seen.view
 
 
 def editions(library: Library, live: Live, live_ms: float) -> EditionNow:

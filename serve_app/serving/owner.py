@@ -1,7 +1,8 @@
 """The state owner: one process that holds the ledger and the promotion board for all replicas of a server.
 
-Calls run in a pool of threads, so that commits of many callers share one durable write (group commit) and no caller holds up
-the event loop. Read-modify-write of a user's state happens here, under a lock per user, so that no change is lost.
+Calls run in a pool of threads, so that no caller holds up the event loop; but what a decision waits for (`look`, `commit`)
+the loop takes up itself where the ledger lies in this process. Commits of many callers share one durable write.
+Read-modify-write of a user's state happens here, under a lock per user, so that no change is lost.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from serve_app.ledger.protocol import (
     CatalogueChange,
     Consent,
     Ledger,
+    LedgerView,
+    PromptLedger,
     Recents,
     UserChanges,
     UserRecord,
@@ -31,7 +34,7 @@ from serve_app.serving.board import Board, Kind, Orders, Report
 from serve_app.serving.snapshot_pages import SnapshotPages
 from serve_app.serving.threads import WorkThreads
 
-__all__ = ["LiveAnswer", "Optings", "StateOwner"]
+__all__ = ["LiveAnswer", "Look", "Optings", "StateOwner"]
 
 U64 = npt.NDArray[np.uint64]
 _LOCKS = 256
@@ -61,6 +64,16 @@ class LiveAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """What a decision needs before it is made: the newest catalogue sequence number, the changes it has not seen yet (all of
+    them up to `head`), and its users as the ledger has them."""
+
+    head: int
+    changes: list[CatalogueChange]
+    view: LedgerView
+
+
+@dataclass(frozen=True, slots=True)
 class Optings:
     """Channels (bits) to add to and to take from a user's opt-outs."""
 
@@ -84,6 +97,7 @@ class StateOwner:
         """stuck_s: no call of the ledger takes as long. window_us: how far back a policy revision looks; histories are kept
         as long from before it is in force."""
         self._ledger = ledger
+        self._prompt = ledger if isinstance(ledger, PromptLedger) else None
         self._window_us = window_us
         self.board = board
         self._pool = WorkThreads(threads, "ledger", stuck_s=stuck_s)
@@ -92,7 +106,11 @@ class StateOwner:
         self._pages = SnapshotPages(ledger)
 
     async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        """One method of the ledger, by name."""
+        """One method of the ledger, by name; or `look`."""
+        if method == "look":
+            return await self.look(*arguments)
+        if method == "commit" and self._prompt is not None and not faults.planted():
+            return await self._prompt.commit_soon(*arguments)
         if method in ("snapshot_open", "snapshot_next"):
             return await self._run(getattr(self._pages, method.removeprefix("snapshot_")), *arguments)
         if method not in _CALLABLE:
@@ -105,6 +123,15 @@ class StateOwner:
     async def live(self, users: U64, after_seq: int) -> LiveAnswer:
         """See LiveAnswer. The head is read after the call began: a change that was answered before is in."""
         return await self._run(self._live, users, after_seq)
+
+    async def look(self, users: U64, after_seq: int) -> Look:
+        """See Look. What waits for nothing is looked up here, as a thread would cost more than the look."""
+        if self._prompt is not None and not faults.planted():
+            head = self._ledger.catalogue_head()
+            view = self._prompt.read_at_once(users) if head <= after_seq else None
+            if view is not None:
+                return Look(max(head, after_seq), [], view)
+        return await self._run(self._look, users, after_seq)
 
     async def change_user(self, user: int, changes: UserChanges, optings: Optings | None = None) -> UserRecord:
         """Apply `changes` and opt-outs to one user and give the state as stored after it."""
@@ -152,6 +179,15 @@ class StateOwner:
             self._ledger.set_history_horizon(self._window_us(revision) + _SLACK_US)
 
     def _live(self, users: U64, after_seq: int) -> LiveAnswer:
+        head, changes = self._changes(after_seq)
+        return LiveAnswer(head, changes, self._ledger.recents(users), self._ledger.read(users).state)
+
+    def _look(self, users: U64, after_seq: int) -> Look:
+        head, changes = self._changes(after_seq)
+        return Look(head, changes, faults.before(_FAULTS["read"], self._ledger.read)(users))
+
+    def _changes(self, after_seq: int) -> tuple[int, list[CatalogueChange]]:
+        """The newest sequence number, and the changes after `after_seq` up to it."""
         faults.strike(faults.Point.availability)
         head = self._ledger.catalogue_head()
         changes: list[CatalogueChange] = []
@@ -161,7 +197,7 @@ class StateOwner:
                 break
             changes += page
             after_seq = page[-1].seq
-        return LiveAnswer(max(head, after_seq), changes, self._ledger.recents(users), self._ledger.read(users).state)
+        return max(head, after_seq), changes
 
     def _change_user(self, user: int, changes: UserChanges, optings: Optings | None) -> UserRecord:
         with self._locks[user % _LOCKS]:

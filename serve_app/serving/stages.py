@@ -21,7 +21,7 @@ from serve_app.serving.meters import count, timed
 if TYPE_CHECKING:
     from serve_app.serving.deciding import DecideCall, Decided
 
-__all__ = ["FeaturesCall", "LocalStages", "RankFlow", "Stages", "in_pool"]
+__all__ = ["FeaturesCall", "LocalScores", "LocalStages", "RankFlow", "Stages", "features_failed", "in_pool"]
 
 _LOG = logging.getLogger("hindcast.serving")
 T = TypeVar("T")
@@ -68,10 +68,36 @@ class RankFlow:
         except (Exception, asyncio.CancelledError) as error:  # any failure of features has the one declared fall-back
             if called_off(error):
                 raise
-            count("hindcast_degraded", stage="features")
-            _LOG.warning("features fell back to their defaults: %s: %s", type(error).__name__, error)
+            features_failed(error)
             matrix, degraded = self._host.defaults(call, kept.candidates.rows), True
         return await in_pool(self._pool, lambda: self._host.run(call, kept, matrix, degraded=degraded))
+
+
+class LocalScores:
+    """Features and ranking in the calling thread."""
+
+    def __init__(self, features: FeaturesHost, ranking: RankingHost, *, features_ms: float) -> None:
+        self._features, self._ranking, self.features_s = features, ranking, features_ms / 1000
+
+    def kept(self, call: RankCall) -> Batch:
+        """See RankingHost."""
+        return self._ranking.kept(call)
+
+    def matrix(self, call: RankCall, kept: Batch) -> FeatureMatrix:
+        """Features of the candidates `kept`."""
+        with timed("hindcast_stage_ms", stage="features"):
+            return self._features.run(kept, call.pins)
+
+    def ranked(self, call: RankCall, kept: Batch, matrix: FeatureMatrix | None) -> Batch:
+        """The batch ranked; matrix None: on declared defaults."""
+        known = matrix if matrix is not None else self._ranking.defaults(call, kept.candidates.rows)
+        return self._ranking.run(call, kept, known, degraded=matrix is None)
+
+
+def features_failed(error: BaseException) -> None:
+    """Say so: their defaults take their place."""
+    count("hindcast_degraded", stage="features")
+    _LOG.warning("features fell back to their defaults: %s: %s", type(error).__name__, error)
 
 
 class LocalStages:
@@ -82,7 +108,7 @@ class LocalStages:
         retrieval: RetrievalHost,
         features: FeaturesHost,
         ranking: RankingHost,
-        make_decide: Callable[[RankFlow], Callable[[DecideCall], Awaitable[Decided]]],
+        make_decide: Callable[[LocalScores], Callable[[DecideCall], Awaitable[Decided]]],
         pool: Executor,
         *,
         features_ms: float,
@@ -93,7 +119,7 @@ class LocalStages:
             return await in_pool(pool, lambda: features.run(batch, pins))
 
         self._rank = RankFlow(ranking, read, pool, features_ms=features_ms)
-        self._decide = make_decide(self._rank)
+        self._decide = make_decide(LocalScores(features, ranking, features_ms=features_ms))
 
     async def retrieve(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
         """See Stages."""

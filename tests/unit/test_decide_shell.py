@@ -267,3 +267,63 @@ def test_keys_must_fit_the_rows_and_an_empty_batch_is_no_error() -> None:
     empty = batch_of([asked(1)]).take(np.empty(0, np.int64))
     out = decide(ledger_with(1), Decision(), empty, Context((compiled(),)))
     assert len(out.batch) == 0
+
+
+class Counting(MemoryLedger):
+    """Counts reads."""
+
+    reads = 0
+
+    def read(self, users: Any) -> LedgerView:
+        self.reads += 1
+        return super().read(users)
+
+
+def counting(users: int) -> Counting:
+    ledger = Counting()
+    ledger.__dict__.update(ledger_with(users).__dict__)
+    return ledger
+
+
+def users_of(rows: list[dict[str, Any]]) -> Any:
+    return np.array([row["user"] for row in rows], np.uint64)
+
+
+def test_a_view_that_came_along_spares_the_read_and_changes_nothing() -> None:
+    rows = [asked(u, request_id=u) for u in (3, 1, 2)]
+    ledger = counting(3)
+    view = ledger.read(users_of(rows))
+    ledger.reads = 0
+    out, usual = run(ledger, rows, view=view), run(ledger_with(3), rows)
+    assert ledger.reads == 0
+    assert out.status.tolist() == [DecideStatus.committed] * 3
+    assert np.array_equal(out.versions, usual.versions)
+    for name in usual.batch.requests:
+        assert np.array_equal(out.batch.requests[name], usual.batch.requests[name], equal_nan=name == "p_none"), name
+
+
+def test_an_old_view_loses_and_is_read_anew() -> None:
+    ledger = counting(1)
+    rows = [asked(1, request_id=5)]
+    old = ledger.read(users_of(rows))
+    ledger.put_user(1, UserChanges(opted_out=63))
+    ledger.reads = 0
+    out = run(ledger, rows, view=old)
+    assert (ledger.reads, out.conflicts) == (1, 1)
+    assert out.batch.requests["action"].tolist() == [Action.suppress]
+    assert not out.granted.any()
+
+
+def test_only_the_first_of_a_repeated_user_is_decided_on_the_view() -> None:
+    rows = [asked(u, request_id=10 * i + 1) for i, u in enumerate([1, 2, 1, 1])]
+    ledger = counting(2)
+    view = ledger.read(users_of(rows))
+    ledger.reads = 0
+    assert run(ledger, rows, view=view).granted.tolist() == [True, True, True, False]
+    assert ledger.reads == 2
+
+
+def test_a_view_of_other_users_is_refused() -> None:
+    ledger = ledger_with(2)
+    with pytest.raises(InvalidInput, match="view"):
+        run(ledger, [asked(1)], view=ledger.read(np.array([2], np.uint64)))
