@@ -46,7 +46,7 @@ def deployment_options(settings: Settings, name: str) -> dict[str, Any]:
         "max_ongoing_requests": own.max_ongoing,
         "max_queued_requests": own.max_queued,
         "ray_actor_options": {"num_cpus": own.cpus},
-        "health_check_period_s": 2,
+        "health_check_period_s": 1,
         "health_check_timeout_s": 10,
         "graceful_shutdown_wait_loop_s": 0.2,
         "graceful_shutdown_timeout_s": own.drain_s,

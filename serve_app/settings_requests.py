@@ -55,6 +55,12 @@ class HttpSettings(Group):
     """Time a request waits in HAProxy for an ingress; then 503 with Retry-After, which costs the ingress nothing."""
 
     @property
+    def places_of_one_surface(self) -> int:
+        """Requests of one surface that an ingress holds while none of them is answered: of those HAProxy sends, others get
+        as many."""
+        return max(1, self.under_way_per_ingress // 2)
+
+    @property
     def loopback(self) -> bool:
         """Whether only this machine can reach `host`."""
         return is_loopback(self.host)

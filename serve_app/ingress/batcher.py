@@ -8,6 +8,10 @@ up to `max_requests` of them. So with one caller every batch holds one request a
 Overload: where micro-batches take longer than they should, fewer requests are under way at once (see `pace`); who would
 wait too long at the present pace is refused on arrival, which costs little and tells the caller while there is time.
 
+Standstill: where no micro-batch has ended for several times as long as they usually take (a stage's process died, or hangs),
+requests would pile up here and take the places of surfaces that could be served. Then only so many are held, the others
+refused at once; and what the pace was says nothing of what it will be.
+
 A batch holds requests of one `key` only (the pinned release): the queue keeps arrival order, and a batch ends where the key
 changes.
 """
@@ -29,6 +33,8 @@ from serve_app.serving import scope, spans
 
 __all__ = ["BatcherStats", "MicroBatcher", "overloaded"]
 
+_STANDSTILL = 2.0, 4.0  # times the time a micro-batch should take, and times what it usually takes
+_AGAIN_AT_MOST_S = 2  # the pace is that of the last second: who stays away for longer may miss that all is well again
 _PARTS, _LEAST = 4, 4.0  # parts that the room is given out in, and requests in each: a micro-batch costs something by itself
 T = TypeVar("T")
 R = TypeVar("R")
@@ -80,18 +86,22 @@ class MicroBatcher(Generic[T, R]):
         max_queued: int,
         run_s: float = math.inf,
         wait_share: float = 1.0,
+        places: int | None = None,
         quality: Quality | None = None,
     ) -> None:
         """run: takes the items of one batch and returns, in order, a result or an exception for each. run_s: time a batch
         should take; no more requests are under way than are answered in it (see Pace.room). wait_share: of the time a
-        request has, what it may expect to spend waiting. quality: hears how long every request stayed, and of those refused.
+        request has, what it may expect to spend waiting. places: requests held at most while nothing is answered. quality:
+        hears how long every request stayed, and of those refused.
         """
         self._run = run
         self._max_requests = max_requests
         self._lanes = lanes
         self._max_queued = max_queued
         self._run_s, self._wait_share, self._quality = run_s, wait_share, quality
+        self._places = max_queued if places is None else places
         self._pace = Pace()
+        self._moved_s = -math.inf
         self._queue: deque[_Waiting[T, R]] = deque()
         self._wake_scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -131,16 +141,26 @@ class MicroBatcher(Generic[T, R]):
                 self.stats.queued = len(self._queue)
 
     def refuse_if_full(self, time_s: float) -> None:
-        """Raise what `submit` would: the queue is full, or too long for a request that has `time_s`."""
+        """Raise what `submit` would: the queue is full, or too long for a request that has `time_s`, or stands still."""
         ahead, now = len(self._queue), asyncio.get_running_loop().time()
+        blocked = ahead > 0 or self.stats.in_flight >= self._lanes
+        if blocked and ahead + self.stats.under_way >= self._places and self._stands_still(now):
+            raise self._refused("no request was answered of late", 1.0, now)
         wait_s = self._pace.wait_s(ahead, now)
         most_s = min(self._wait_share * time_s, self._wait_at_most(time_s))
-        if ahead < self._max_queued and (ahead == 0 or wait_s <= most_s):
-            return
+        if ahead >= self._max_queued or (ahead > 0 and wait_s > most_s):
+            raise self._refused(f"{ahead} requests are already waiting", wait_s, now)
+
+    def _refused(self, why: str, wait_s: float, now: float) -> ProblemError:
         self.stats.refused += 1
         if self._quality is not None:
             self._quality.refused(now)
-        raise overloaded(f"{ahead} requests are already waiting", retry_after_s=min(60, max(1, math.ceil(wait_s))))
+        return overloaded(why, retry_after_s=min(_AGAIN_AT_MOST_S, max(1, math.ceil(wait_s))))
+
+    def _stands_still(self, now: float) -> bool:
+        """Whether no micro-batch under way has ended for far longer than they take."""
+        wanted, usual = _STANDSTILL
+        return now - self._moved_s > max(wanted * self._run_s, usual * self._pace.usual_s)
 
     def _wait_at_most(self, time_s: float) -> float:
         """After which a request would hardly be done in its time. A fifth is always granted: the pace may have changed."""
@@ -156,6 +176,8 @@ class MicroBatcher(Generic[T, R]):
         while self._queue and self.stats.in_flight < self._lanes and self.stats.under_way < room:
             batch = self._next_batch(min(most, room - self.stats.under_way), now)
             if batch:
+                if not self.stats.in_flight:
+                    self._moved_s = now
                 self.stats.in_flight += 1
                 self.stats.under_way += len(batch)
                 task = loop.create_task(self._serve(batch))
@@ -216,7 +238,11 @@ class MicroBatcher(Generic[T, R]):
 
     def _tell(self, batch: Sequence[_Waiting[T, R]], began_s: float) -> None:
         now = asyncio.get_running_loop().time()
+        stood_still = self._stands_still(now)
         self._pace.answered(len(batch), now - began_s, now)
+        if stood_still:
+            self._pace.forget(now)
+        self._moved_s = now
         if self._quality is not None:
             for one in batch:
                 self._quality.answered(now - one.came_s, now)

@@ -56,10 +56,16 @@ class Pace:
         self._requests, self._seconds = self._requests * kept + requests, self._seconds * kept + gap
         self._since_s = self._last_s = now_s
 
+    def forget(self, now_s: float) -> None:
+        """Nothing went on for a while, so that the pace is that of nothing. How long micro-batches take is kept."""
+        self._last_s, (self._requests, self._seconds) = -math.inf, _PRIOR
+        if self._since_s is not None:
+            self._since_s = now_s
+
     def per_s(self, now_s: float) -> float | None:
         """Requests a second; None: unknown."""
         if self._since_s is None and now_s - self._last_s > _FORGET_S:
-            self._last_s, (self._requests, self._seconds) = -math.inf, _PRIOR
+            self.forget(now_s)
         return self._requests / self._seconds if self._last_s > -math.inf else None
 
     def room(self, within_s: float, now_s: float) -> float:
@@ -70,6 +76,11 @@ class Pace:
             return math.inf
         twice_s = 2 * min(self._shortest_s, self._shortest_before_s)
         return max(_LEAST, math.floor(known * min(max(within_s, twice_s), 2 * within_s)))
+
+    @property
+    def usual_s(self) -> float:
+        """What micro-batches of late took."""
+        return self._usual_s
 
     @property
     def run_s(self) -> float:

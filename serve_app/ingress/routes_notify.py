@@ -80,7 +80,7 @@ class NotifyRoutes:
         batching = settings.batching
         self.batcher: MicroBatcher[tuple[_Ask, Key], dict[str, Any]] = MicroBatcher(
             throttled(self._run, throttle), max_requests=batching.max_requests, lanes=lanes,
-            max_queued=batching.max_queued, wait_share=batching.wait_share,
+            max_queued=batching.max_queued, wait_share=batching.wait_share, places=settings.http.places_of_one_surface,
             # As short as lists', with which decisions share the machine; what is left of their budget is for the ledger.
             run_s=batching.run_share * min(settings.budgets.request_ms, settings.budgets.decide_ms) / 1000,
         )  # fmt: skip

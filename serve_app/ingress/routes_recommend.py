@@ -61,6 +61,7 @@ class RecommendRoutes:
             return MicroBatcher(
                 throttled(run, throttle), max_requests=own.max_requests, lanes=lanes, max_queued=own.max_queued,
                 run_s=own.run_share * budget_ms / 1000, wait_share=own.wait_share, quality=self.qualities.get(name),
+                places=settings.http.places_of_one_surface,
             )  # fmt: skip
 
         self.batchers = {

@@ -166,6 +166,59 @@ def test_the_set_capacity_is_what_is_done(capacity: float) -> None:
     assert len(spike.stays) == pytest.approx(capacity * 20, rel=0.25)
 
 
+class Standstill:
+    """A stage that answers at once, but not from `dies_s` to `returns_s`: what came then waits for its return."""
+
+    def __init__(self, dies_s: float, returns_s: float, *, places: int | None = 24) -> None:
+        self.most_held = 0
+        self.refusals: list[tuple[float, ProblemError]] = []
+
+        async def run(items: Sequence[float]) -> Sequence[float | Exception]:
+            now = asyncio.get_running_loop().time() - self.began
+            await asyncio.sleep(returns_s - now if dies_s <= now < returns_s else 0.02)
+            return items
+
+        self.batcher: MicroBatcher[float, float] = MicroBatcher(
+            run, max_requests=8, lanes=2, max_queued=512, run_s=0.25, wait_share=0.7, places=places
+        )
+
+    async def ask(self) -> None:
+        now = asyncio.get_running_loop().time()
+        try:
+            await self.batcher.submit(now, key="r", leave_by_s=now + 5.0)
+        except ProblemError as refusal:
+            self.refusals.append((now - self.began, refusal))
+
+    async def arrive(self, rate: float, seconds: float) -> None:
+        self.began = asyncio.get_running_loop().time()
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(int(rate * seconds)):
+                tasks.create_task(self.ask())
+                await asyncio.sleep(1 / rate)
+                self.most_held = max(self.most_held, self.batcher.stats.under_way + self.batcher.stats.queued)
+
+
+def stood_still(still: Standstill, seconds: float) -> Standstill:
+    with asyncio.Runner(loop_factory=Clock) as runner:
+        runner.run(still.arrive(60, seconds))
+    return still
+
+
+def test_a_surface_that_stands_still_holds_only_its_places() -> None:
+    assert stood_still(Standstill(1.0, 4.0), 6.0).most_held <= 60 * 0.5 + 24
+    assert stood_still(Standstill(1.0, 4.0, places=None), 6.0).most_held >= 150
+
+
+def test_whoever_is_refused_while_nothing_goes_on_is_told_to_come_back_soon() -> None:
+    refusals = stood_still(Standstill(1.0, 4.0), 6.0).refusals
+    assert refusals
+    assert {refusal.headers["Retry-After"] for _, refusal in refusals} == {"1"}
+
+
+def test_after_a_standstill_nobody_is_refused_for_how_slow_it_was() -> None:
+    assert max(at for at, _ in stood_still(Standstill(1.0, 4.0), 6.0).refusals) < 4.0
+
+
 async def test_whoever_is_refused_anyway_is_refused_before_the_body_is_read() -> None:
     refusing = True
 
