@@ -106,6 +106,9 @@ def assigned_columns(requests: Columns, policies: Sequence[CompiledPolicy]) -> A
     """`arms` and `holdouts` of a batch's requests, whose `policy` indexes `policies`."""
     users = requests["user"]
     bits = requests["arms"] if "arms" in requests else np.zeros(len(users), np.uint64)
+    if len(policies) == 1 and len(users):
+        one = trials_of(policies[0])
+        return {"arms": arms_lists(one, bits), "holdouts": holdout_lists(one, held_bits(policies[0].holdouts, users))}
     if len(policies) == 1 or "policy" not in requests:
         pinned, held = np.zeros(len(users), np.int64), held_bits(policies[0].holdouts, users)
     else:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from serve_app.batch import Batch, Columns, Ragged, lengths_to_offsets
 from serve_app.log.entities import EntityHashes, column_at, entity_columns
 from serve_app.log.filling import SENTINELS
+from serve_app.log.short import Runs, spelled_out
 from serve_app.vocabulary import Action, Reason, Surface
 
 __all__ = ["Ledgered", "chosen_candidates", "decision_columns"]
@@ -26,50 +27,78 @@ Ledgered = tuple[I64 | None, Bools | None, Sequence[bytes] | None]
 _SEND, _SHOW, _NO_ACTION = np.int8(Action.send), np.int8(Action.show), np.int8(Action.none)
 _CHOSEN, _NO_REASON = np.int8(Reason.chosen), np.int8(Reason.none)
 _NOTIFICATION = np.int8(Surface.notification)
+_TOLD = frozenset({"p_none", "forced", "explored"})
 _COPIES = ("item", "widget", "review", "campaign", "category", "channel", "message_class", "counts")
 
 
-def chosen_candidates(batch: Batch, owner: I64) -> Bools:
+def chosen_candidates(batch: Batch) -> Bools:
     """bool[m]: candidates that are in the answer, or whose send was decided."""
     cand = batch.candidates
     chosen = cand["slot"] >= 0 if "slot" in cand else np.zeros(cand.rows, np.bool_)
     if "action" in cand:
-        chosen = chosen | ((cand["action"] == _SEND) & (batch.requests["surface"][owner] == _NOTIFICATION))
+        notification = np.repeat(batch.requests["surface"] == _NOTIFICATION, np.diff(batch.offsets))
+        chosen = chosen | ((cand["action"] == _SEND) & notification)
     return chosen
 
 
 def decision_columns(
-    batch: Batch, chosen: Bools, owner: I64, common: Mapping[str, Array], hashes: EntityHashes, ledger: Ledgered
-) -> dict[str, Any]:
-    """One row per chosen candidate, in order of slot, and one per request without any (chosen_idx -1)."""
+    batch: Batch, chosen: Bools, common: Mapping[str, Array], hashes: EntityHashes, ledger: Ledgered
+) -> tuple[int, dict[str, Any]]:
+    """Number of rows and columns: one row per chosen candidate, in order of slot, and one per request without any
+    (chosen_idx -1)."""
     req = batch.requests
-    rows, slots, cand_at = _order(batch, np.flatnonzero(chosen), owner)
-    surface = req["surface"][rows]
-    notification = surface == _NOTIFICATION
-    out: dict[str, Any] = {name: values[rows] for name, values in common.items()}
+    rows, slots, cand_at = _order(batch, np.flatnonzero(chosen))
+    count, counts = len(rows), np.bincount(rows, minlength=len(batch))
+    surface = req["surface"]
     known = cand_at >= 0
-    out |= {"slot": slots, "surface": surface}
+    out: dict[str, Any] = {name: Runs(values, counts, count) for name, values in common.items()}
+    out |= {"slot": slots, "surface": Runs(surface, counts, count)}
     out["chosen_idx"] = np.where(known, cand_at - batch.offsets[rows], -1).astype(np.int32)
     out.update(_copies(batch.candidates, cand_at, known, hashes))
-    out.update(_outcomes(batch, rows, cand_at, known, notification))
-    out.update(_ghosts(batch, owner, rows))
+    notification = surface == _NOTIFICATION
+    if not notification.any() and bool(known.all()) and not _TOLD.intersection(req):
+        out.update(_shown(batch.candidates, cand_at))
+    else:
+        out.update(_outcomes(batch, rows, cand_at, known, notification[rows]))
+    out.update(_ghosts(batch, rows))
     out["read_version"] = out["order"]
     commit_version, granted, keys = ledger
     if commit_version is not None:
         out["commit_version"] = commit_version[rows]
-    served = (out["action"] == _SEND) | (out["action"] == _SHOW)
-    out["granted"] = served if granted is None else served & (~notification | granted[rows])
+    out["granted"] = _granted(out["action"], None if granted is None else (~notification | granted)[rows])
     if keys is not None:
         own = [keys[row] for row in rows.tolist()]
         out["idempotency_key"] = Ragged(
             np.frombuffer(b"".join(own), np.uint8), lengths_to_offsets([len(one) for one in own])
         )
-    return out
+    return count, out
 
 
-def _order(batch: Batch, at: I64, owner: I64) -> tuple[I64, I32, I64]:
+def _granted(action: Array | Runs, granted: Bools | None) -> Array | Runs:
+    """bool[k]: served, and granted where the ledger was asked."""
+    if isinstance(action, Runs) and granted is None:
+        return Runs((action.values == _SEND) | (action.values == _SHOW), action.counts, action.rows)
+    done = spelled_out(action)
+    served: Bools = (done == _SEND) | (done == _SHOW)
+    return served if granted is None else served & granted
+
+
+def _shown(cand: Columns, cand_at: I64) -> dict[str, Array | Runs]:
+    """As `_outcomes`, of lists that were made and nothing else: each row is something shown."""
+    rows = len(cand_at)
+    return {
+        "action": Runs.constant(_SHOW, rows),
+        "reason": Runs.constant(_CHOSEN, rows),
+        "until": Runs.constant(np.int64(0), rows),
+        "p_action": column_at(cand, "p_slot", cand_at, np.nan),
+        "p_none": Runs.constant(np.float64(0.0), rows),
+    }
+
+
+def _order(batch: Batch, at: I64) -> tuple[I64, I32, I64]:
     """Request, slot and candidate (-1: none) of each row. at: the chosen candidates."""
-    rows, slots, cand_at = owner[at], _slots(batch, at, owner), at
+    rows = np.searchsorted(batch.offsets, at, side="right") - 1 if len(batch) > 1 else np.zeros(len(at), np.int64)
+    slots, cand_at = _slots(batch, at, rows), at
     counts = np.bincount(rows, minlength=len(batch))
     if not counts.all():
         none = np.flatnonzero(counts == 0)
@@ -82,13 +111,12 @@ def _order(batch: Batch, at: I64, owner: I64) -> tuple[I64, I32, I64]:
     return rows[order], slots[order], cand_at[order]
 
 
-def _slots(batch: Batch, at: I64, owner: I64) -> I32:
-    """Slot of each chosen candidate; sends without a slot are numbered in candidate order."""
+def _slots(batch: Batch, at: I64, rows: I64) -> I32:
+    """Slot of each chosen candidate; sends without a slot are numbered in candidate order. rows: the request of each."""
     cand = batch.candidates
     given = cand["slot"][at] if "slot" in cand else np.full(len(at), -1, np.int32)
     if len(at) == 0 or (given >= 0).all():
         return given.astype(np.int32, copy=False)
-    rows = owner[at]
     first = np.searchsorted(rows, rows)
     return np.where(given >= 0, given, np.arange(len(at)) - first).astype(np.int32)
 
@@ -130,14 +158,14 @@ def _outcomes(batch: Batch, rows: I64, cand_at: I64, known: Bools, notification:
     }
 
 
-def _ghosts(batch: Batch, owner: I64, rows: I64) -> dict[str, Bools]:
+def _ghosts(batch: Batch, rows: I64) -> dict[str, Bools]:
     """ghost and ghost_first of the request, marked on its first row only, so that summing rows counts requests."""
     out: dict[str, Bools] = {}
     for name in ("ghost", "ghost_first"):
         if name not in batch.candidates:
             continue
         marked = np.zeros(len(batch), np.bool_)
-        marked[owner[batch.candidates[name]]] = True
+        marked[batch.owner[batch.candidates[name]]] = True
         first = np.ones(len(rows), np.bool_)
         np.not_equal(rows[1:], rows[:-1], out=first[1:])
         out[name] = marked[rows] & first

@@ -16,6 +16,7 @@ from serve_app.errors import InvalidInput
 from serve_app.ids import bucket_of
 from serve_app.log.plan import Column, Plan, plan_of_table
 from serve_app.log.schema import SCHEMA_VERSION, TABLES
+from serve_app.log.short import spelled_out
 
 __all__ = [
     "SENTINELS",
@@ -87,8 +88,9 @@ def named(indices: Array, name_of: Callable[[int], str]) -> pa.DictionaryArray:
 
 
 def fill(table: str, rows: int, columns: Mapping[str, Any]) -> pa.RecordBatch:
-    """`rows` rows of log table `table`: given columns (numpy, Ragged, Names, Arrow, or the text of every row; None counts as
-    absent) cast to its schema, schema_version and user_bucket added, absent ones set to their sentinel (in `events` null).
+    """`rows` rows of log table `table`: given columns (numpy, Ragged, Names, Runs, Some, Arrow, or the text of every row;
+    None counts as absent) cast to its schema, schema_version and user_bucket added, absent ones set to their sentinel (in
+    `events` null).
 
     Raises InvalidInput for a column the table does not have, or of another length."""
     plan = plan_of_table(table)
@@ -111,7 +113,7 @@ def filled(table: str, plan: Plan, schema: pa.Schema, rows: int, columns: Mappin
         if name == "schema_version":
             given = np.full(rows, version, np.int16)
         elif name == "user_bucket":
-            given = bucket_of(np.asarray(columns["user"], np.uint64))
+            given = bucket_of(np.asarray(spelled_out(columns["user"]), np.uint64))
         array = _absent(column.spec, rows) if given is None else to_arrow(given, column, rows)
         if len(array) != rows:
             raise InvalidInput(f"{len(array)} values for {rows} rows", field=f"{table}.{name}")
@@ -146,6 +148,7 @@ def sentinels(spec: pa.Field, rows: int) -> pa.Array:
 
 def to_arrow(values: Any, column: Column, rows: int) -> pa.Array:
     """A given column in the type of the log's. rows: how often the one text of all rows is repeated."""
+    values = spelled_out(values)
     if isinstance(values, np.ndarray):
         if values.ndim == 2:
             width = values.shape[1]

@@ -10,11 +10,13 @@ Layout, little endian::
     per column: place in the table u16 | form u16 | bytes u32
     per column: its bytes
 
-Forms: flat (numpy's values; booleans a byte each), matrix (the same, one list a row, all of one width), lists (offsets
-i32[rows + 1], values), text (UTF-8, the same in every row), names (number of texts u32, their lengths u32 each, codes
-i32[rows], texts) and arrow (a record batch of this one column, dictionaries decoded). Absent columns are left out: their
-sentinels (`serve_app.log.filling`) are put in by the reader (`serve_app.log.given_reader`), like schema_version and
-user_bucket.
+Forms: flat (numpy's values; booleans a byte each), matrix (the same, one list a row, all of one width; no longer written),
+lists (offsets i32[rows + 1], values), text (UTF-8, the same in every row), names (number of texts u32, their lengths u32
+each, codes i32[rows], texts), arrow (a record batch of this one column, dictionaries decoded), runs (number of values u32,
+for how many rows each stands u32, values) and some (width u32, rows known u32, one value that fills the others' lists, which
+rows are known, a bit each from the lowest, bytes filled up; then their lists column by column, where like stands by like and
+packs well). Absent columns are left out: their sentinels (`serve_app.log.filling`) are put in by the reader
+(`serve_app.log.given_reader`), like schema_version and user_bucket.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, unique
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,7 @@ from serve_app.batch import Ragged
 from serve_app.errors import InvalidInput
 from serve_app.log.filling import Names, check_columns, to_arrow
 from serve_app.log.plan import DERIVED, Column, plain, plan_of_table
+from serve_app.log.short import Runs, Some, spelled_out
 
 __all__ = ["ENTRY_WORDS", "HEAD", "Form", "GivenRows", "given_rows", "wire_schema"]
 
@@ -43,6 +47,7 @@ HEAD = struct.Struct("<IHH")
 ENTRY_WORDS = 2  # u32 each: place and form, bytes
 _U32 = np.dtype("<u4")
 _I32 = np.dtype("<i4")
+_TWO_WORDS = struct.Struct("<II")
 _MOST_VALUES = np.iinfo(np.int32).max
 
 
@@ -56,6 +61,8 @@ class Form(IntEnum):
     text = 3
     names = 4
     arrow = 5
+    runs = 6
+    some = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +123,35 @@ def _formed(values: Any, column: Column, rows: int) -> tuple[Form, int, Parts]:
         return Form.text, rows, (values.encode(),)
     if isinstance(values, Names) and column.named:
         return Form.names, len(values), _names(values, column)
+    if type(values) is Runs and column.flat is not None and values.values.dtype == column.flat:
+        return Form.runs, len(values), _runs(values)
     if type(values) is np.ndarray and values.ndim == 2 and _is(values, column.inner) and values.size <= _MOST_VALUES:
-        return Form.matrix, len(values), (_dense(values),)
+        return Form.some, len(values), _some(Some(np.ones(len(values), np.bool_), values, _nothing(values.dtype)))
+    if type(values) is Some and _is(values.values, column.inner) and len(values) * values.values.shape[1] <= _MOST_VALUES:
+        return Form.some, len(values), _some(values)
+    values = spelled_out(values)
     lists = values.values if isinstance(values, Ragged) else None
     if lists is not None and lists.ndim == 1 and _is(lists, column.inner) and len(lists) <= _MOST_VALUES:
         return Form.lists, len(values), (values.offsets.astype(_I32), _dense(lists))
     array = to_arrow(values, column, rows)
     return Form.arrow, len(array), (_message(array, column),)
+
+
+def _runs(values: Runs) -> Parts:
+    counts = values.counts
+    return np.array([len(counts)], _U32), counts.astype(_U32), _dense(values.values)
+
+
+def _some(values: Some) -> Parts:
+    known, width = values.values.shape
+    head = _TWO_WORDS.pack(width, known) + values.other.tobytes()
+    return head, np.packbits(values.known, bitorder="little"), values.values.T.tobytes()
+
+
+@cache
+def _nothing(dtype: np.dtype[Any]) -> np.generic:
+    nothing: np.generic = np.zeros(1, dtype)[0]
+    return nothing
 
 
 def _names(values: Names, column: Column) -> Parts:

@@ -83,6 +83,10 @@ def _column(form: int, bodies: Sequence[bytes], column: Column, rows: Sequence[i
         return pa.Array.from_buffers(column.type, sum(rows), [None, pa.py_buffer(values)])
     if form == Form.matrix:
         return _matrix(bodies, column, rows)
+    if form == Form.runs:
+        return np.concatenate([_run(body, column) for body in bodies])
+    if form == Form.some:
+        return _some(bodies, column, rows)
     if form == Form.lists:
         starts = [_I32.itemsize * (count + 1) for count in rows]
         lengths = [np.diff(np.frombuffer(body, _I32, count + 1)) for body, count in zip(bodies, rows, strict=True)]
@@ -107,6 +111,35 @@ def _matrix(bodies: Sequence[bytes], column: Column, rows: Sequence[int]) -> Arr
     if len(set(widths)) == 1:
         return values.reshape(sum(rows), widths[0])
     return Ragged(values, lengths_to_offsets(np.repeat(widths, rows)))
+
+
+def _run(body: bytes, column: Column) -> Array:
+    (own,) = struct.unpack_from("<I", body)
+    counts = np.frombuffer(body, _U32, own, _U32.itemsize)
+    assert column.flat is not None
+    return np.repeat(np.frombuffer(body, column.flat, own, _U32.itemsize * (1 + own)), counts)
+
+
+def _some(bodies: Sequence[bytes], column: Column, rows: Sequence[int]) -> Array | Ragged:
+    parts = [_one_some(body, column, count) for body, count in zip(bodies, rows, strict=True)]
+    widths = [one.shape[1] for one in parts]
+    if len(set(widths)) == 1:
+        return np.concatenate(parts)
+    return Ragged(np.concatenate([one.ravel() for one in parts]), lengths_to_offsets(np.repeat(widths, rows)))
+
+
+def _one_some(body: bytes, column: Column, rows: int) -> Array:
+    width, known = struct.unpack_from("<II", body)
+    assert column.inner is not None
+    other = np.frombuffer(body, column.inner, 1, 2 * _U32.itemsize)
+    at = 2 * _U32.itemsize + other.nbytes
+    bits = np.frombuffer(body, np.uint8, (rows + 7) // 8, at)
+    values = np.frombuffer(body, column.inner, width * known, at + len(bits)).reshape(width, known).T
+    if known == rows:
+        return np.ascontiguousarray(values)
+    out = np.repeat(other, rows * width).reshape(rows, width)
+    out[np.unpackbits(bits, count=rows, bitorder="little").view(np.bool_)] = values
+    return out
 
 
 def _names(bodies: Sequence[bytes], rows: Sequence[int]) -> pa.DictionaryArray:

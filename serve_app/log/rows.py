@@ -8,6 +8,7 @@ Python object per row.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
@@ -21,6 +22,7 @@ from serve_app.log.entities import EntityHashes, entity_columns, rows_to_hashes
 from serve_app.log.filling import Names, assignments, fill
 from serve_app.log.given import GivenRows, given_rows
 from serve_app.log.schema import TABLES
+from serve_app.log.short import Runs, Some
 from serve_app.noise import hash_key, salt_of, uniform
 from serve_app.policy.zones import zone_name
 from serve_app.regions import region_name
@@ -49,7 +51,8 @@ _CANDIDATE_COPIES = tuple(name for name in TABLES["candidates"].names if name no
 class Stamps(TypedDict):
     """What rows are stamped with beside the batch. policy_revision: one text, or texts indexed by the requests' `policy`.
     commit_version i64[n] and granted bool[n] are what the ledger answered (default: nothing written; granted where the
-    action is send or show). arms, holdouts: lists of (id, arm, p), see `serve_app.log.assigned`."""
+    action is send or show). arms, holdouts: lists of (id, arm, p), see `serve_app.log.assigned`. matrices: columns of the
+    batch's candidates that only some of them have, in place of its own."""
 
     hashes: EntityHashes
     policy_revision: str | Sequence[str]
@@ -62,10 +65,13 @@ class Stamps(TypedDict):
     idempotency_keys: NotRequired[Sequence[bytes] | None]
     arms: NotRequired[Ragged | pa.ListArray | None]
     holdouts: NotRequired[Ragged | pa.ListArray | None]
+    matrices: NotRequired[Mapping[str, Some]]
 
 
 def logged_in_full(request_ids: U64, log_rate: F64) -> Bools:
     """bool[n]: whole requests drawn by a hash of the request id, so that every writer and reader agrees."""
+    if (log_rate >= 1.0).all():  # what is drawn is below 1
+        return np.ones(len(request_ids), np.bool_)
     return uniform(hash_key(_SAMPLE, request_ids)) < log_rate
 
 
@@ -89,20 +95,15 @@ def _tables(batch: Batch, stamps: Stamps) -> dict[str, tuple[int, dict[str, Any]
     notification = req["surface"] == _NOTIFICATION
     log_rate = req["log_rate"] if "log_rate" in req else np.ones(len(batch))
     full = notification if notification.all() else notification | logged_in_full(req["request_id"], log_rate)
-    owner = batch.owner
-    chosen = chosen_candidates(batch, owner)
+    chosen = chosen_candidates(batch)
     order = req["read_version"] if "read_version" in req else np.full(len(batch), -1)
     common = {"user": req["user"], "ts": req["decided_at"], "order": order, "request_id": req["request_id"]}
     requests = {**common, **_request_columns(batch, stamps), "full": full, "log_rate": np.where(notification, 1.0, log_rate)}
-    kept = full[owner] | chosen
-    candidates = _candidate_columns(batch, kept, owner, common, hashes)
+    kept = None if full.all() else np.repeat(full, np.diff(batch.offsets)) | chosen
+    rows, candidates = _candidate_columns(batch, kept, common, hashes, stamps.get("matrices", {}))
     ledger = (stamps.get("commit_version"), stamps.get("granted"), stamps.get("idempotency_keys"))
-    decisions = decision_columns(batch, chosen, owner, common, hashes, ledger)
-    return {
-        "requests": (len(batch), requests),
-        "candidates": (len(candidates["user"]), candidates),
-        "decisions": (len(decisions["user"]), decisions),
-    }
+    decided, decisions = decision_columns(batch, chosen, common, hashes, ledger)
+    return {"requests": (len(batch), requests), "candidates": (rows, candidates), "decisions": (decided, decisions)}
 
 
 def _request_columns(batch: Batch, stamps: Stamps) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def _request_columns(batch: Batch, stamps: Stamps) -> dict[str, Any]:
     out["policy_revision"] = _revisions(stamps["policy_revision"], req)
     out |= {"arms": stamps.get("arms"), "holdouts": stamps.get("holdouts")}
     out |= {"release": stamps["release"], "code_version": stamps["code_version"], "fingerprint": stamps["fingerprint"]}
-    out["salt"] = np.full(len(batch), stamps["salt"], np.uint64)
+    out["salt"] = Runs.constant(np.uint64(stamps["salt"]), len(batch))
     out["candidate_count"] = np.diff(batch.offsets).astype(np.int32)
     for one in ("head", "feature", "gate"):
         out[f"{one}_names"] = _names(batch, f"{one}s")
@@ -144,22 +145,45 @@ def _revisions(revision: str | Sequence[str], req: Columns) -> str | Names:
 
 def _names(batch: Batch, key: str) -> str:
     names = batch.meta.get(key, ())
-    return names if isinstance(names, str) else ",".join(names)
+    return names if isinstance(names, str) else _commas(tuple(names))
+
+
+@lru_cache(maxsize=256)
+def _commas(names: tuple[str, ...]) -> str:
+    return ",".join(names)
 
 
 def _candidate_columns(
-    batch: Batch, kept: Bools, owner: I64, common: Mapping[str, Array], hashes: EntityHashes
-) -> dict[str, Any]:
-    cand, places = batch.candidates, np.arange(len(owner), dtype=np.int64)
-    if not kept.all():
+    batch: Batch, kept: Bools | None, common: Mapping[str, Array], hashes: EntityHashes, matrices: Mapping[str, Some]
+) -> tuple[int, dict[str, Any]]:
+    """Number of rows and columns of the candidates `kept` (None: all)."""
+    cand, counts = batch.candidates, np.diff(batch.offsets)
+    place = _within(batch.offsets, counts, cand.rows)
+    if kept is not None and not kept.all():
         places = np.flatnonzero(kept)
-        cand, owner = cand.take(places), owner[places]
-    out: dict[str, Any] = {name: values[owner] for name, values in common.items()}
-    out["idx"] = (places - batch.offsets[owner]).astype(np.int32)
+        cand, place = cand.take(places), place[places]
+        matrices = {name: one.take(places) for name, one in matrices.items()}
+        counts = np.diff(np.searchsorted(places, batch.offsets))
+    rows = cand.rows
+    out: dict[str, Any] = {name: Runs(values, counts, rows) for name, values in common.items()}
+    out["idx"] = place
     out.update({name: cand[name] for name in _CANDIDATE_COPIES if name in cand})
+    out.update(matrices)
     out.update(entity_columns(cand, hashes))
     if "slot" not in cand:
-        out["slot"] = np.full(len(places), -1, np.int32)
-    plan = _names(batch, "features")
-    out["feature_plan"] = np.full(len(places), hash_id(plan) if plan else 0, np.uint64)
-    return out
+        out["slot"] = Runs.constant(np.int32(-1), rows)
+    out["feature_plan"] = Runs.constant(_plan_hash(_names(batch, "features")), rows)
+    return rows, out
+
+
+def _within(offsets: I64, counts: I64, rows: int) -> npt.NDArray[np.int32]:
+    """i32[m]: the place of each candidate among its request's."""
+    place = np.arange(rows, dtype=np.int32)
+    if len(counts) > 1:
+        place -= np.repeat(offsets[:-1], counts).astype(np.int32)
+    return place
+
+
+@lru_cache(maxsize=64)
+def _plan_hash(plan: str) -> np.uint64:
+    return np.uint64(hash_id(plan) if plan else 0)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from serve_app.batch import Array, Batch, Columns
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
+from serve_app.log.short import Some
 from serve_app.serving import faults
 from serve_app.serving.given import KindPolicies
 from serve_app.serving.journalling import JournalHost
@@ -160,12 +161,17 @@ class RankingHost:
             return ranked
         if call.page is not None:
             ranked = without_repeats(ranked, call.page, edition)
-        if call.explain or call.log:
-            whole = _rejoin(batch, _kept(batch), ranked)
-            if call.log and not self._journal.append(whole, edition):
-                ranked, whole = flagged(ranked, StageBit.log), flagged(whole, StageBit.log)
-            if call.explain:
-                return whole
+        return self._told(call, batch, ranked, edition)
+
+    def _told(self, call: RankCall, batch: Batch, ranked: Batch, edition: Edition) -> Batch:
+        """Journal what was made, and give back what was asked for. ranked: the kept candidates of `batch`."""
+        mask = _kept(batch) if call.explain or call.log else np.empty(0, np.bool_)
+        if call.log:
+            flat, matrices = _apart(ranked, mask)
+            if not self._journal.append(_rejoin(batch, mask, ranked, flat), edition, matrices=matrices):
+                ranked = flagged(ranked, StageBit.log)
+        if call.explain:
+            return _rejoin(batch, mask, ranked, tuple(ranked.candidates))
         return _answered(ranked)
 
 
@@ -196,19 +202,40 @@ def _answered(ranked: Batch) -> Batch:
 
 
 _FILL: dict[str, float] = {"slot": -1}
+_MATRICES = frozenset({"heads", "features", "feature_status"})  # as wide as models and plans are
 
 
-def _rejoin(batch: Batch, mask: Bools, ranked: Batch) -> Batch:
-    """All candidates of `batch`, with what ranking said of those in `mask`."""
-    columns: dict[str, Array] = {}
+def _apart(ranked: Batch, mask: Bools) -> tuple[tuple[str, ...], dict[str, Some]]:
+    """Names of the candidates' flat columns, and their matrices as the log takes them: of the candidates in `mask` alone."""
+    flat, matrices = [], {}
     for name, values in ranked.candidates.items():
+        if values.ndim == 1 or name not in _MATRICES:
+            flat.append(name)
+        else:
+            matrices[name] = Some(mask, values, values.dtype.type(_unknown(name, values)))
+    return tuple(flat), matrices
+
+
+def _unknown(name: str, values: Array) -> float:
+    """What stands in a column of candidates for those that ranking did not see."""
+    return _FILL.get(name, np.nan if values.dtype.kind == "f" else 0)
+
+
+def _rejoin(batch: Batch, mask: Bools, ranked: Batch, names: Sequence[str]) -> Batch:
+    """All candidates of `batch`, with what ranking said, in its columns `names`, of those in `mask`."""
+    columns: dict[str, Array] = {}
+    every = bool(mask.all())
+    for name in names:
+        values = ranked.candidates[name]
         if name in batch.candidates and name != "drop_reason":
+            continue
+        if every:
+            columns[name] = values
             continue
         if name == "drop_reason":
             whole = batch.candidates["drop_reason"].copy()
         else:
-            empty = _FILL.get(name, np.nan if values.dtype.kind == "f" else 0)
-            whole = np.full((len(mask), *values.shape[1:]), empty, values.dtype)
+            whole = np.full((len(mask), *values.shape[1:]), _unknown(name, values), values.dtype)
         whole[mask] = values
         columns[name] = whole
     joined = extended(batch, ranked.meta, **columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from serve_app.log import frames
 from serve_app.log import journal as journal_module
 from serve_app.log.filling import Names, fill, to_arrow
 from serve_app.log.frames import decode_payloads, encode_payload
-from serve_app.log.given import given_rows
+from serve_app.log.given import Form, given_rows
 from serve_app.log.given_reader import read_given
 from serve_app.log.journal import Journal, read_journal
 from serve_app.log.plan import DERIVED, Column, plan_of_table
 from serve_app.log.schema import SCHEMA_VERSION, TABLES
+from serve_app.log.short import Runs, Some
 from tests.unit.test_journal_frames import decode_payload
 
 Array = npt.NDArray[Any]
@@ -43,7 +45,11 @@ def _numbers(draw: st.DrawFn, dtype: np.dtype[Any], count: int) -> Array:
 def _flat(draw: st.DrawFn, column: Column, rows: int) -> Any:
     """Numbers of the column's type; strided; of another type that fits; an Arrow array, whole or chunked."""
     assert column.flat is not None
-    shape = draw(st.sampled_from(["plain", "strided", "list", "wider", "arrow", "chunked"]))
+    shape = draw(st.sampled_from(["plain", "strided", "list", "wider", "arrow", "chunked", "runs"]))
+    if shape == "runs":
+        ends = sorted(draw(st.lists(st.integers(0, rows), max_size=3)))
+        counts = np.diff(np.array([0, *ends, rows], np.int64))
+        return Runs(_numbers(draw, column.flat, len(counts)), counts, rows)
     if shape == "strided":
         return _numbers(draw, column.flat, 2 * rows)[::2]
     values = _numbers(draw, column.flat, rows)
@@ -58,9 +64,13 @@ def _flat(draw: st.DrawFn, column: Column, rows: int) -> Any:
 
 def _lists(draw: st.DrawFn, column: Column, rows: int) -> Any:
     assert column.inner is not None
-    shape = draw(st.sampled_from(["ragged", "matrix", "turned", "wider", "arrow"]))
-    if shape in ("matrix", "turned") and column.inner.names is None and pa.types.is_list(column.type):
+    shape = draw(st.sampled_from(["ragged", "matrix", "turned", "some", "wider", "arrow"]))
+    if shape in ("matrix", "turned", "some") and column.inner.names is None and pa.types.is_list(column.type):
         width = draw(st.integers(0, 3))
+        if shape == "some":
+            known = np.array(draw(st.lists(st.booleans(), min_size=rows, max_size=rows)), np.bool_)
+            values = _numbers(draw, column.inner, int(known.sum()) * width).reshape(int(known.sum()), width)
+            return Some(known, values, _numbers(draw, column.inner, 1)[0])
         values = _numbers(draw, column.inner, rows * width)
         return values.reshape(rows, width) if shape == "matrix" else values.reshape(width, rows).T
     lengths = draw(st.lists(st.integers(0, 3), min_size=rows, max_size=rows))
@@ -190,6 +200,8 @@ def _request(**columns: Any) -> dict[str, Any]:
         ({"zone": Names(np.zeros(3, np.int32), ("a",))}, "zone"),
         ({"zone": Names(np.array([0, 1], np.int32), ("a",))}, "zone"),
         ({"recents_age_s": np.zeros((1, 2), np.float32)}, "recents_age_s"),
+        ({"recents_age_s": Some(np.ones(3, np.bool_), np.zeros((3, 2), np.float32), np.float32(0))}, "recents_age_s"),
+        ({"width": Runs.constant(np.int32(1), 3)}, "width"),
         ({"salt": pa.array([1], pa.uint64())}, "salt"),
     ],
 )
@@ -207,6 +219,7 @@ def test_a_column_of_the_wrong_name_or_length_is_refused_when_given(columns: dic
         {"recents": Ragged.of([[-1], [2]], np.int64)},
         {"release": np.zeros(2)},
         {"salt": np.ones(2, ">u8")},
+        {"width": Runs.constant(np.int64(1 << 40), 2)},
     ],
 )
 def test_values_that_do_not_fit_are_refused_when_given_as_fill_refuses_them(columns: dict[str, Any]) -> None:
@@ -228,6 +241,25 @@ def test_arrays_may_change_after_they_were_given() -> None:
     (rows,) = read_given("requests", [kept.content], SCHEMA_VERSION)
     assert rows["user"].to_pylist() == [1, 2]
     assert rows["recents_age_s"].to_pylist() == [[1.0], [2.0]]
+
+
+def test_matrices_that_an_earlier_version_wrote_row_by_row_are_read() -> None:
+    values = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    plan = plan_of_table("requests")
+    bodies = {"user": np.array([1, 2], np.uint64).tobytes(), "recents_age_s": values.tobytes()}
+    forms = {"user": Form.flat, "recents_age_s": Form.matrix}
+    entries = [part for name, body in bodies.items() for part in (plan[name].place, forms[name], len(body))]
+    content = struct.pack("<IHH" + "HHI" * 2, 2, 2, 0, *entries) + b"".join(bodies.values())
+    (rows,) = read_given("requests", [content], SCHEMA_VERSION)
+    assert rows["recents_age_s"].to_pylist() == values.tolist()
+
+
+def test_some_rows_of_a_matrix_are_taken_as_of_the_whole() -> None:
+    known = np.array([True, False, True, True, False])
+    some = Some(known, np.arange(6, dtype=np.float32).reshape(3, 2), np.float32(np.nan))
+    for rows in ([], [0], [1, 4], [0, 1, 3], [0, 1, 2, 3, 4]):
+        at = np.array(rows, np.int64)
+        assert some.take(at).whole().tobytes() == some.whole()[at].tobytes()
 
 
 def test_one_frame_holds_rows_of_both_forms() -> None:
