@@ -97,13 +97,17 @@ class Columns(Mapping[str, Any]):
         self._rows = rows
         self._specs = specs
         self._data: dict[str, Array | Ragged] = {}
-        for name, values in (data or {}).items():
-            self[name] = values
+        if data:
+            for name, values in data.items():
+                self[name] = values
 
     def __setitem__(self, name: str, values: Array | Ragged) -> None:
         spec = self._specs.get(name)
         if spec is None:
             raise InvalidInput("no such column", field=name, hint="declare it in serve_app/columns.py")
+        if type(values) is np.ndarray and values.dtype is spec.dtype and len(values) == self._rows and not spec.ragged:
+            self._data[name] = values  # as nearly all are
+            return
         if len(values) != self._rows:
             raise InvalidInput(f"column has {len(values)} rows, the batch {self._rows}", field=name)
         flat = values.values if isinstance(values, Ragged) else values

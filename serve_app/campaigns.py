@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from serve_app.batch import Batch, Ragged, lengths_to_offsets
 from serve_app.errors import InvalidInput, plain_words
 from serve_app.ids import hash_id, hash_ids
+from serve_app.kernels import kernel
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.document import PolicyDocument
 from serve_app.policy.instants import instant_us
@@ -34,6 +35,7 @@ F64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
+_GIVEN = int(Source.given)
 _NEVER_BEFORE = 10**14  # March 1973: what is less was meant as seconds or milliseconds
 
 
@@ -209,6 +211,11 @@ class CampaignTable:
         return np.where(self.campaign[found] == campaigns, found, -1).astype(np.int32)
 
     @cached_property
+    def widest(self) -> int:
+        """Channels of the campaign that allows most."""
+        return int(self.channels.lengths.max(initial=0))
+
+    @cached_property
     def _order(self) -> I64:
         return np.argsort(self.campaign, kind="stable")
 
@@ -255,18 +262,35 @@ def notification_candidates(
         raise InvalidInput(f"choices for {len(choice)} requests, the batch has {len(batch)}", field="choice")
     if len(rows) and (rows.min() < 0 or rows.max() >= len(table)):
         raise InvalidInput("no such campaign", field="campaign", hint="PUT it before asking for it")
-    allowed = table.channels.take(rows)
-    pair = np.repeat(np.arange(len(rows)), allowed.lengths)
-    keep = np.ones(len(pair), np.bool_) if channels is None else (channels[pair] < 0) | (channels[pair] == allowed.values)
-    kept = np.bincount(pair[keep], minlength=len(rows))
-    if np.any(kept == 0):
+    allowed = table.channels
+    room = len(rows) * table.widest
+    pair, channel, kept = np.empty(room, np.int64), np.empty(room, np.int8), np.empty(len(rows), np.int64)
+    wanted = np.full(len(rows), -1, np.int8)
+    if channels is not None:
+        wanted[:] = channels  # which may be memory that kernels were not compiled for
+    total = _pairs(rows, wanted, allowed.offsets, allowed.values, pair, channel, kept)
+    if len(kept) and kept.min() == 0:
         bad = int(np.flatnonzero(kept == 0)[0])
         name = Channel(int(channels[bad])).name if channels is not None else "none"
         raise InvalidInput(f"campaign {table.ids[rows[bad]]!r} does not allow channel {name}", field="channel")
-    pair, channel = pair[keep], allowed.values[keep]
     per_request = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(kept, out=per_request[1:])
-    return _with_columns(batch, table, per_request[choice.offsets], rows[pair], channel, pair, items)
+    return _with_columns(batch, table, per_request[choice.offsets], rows[pair[:total]], channel[:total], pair[:total], items)
+
+
+@kernel
+def _pairs(rows: I64, wanted: I8, offsets: I64, allowed: I8, pair: I64, channel: I8, kept: I64) -> int:
+    """One (choice, channel) for each channel its campaign allows and the choice wants (-1: every one). How many
+    there are, in all and of each choice."""
+    total = 0
+    for i in range(len(rows)):
+        before = total
+        for at in range(offsets[rows[i]], offsets[rows[i] + 1]):
+            if wanted[i] < 0 or wanted[i] == allowed[at]:
+                pair[total], channel[total] = i, allowed[at]
+                total += 1
+        kept[i] = total - before
+    return total
 
 
 def _with_columns(
@@ -283,7 +307,7 @@ def _with_columns(
         message_class=table.message_class[row],
         category=table.category[row],
         priority=table.priority[row],
-        sources=np.full(len(row), Source.given, np.uint32),
+        sources=np.full(len(row), _GIVEN, np.uint32),
         cost=table.cost[row],
         margin=table.margin[row],
         expires_at=table.expires_at[row],

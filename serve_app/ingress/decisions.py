@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,7 @@ import numpy.typing as npt
 from serve_app.batch import Batch, Ragged, lengths_to_offsets
 from serve_app.campaigns import CampaignTable, notification_candidates
 from serve_app.errors import InvalidInput, UnknownIdentifier
-from serve_app.ids import hash_ids
-from serve_app.ingress.asked import AskedRows
+from serve_app.ingress.asked import AskedRows, Texts, hash_texts
 from serve_app.noise import hash_key, salt_of
 from serve_app.serving.asking import notification_requests
 from serve_app.serving.library import Edition
@@ -63,9 +63,7 @@ def prepare_decisions(asking: Asking, edition: Edition, log_rate: float = 1.0) -
     rows, table = asking.rows, edition.campaigns
     known = _known(rows, table, edition)
     problems = rows.problems | known.problems(rows, table)
-    good = np.ones(len(rows), np.bool_)
-    good[list(problems)] = False
-    at = np.flatnonzero(good)
+    at = np.setdiff1d(np.arange(len(rows)), list(problems)) if problems else np.arange(len(rows))
     if not len(at):
         return PreparedDecisions(None, at, None, None, problems)
     choice, channels, items = _choices(asking, at, known, table)
@@ -122,19 +120,34 @@ class _Known:
 
 
 def _known(rows: AskedRows, table: CampaignTable, edition: Edition) -> _Known:
-    campaign = np.append(table.rows_of(hash_ids(rows.campaign.names)), np.int32(-1))[rows.campaign.codes]
-    item = np.append(edition.view.rows_of(hash_ids(rows.item.names)), np.int32(-1))[rows.item.codes]
+    campaign = _rows_by_code(table.rows_of, rows.campaign)
+    item = _rows_by_code(edition.view.rows_of, rows.item)
     no_campaign = campaign < 0
-    allowed = table.channel_bits[campaign] if len(table) else np.zeros(len(campaign), np.int64)  # where none: not looked at
-    no_channel = ~no_campaign & (rows.channel >= 0) & ((allowed >> np.maximum(rows.channel, 0)) & 1 == 0)
+    if len(table):
+        no_channel = (
+            ~no_campaign & (rows.channel >= 0) & ((table.channel_bits[campaign] >> np.maximum(rows.channel, 0)) & 1 == 0)
+        )
+    else:
+        no_channel = np.zeros(len(campaign), np.bool_)  # not looked at
     return _Known(campaign, item, no_campaign, no_channel, (rows.item.codes >= 0) & (item < 0))
+
+
+def _rows_by_code(rows_of: Callable[[U64], I32], texts: Texts) -> I32:
+    """i32 row of each text; -1: unknown, or none."""
+    if not texts.names:
+        return np.full(len(texts.codes), -1, np.int32)
+    rows = np.empty(len(texts.names) + 1, np.int32)
+    rows[:-1], rows[-1] = rows_of(hash_texts(texts.names)), -1
+    return rows[texts.codes]
 
 
 def _choices(asking: Asking, good: I64, known: _Known, table: CampaignTable) -> tuple[Ragged, npt.NDArray[np.int8], I32]:
     """Campaign rows per good row, with the channel and item asked for beside each (-1: not said): the named candidates, or
     every campaign that is live."""
     rows = asking.rows
-    named = rows.named[good]
+    named = rows.named if len(good) == len(rows) else rows.named[good]
+    if len(good) == len(rows) and named.all():
+        return Ragged(known.campaign, rows.offsets), rows.channel, known.item
     own = Ragged(np.arange(int(rows.offsets[-1]), dtype=np.int64), rows.offsets).take(good)
     if named.all():
         flat = own.values
@@ -158,6 +171,9 @@ def _with_candidates(
     candidates = out.candidates
     candidates["retrieval_score"] = np.zeros(candidates.rows, np.float64)
     # Nobody is invited to an item that cannot be had: its campaign is off while it is hidden.
-    gone = (candidates["item"] >= 0) & edition.view.overlay.unavailable[np.maximum(candidates["item"], 0)]
-    candidates["campaign_killed"] = candidates["campaign_killed"] | gone
+    item = candidates["item"]
+    about = item >= 0
+    if about.any():
+        gone = about & edition.view.overlay.unavailable[np.maximum(item, 0)]
+        candidates["campaign_killed"] = candidates["campaign_killed"] | gone
     return out

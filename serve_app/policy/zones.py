@@ -156,7 +156,10 @@ def _utc(days: I64, seconds: I64, zone: I16, later: bool, first: I64, starts: I6
 
 
 def _checked(zone: npt.ArrayLike, rows: int) -> I16:
-    zones = np.ascontiguousarray(np.broadcast_to(np.asarray(zone, np.int16), (rows,)))
+    if isinstance(zone, np.ndarray) and zone.dtype == np.int16 and zone.shape == (rows,):
+        zones: I16 = np.ascontiguousarray(zone)
+    else:
+        zones = np.ascontiguousarray(np.broadcast_to(np.asarray(zone, np.int16), (rows,)))
     if rows and (zones.min() < 0 or zones.max() >= len(_names()[0])):
         raise InvalidInput("a zone index is out of range", field="zone", hint="zone_index(name) gives valid ones")
     return zones

@@ -45,6 +45,8 @@ class UserHistories:
 
     def requests(self, user_rows: I32, decided_at: I64) -> dict[str, Ragged]:
         """The request columns recents, recents_age_s and bought of `user_rows` i32[n] (-1: empty) at `decided_at` i64[n]."""
+        if len(user_rows) == 1:
+            return self._of_one(int(user_rows[0]), decided_at)
         flat, offsets = _places(self.recent_offsets, user_rows)
         age = (np.repeat(decided_at, np.diff(offsets)) - self.recent_at[flat]) / 1e6
         bought, bought_offsets = _places(self.bought_offsets, user_rows)
@@ -52,6 +54,17 @@ class UserHistories:
             "recents": Ragged(self.recent_items[flat], offsets),
             "recents_age_s": Ragged(age.astype(np.float32), offsets),
             "bought": Ragged(self.bought_items[bought], bought_offsets),
+        }
+
+    def _of_one(self, row: int, decided_at: I64) -> dict[str, Ragged]:
+        """`requests` of one user: a handful of array operations is most of what it costs."""
+        recent, bought = _span(self.recent_offsets, row), _span(self.bought_offsets, row)
+        age = ((decided_at - self.recent_at[recent]) / 1e6).astype(np.float32)
+        offsets = np.array([0, len(age)], np.int64)
+        return {
+            "recents": Ragged(self.recent_items[recent].copy(), offsets),
+            "recents_age_s": Ragged(age, offsets),
+            "bought": Ragged(self.bought_items[bought].copy(), np.array([0, bought.stop - bought.start], np.int64)),
         }
 
     def save(self, folder: Path) -> None:
@@ -71,6 +84,11 @@ class UserHistories:
         if len(out.recent_at) != len(out.recent_items):
             raise DamagedArtifact("does not fit recent_items", field=f"{folder.name}/recent_at.npy")
         return out
+
+
+def _span(offsets: I64, row: int) -> slice:
+    """Where the list of `row` (-1: an empty one) lies."""
+    return slice(int(offsets[row]), int(offsets[row + 1])) if row >= 0 else slice(0, 0)
 
 
 def _places(offsets: I64, rows: I32) -> tuple[I64, I64]:

@@ -7,6 +7,7 @@ ascending order. Rows (i32) mean nothing outside one release; hashes (u64) do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -17,14 +18,17 @@ import pyarrow.compute as pc
 
 from serve_app.batch import lengths_to_offsets
 from serve_app.catalogue import Catalogue, read_catalogue
-from serve_app.errors import DamagedArtifact
+from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.ids import hash_ids
+from serve_app.policy.zones import UNKNOWN_ZONE, zone_index
+from serve_app.regions import UNKNOWN_REGION, region_index
 
 __all__ = ["CatalogueRows", "find_rows", "in_row_order"]
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
+I16 = npt.NDArray[np.int16]
 
 
 def find_rows(sorted_hashes: U64, hashes: npt.ArrayLike) -> I32:
@@ -60,6 +64,23 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(column.cast(pa.large_string()).chunks) if column.num_chunks else pa.array([], column.type)
 
 
+def _numbered(column: pa.ChunkedArray, number: Callable[[str], int], unknown: int) -> I16:
+    """The number of each row's name, and `unknown` behind the last. So is what is empty, or a name of another tzdata."""
+
+    def numbered(name: str) -> int:
+        try:
+            return number(name) if name else unknown
+        except InvalidInput:
+            return unknown
+
+    encoded = _whole(column).dictionary_encode()
+    numbers = [numbered(name) for name in encoded.dictionary.to_pylist()]
+    codes = encoded.indices.fill_null(len(numbers)).to_numpy(zero_copy_only=False)
+    out = np.empty(len(codes) + 1, np.int16)
+    out[:-1], out[-1] = np.array([*numbers, unknown], np.int16)[codes], unknown
+    return out
+
+
 class CatalogueRows:
     """Tables `items`, `users`, `reviews`, `widgets`, `campaigns` (pyarrow, see serve_app.catalogue) and arrays by row."""
 
@@ -84,6 +105,16 @@ class CatalogueRows:
     def user_rows(self, hashes: npt.ArrayLike) -> I32:
         """i32 row of each user hash; -1: not in this release."""
         return find_rows(self.user_hashes, hashes)
+
+    @cached_property
+    def user_zones(self) -> I16:
+        """i16[users + 1] zone index; UNKNOWN_ZONE: none is known, so too behind the last, where row -1 looks."""
+        return _numbered(self.users["zone"], zone_index, UNKNOWN_ZONE)
+
+    @cached_property
+    def user_regions(self) -> I16:
+        """i16[users + 1] region index; UNKNOWN_REGION: none is known, so too behind the last, where row -1 looks."""
+        return _numbered(self.users["region"], region_index, UNKNOWN_REGION)
 
     @cached_property
     def item_ids(self) -> pa.Array:

@@ -48,6 +48,8 @@ class SegmentShelf:
 
     def follow(self) -> None:
         """Load the set in force now and keep up from here on. Calling again does nothing."""
+        if self._following:
+            return
         with self._lock:
             if self._following:
                 return

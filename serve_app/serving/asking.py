@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch
 from serve_app.policy.assign import assign
-from serve_app.policy.zones import local_second_of_day, zone_index
-from serve_app.regions import region_index
+from serve_app.policy.zones import UNKNOWN_ZONE, local_second_of_day
 from serve_app.segments.shelf import lookup
 from serve_app.serving.library import Edition
 from serve_app.vocabulary import Origin, Surface
@@ -21,6 +22,7 @@ I16 = npt.NDArray[np.int16]
 U64 = npt.NDArray[np.uint64]
 
 _HOUR_S = 3600
+_NOTIFICATION = int(Surface.notification)
 
 
 def notification_requests(
@@ -40,6 +42,12 @@ def notification_requests(
 ) -> Batch:
     """n requests without candidates, pinned to `edition`, arms and cell drawn. root_ids None: each is its own root."""
     n, policy, catalogue = len(users), edition.policy, edition.release.catalogue
+
+    def each(value: float, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        out = np.empty(n, dtype)
+        out.fill(value)
+        return out
+
     user_row = catalogue.user_rows(users)
     zone, region = _places(user_row, edition)
     drawn = assign(policy.trials, users, decided_at)
@@ -50,18 +58,18 @@ def notification_requests(
         root_id=request_ids if root_ids is None else root_ids,
         parent_request_id=np.zeros(n, np.uint64) if parents is None else parents,
         attempt=np.zeros(n, np.int16) if attempts is None else attempts,
-        surface=np.full(n, Surface.notification, np.int8),
-        origin=np.full(n, origin, np.int8),
+        surface=each(_NOTIFICATION, np.int8),
+        origin=each(int(origin), np.int8),
         decided_at=decided_at,
         deadline_at=deadline_at,
-        env_seq=np.full(n, -1, np.int64),
+        env_seq=each(-1, np.int64),
         policy=np.zeros(n, np.int16),
         **drawn.columns(),
         user=users,
         user_row=user_row,
         zone=zone,
         region=region,
-        anchor=np.full(n, -1, np.int32),
+        anchor=each(-1, np.int32),
         recents=history["recents"],
         recents_age_s=history["recents_age_s"],
         bought=history["bought"],
@@ -73,22 +81,14 @@ def notification_requests(
         segments_at=segments_at,
         degraded=np.zeros(n, np.uint8),
         cold=user_row < 0,
-        log_rate=np.full(n, log_rate, np.float64),
-        availability_seq=np.full(n, edition.view.seq, np.int64),
+        log_rate=each(log_rate, np.float64),
+        availability_seq=each(edition.view.seq, np.int64),
     )
 
 
 def _places(user_row: I32, edition: Edition) -> tuple[I16, I16]:
     """Zone and region as the release knows them; the ledger's word replaces them where it has one."""
-    users = edition.release.catalogue.users
-    zone = np.full(len(user_row), edition.policy.default_zone, np.int16)
-    region = np.full(len(user_row), -1, np.int16)
-    known = np.flatnonzero(user_row >= 0)
-    zones = users["zone"].take(user_row[known]).to_pylist() if len(known) else []
-    codes = users["region"].take(user_row[known]).to_pylist() if len(known) else []
-    for at, name, code in zip(known.tolist(), zones, codes, strict=True):
-        if name:
-            zone[at] = zone_index(name)
-        if code:
-            region[at] = region_index(code)
-    return zone, region
+    rows = edition.release.catalogue
+    zone = rows.user_zones[user_row]
+    zone[zone == UNKNOWN_ZONE] = edition.policy.default_zone
+    return zone, rows.user_regions[user_row]
