@@ -11,18 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from serve_app.batch import Batch
 from serve_app.ids import decision_id_text
 from serve_app.ingress.answers import chosen, degraded_names, envelope, explained, ranked_items
 from serve_app.ingress.asks import Ask, Known
-from serve_app.ingress.recommend import Lists, ListsOptions, Recommender
+from serve_app.ingress.recommend import Lists, ListsOptions, Recommender, Shelves
 from serve_app.ledger.protocol import Recents, UserState
 from serve_app.noise import hash_key, salt_of
 from serve_app.serving.given import given_widgets
 from serve_app.serving.library import Edition, Pins
-from serve_app.stages.extend import extended
 from serve_app.vocabulary import Surface
 
 __all__ = ["PageAsk", "Pages", "child_request_ids", "known_of"]
@@ -94,9 +91,8 @@ class Pages:
     ) -> Lists:
         kinds = edition.release.catalogue.widget_kinds
         batch = self._recommender.requests(children, edition, known, quality)
-        found = await self._recommender.retrieve(batch, pins, edition, [kinds[widget] for widget in widgets])
-        found = _marked(found, np.array(widgets, np.int32))
-        return await self._recommender.rank(found, pins, edition, known, options, np.array(owners, np.int32))
+        shelves = Shelves(np.array(widgets, np.int32), [kinds[widget] for widget in widgets], np.array(owners, np.int32))
+        return await self._recommender.listed(batch, pins, edition, known, options, shelves)
 
     @staticmethod
     def _answer(
@@ -165,8 +161,3 @@ def _limit(asked: Sequence[str], kind: str, argument: str) -> Sequence[str]:
     if kind != "category":
         return asked
     return [argument] if not asked or argument in asked else ["\0nothing"]
-
-
-def _marked(found: Batch, widgets: npt.NDArray[np.int32]) -> Batch:
-    """Candidates with the widget they would fill, so that the log says which shelf a list stood on."""
-    return extended(found, {}, widget=np.repeat(widgets, np.diff(found.offsets)).astype(np.int32))

@@ -23,13 +23,14 @@ from serve_app.serving.lost import called_off
 from serve_app.serving.meters import count, observe, timed
 from serve_app.serving.owner import LiveAnswer
 from serve_app.serving.pages import unranked
-from serve_app.serving.stages import Stages, in_pool
+from serve_app.serving.stages import ListTrip, LocalStages, Stages, in_pool
 from serve_app.settings import BudgetSettings
+from serve_app.stages.extend import extended
 from serve_app.stages.retrieval import SurfaceRetrieval
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import Source, StageBit, Surface
 
-__all__ = ["Lists", "ListsOptions", "LiveCall", "Recommender"]
+__all__ = ["Lists", "ListsOptions", "LiveCall", "Recommender", "Shelves"]
 
 _LOG = logging.getLogger("hindcast.ingress")
 _RETRY_SALT = salt_of("request answered by a fall-back")
@@ -57,6 +58,19 @@ class Lists:
     edition: Edition
     known: Known
     cold: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Shelves:
+    """Where the lists of a batch of pages stand: widgets i32[n] and their kinds, page i32[n] (see RankCall)."""
+
+    widgets: npt.NDArray[np.int32]
+    kinds: Sequence[str]
+    page: npt.NDArray[np.int32]
+
+    def marked(self, found: Batch) -> Batch:
+        """Candidates with the widget they would fill, so that the log says which shelf a list stood on."""
+        return extended(found, {}, widget=np.repeat(self.widgets, np.diff(found.offsets)))
 
 
 class _PopularOnly:
@@ -91,8 +105,7 @@ class Recommender:
         edition, known = await self.admit(asks, options)
         batch = self.requests(asks, edition, known)
         pins = Pins(options.release, options.policy, edition.view.seq)
-        found = await self.retrieve(batch, pins, edition)
-        return await self.rank(found, pins, edition, known, options)
+        return await self.listed(batch, pins, edition, known, options)
 
     async def admit(self, asks: Sequence[Ask], options: ListsOptions) -> tuple[Edition, Known]:
         """Check the head of the live changes, learn what is new, read the users' live facts."""
@@ -114,6 +127,36 @@ class Recommender:
         """Request columns of the asks. quality: see request_batch."""
         return request_batch(asks, edition, known, recents_kept=self._recents_kept, log_rate=self._log_rate, quality=quality)
 
+    async def listed(
+        self, batch: Batch, pins: Pins, edition: Edition, known: Known, options: ListsOptions, shelves: Shelves | None = None
+    ) -> Lists:
+        """Candidates, popular items where retrieval fails or is late, and lists, retrieval's order where ranking does."""
+        page = None if shelves is None else shelves.page
+
+        def call_of(found: Batch) -> RankCall:
+            marked = found if shelves is None else shelves.marked(found)
+            return RankCall(marked, pins, options.explain, options.log, page)
+
+        kinds = None if shelves is None else shelves.kinds
+        if not isinstance(self._stages, LocalStages) or not self._has_models(batch, edition):
+            call = call_of(await self.retrieve(batch, pins, edition, kinds))
+            return self._lists(await self._ranked(call, edition), batch, pins, known)
+        budgets, latest_s = self._budgets, max(left_s() - self._spare_s, 0.0)
+        trip = ListTrip(
+            batch, pins, kinds, call_of, budgets.retrieval_ms / 1000, budgets.ranking_ms / 1000, latest_s
+        )  # fmt: skip
+        try:
+            ranked = await self._stages.lists(trip)
+        except (Exception, asyncio.CancelledError) as error:  # each stage has its one declared fall-back
+            if called_off(error):
+                raise
+            if trip.call is None:
+                call = call_of(await self._popular_instead(batch, edition, error))
+                ranked = await self._ranked(call, edition)
+            else:
+                ranked = await self._unranked_instead(trip.call, edition, error)
+        return self._lists(ranked, batch, pins, known)
+
     async def retrieve(self, batch: Batch, pins: Pins, edition: Edition, kinds: Sequence[str] | None = None) -> Batch:
         """Candidates; popular items by the same filters where retrieval fails or is late. kinds: see RetrievalHost."""
         try:
@@ -123,8 +166,11 @@ class Recommender:
         except (Exception, asyncio.CancelledError) as error:  # any failure of retrieval has the one declared fall-back
             if called_off(error):
                 raise
-            count("hindcast_degraded", stage="retrieval")
-            _LOG.warning("retrieval fell back to popular items: %s: %s", type(error).__name__, error)
+            return await self._popular_instead(batch, edition, error)
+
+    async def _popular_instead(self, batch: Batch, edition: Edition, error: BaseException) -> Batch:
+        count("hindcast_degraded", stage="retrieval")
+        _LOG.warning("retrieval fell back to popular items: %s: %s", type(error).__name__, error)
         return await in_pool(self._pool, lambda: _popular(batch, edition))
 
     async def rehearse_fall_backs(self, ask: Ask, pins: Pins, edition: Edition, known: Known) -> None:
@@ -137,16 +183,22 @@ class Recommender:
     async def rank(self, batch: Batch, pins: Pins, edition: Edition, known: Known, options: ListsOptions,
                    page: npt.NDArray[np.int32] | None = None) -> Lists:  # fmt: skip
         """Lists from candidates; retrieval's order where ranking fails or is late."""
-        cold = batch.requests["cold"]
         ranked = await self._ranked(RankCall(batch, pins, options.explain, options.log, page), edition)
+        return self._lists(ranked, batch, pins, known)
+
+    def _lists(self, ranked: Batch, batch: Batch, pins: Pins, known: Known) -> Lists:
+        """batch: what was asked."""
         if (ranked.requests["availability_seq"] > self._library.seq).any():
             raise NotReady("a stage knows catalogue changes that this process has not seen yet", field="availability")
         newest = self._library.edition(replace(pins, seq=int(ranked.requests["availability_seq"].max(initial=pins.seq))))
-        return Lists(ranked, newest, known, cold)
+        return Lists(ranked, newest, known, batch.requests["cold"])
+
+    @staticmethod
+    def _has_models(batch: Batch, edition: Edition) -> bool:
+        return all(Surface(one).name in edition.held.heads for one in set(batch.requests["surface"].tolist()))
 
     async def _ranked(self, call: RankCall, edition: Edition) -> Batch:
-        surfaces = {Surface(surface).name for surface in set(call.batch.requests["surface"].tolist())}
-        if not surfaces <= set(edition.held.heads):  # the release declares that it has no model for this surface
+        if not self._has_models(call.batch, edition):  # the release declares that it has no model for this surface
             return await self._fall_back(call, edition, late=False)
         try:
             with timed("hindcast_stage_ms", stage="ranking"):
@@ -155,9 +207,12 @@ class Recommender:
         except (Exception, asyncio.CancelledError) as error:  # any failure of ranking has the one declared fall-back
             if called_off(error):
                 raise
-            count("hindcast_degraded", stage="ranking")
-            _LOG.warning("ranking fell back to retrieval's order: %s: %s", type(error).__name__, error)
-            return await self._fall_back(call, edition, late=True)
+            return await self._unranked_instead(call, edition, error)
+
+    async def _unranked_instead(self, call: RankCall, edition: Edition, error: BaseException) -> Batch:
+        count("hindcast_degraded", stage="ranking")
+        _LOG.warning("ranking fell back to retrieval's order: %s: %s", type(error).__name__, error)
+        return await self._fall_back(call, edition, late=True)
 
     async def _fall_back(self, call: RankCall, edition: Edition, *, late: bool) -> Batch:
         within_s = max(left_s() - self._spare_s / 2, 0.0)

@@ -159,8 +159,7 @@ class RecommendRoutes:
         if len(good):
             part = requests.take(good) if len(good) < len(asks) else requests
             pins = Pins(options.release, options.policy, edition.view.seq)
-            found = await self._recommender.retrieve(part, pins, edition)
-            lists = await self._recommender.rank(found, pins, edition, known, options)
+            lists = await self._recommender.listed(part, pins, edition, known, options)
             for row, at in enumerate(good.tolist()):
                 answers[at] = _answer(lists, row, asks[at], options, "items", "item")
         return answers

@@ -8,14 +8,16 @@ leg, stops there.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__ = ["Baton", "Detour", "Overtaken", "relayed"]
+__all__ = ["Baton", "Detour", "Limit", "Overtaken", "relayed"]
 
 T = TypeVar("T")
 
@@ -29,6 +31,7 @@ class _Race:
         self._lock = threading.Lock()
         self._holder: Baton | None = None
         self._done = 0
+        self._ended_s: dict[int, float] = {}
 
     def baton(self) -> Baton:
         with self._lock:
@@ -40,6 +43,11 @@ class _Race:
             if self._holder is not baton:
                 raise Overtaken
             self._done = max(self._done, legs)
+            self._ended_s.setdefault(legs, time.monotonic())
+
+    def ended_s(self, legs: int) -> float | None:
+        """When the first `legs` legs had ended, on the clock of the event loop; None: not yet."""
+        return self._ended_s.get(legs)
 
     def overtaken(self, legs: int) -> bool:
         """Whether the first `legs` legs had not ended yet: now they are as good as done, and nobody holds the baton."""
@@ -47,6 +55,7 @@ class _Race:
             if self._done >= legs:
                 return False
             self._holder, self._done = None, legs
+            self._ended_s.setdefault(legs, time.monotonic())
             return True
 
     def stop(self) -> None:
@@ -66,29 +75,56 @@ class Baton:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """The first `legs` legs end within `after_s` seconds of the end of the first `since` (0: of the start), and within
+    `latest_s` of the start; else the caller hears of a TimeoutError, though no thread is free to tell him."""
+
+    legs: int
+    after_s: float
+    since: int = 0
+    latest_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
 class Detour(Generic[T]):
-    """Where the first `legs` legs have not ended `after_s` seconds from the start, `instead` does what comes after them."""
+    """Where what a Limit asks for is not so, `instead` does what comes after these legs."""
 
     legs: int
     after_s: float
     instead: Callable[[Baton], T]
+    since: int = 0
+    latest_s: float = math.inf
 
 
-async def relayed(pool: Executor, first: Callable[[Baton], T], detours: Sequence[Detour[T]]) -> T:
+async def relayed(
+    pool: Executor, first: Callable[[Baton], T], detours: Sequence[Detour[T]], limits: Sequence[Limit] = ()
+) -> T:
     """What `first`, or the detour that overtook it, gives or raises. They know whom they work for, as the caller does. Where
     the caller stops waiting, what runs stops at the end of its leg."""
     loop, race = asyncio.get_running_loop(), _Race()
     answer: asyncio.Future[T] = loop.create_future()
+    began_s = loop.time()
 
     def start(work: Callable[[Baton], T]) -> None:
         running = loop.run_in_executor(pool, copy_context().run, _run, work, race.baton())
         running.add_done_callback(lambda ended: _settle(answer, ended))
 
-    def overtake(detour: Detour[T]) -> None:
-        if not answer.done() and race.overtaken(detour.legs):
-            start(detour.instead)
+    def due(limit: Limit | Detour[T], timer: int) -> None:
+        if answer.done():
+            return
+        since_s = race.ended_s(limit.since) if limit.since else began_s
+        # Legs that have not begun by now end no earlier than this: to look again then is soon enough.
+        ends_s = min((loop.time() if since_s is None else since_s) + limit.after_s, began_s + limit.latest_s)
+        if ends_s > loop.time():
+            timers[timer] = loop.call_at(ends_s, due, limit, timer)
+        elif race.overtaken(limit.legs):
+            if isinstance(limit, Detour):
+                start(limit.instead)
+            else:
+                answer.set_exception(TimeoutError())
 
-    timers = [loop.call_later(one.after_s, overtake, one) for one in detours]
+    every: list[Limit | Detour[T]] = [*limits, *detours]
+    timers = [loop.call_later(min(one.after_s, one.latest_s), due, one, at) for at, one in enumerate(every)]
     start(first)
     try:
         return await answer

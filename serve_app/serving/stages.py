@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from serve_app.batch import Batch
@@ -17,11 +18,21 @@ from serve_app.serving.hosts import FeatureMatrix, FeaturesHost, RankCall, Ranki
 from serve_app.serving.library import Pins
 from serve_app.serving.lost import called_off
 from serve_app.serving.meters import count, timed
+from serve_app.serving.relay import Baton, Detour, Limit, relayed
 
 if TYPE_CHECKING:
     from serve_app.serving.deciding import DecideCall, Decided
 
-__all__ = ["FeaturesCall", "LocalScores", "LocalStages", "RankFlow", "Stages", "features_failed", "in_pool"]
+__all__ = [
+    "FeaturesCall",
+    "ListTrip",
+    "LocalScores",
+    "LocalStages",
+    "RankFlow",
+    "Stages",
+    "features_failed",
+    "in_pool",
+]
 
 _LOG = logging.getLogger("hindcast.serving")
 T = TypeVar("T")
@@ -100,6 +111,21 @@ def features_failed(error: BaseException) -> None:
     _LOG.warning("features fell back to their defaults: %s: %s", type(error).__name__, error)
 
 
+@dataclass(slots=True)
+class ListTrip:
+    """One batch on its way from requests to lists. call: made of the candidates once they are found (None: not yet).
+    retrieval_s, ranking_s: budgets of the stages; latest_s: when both must be over, from the start."""
+
+    batch: Batch
+    pins: Pins
+    kinds: Sequence[str] | None
+    ranked: Callable[[Batch], RankCall]
+    retrieval_s: float
+    ranking_s: float
+    latest_s: float
+    call: RankCall | None = None
+
+
 class LocalStages:
     """Every stage in this process, in worker threads (`topology: fused`, and tests)."""
 
@@ -114,12 +140,8 @@ class LocalStages:
         features_ms: float,
     ) -> None:
         self._retrieval, self._pool = retrieval, pool
-
-        async def read(batch: Batch, pins: Pins) -> FeatureMatrix:
-            return await in_pool(pool, lambda: features.run(batch, pins))
-
-        self._rank = RankFlow(ranking, read, pool, features_ms=features_ms)
-        self._decide = make_decide(LocalScores(features, ranking, features_ms=features_ms))
+        self._scores = LocalScores(features, ranking, features_ms=features_ms)
+        self._decide = make_decide(self._scores)
 
     async def retrieve(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
         """See Stages."""
@@ -127,7 +149,48 @@ class LocalStages:
 
     async def rank(self, call: RankCall) -> Batch:
         """See Stages."""
-        return await self._rank(call)
+        return await relayed(self._pool, lambda baton: self._ranked(baton, call, 0), (self._without_features(call, 0),))
+
+    async def lists(self, trip: ListTrip) -> Batch:
+        """Candidates and their ranking by one thread. Where it raises, `trip.call` says whether candidates were found."""
+
+        def first(baton: Baton) -> Batch:
+            with timed("hindcast_stage_ms", stage="retrieval"):
+                found = self._retrieval.run(trip.batch, trip.pins, trip.kinds)
+            call = trip.ranked(found)
+            baton.past(1)
+            trip.call = call
+            with timed("hindcast_stage_ms", stage="ranking"):
+                return self._ranked(baton, call, 1)
+
+        def defaults(baton: Baton) -> Batch:
+            assert trip.call is not None
+            return self._without_features(trip.call, 1).instead(baton)
+
+        features = Detour(2, stretched(self._scores.features_s, len(trip.batch)), defaults, since=1)
+        limits = Limit(1, trip.retrieval_s, latest_s=trip.latest_s), Limit(3, trip.ranking_s, 1, trip.latest_s)
+        return await relayed(self._pool, first, (features,), limits)
+
+    def _ranked(self, baton: Baton, call: RankCall, legs: int) -> Batch:
+        """Features and ranking, after so many legs."""
+        kept = self._scores.kept(call)
+        try:
+            matrix = self._scores.matrix(call, kept)
+        except Exception as error:  # noqa: BLE001 - any failure of features has the one declared fall-back
+            baton.past(legs + 1)
+            features_failed(error)
+            return self._scores.ranked(call, kept, None)
+        baton.past(legs + 1)
+        return self._scores.ranked(call, kept, matrix)
+
+    def _without_features(self, call: RankCall, legs: int) -> Detour[Batch]:
+        """Ranking on declared defaults, where features are late."""
+
+        def instead(_: Baton) -> Batch:
+            features_failed(TimeoutError("they took too long"))
+            return self._scores.ranked(call, self._scores.kept(call), None)
+
+        return Detour(legs + 1, stretched(self._scores.features_s, len(call.batch)), instead)
 
     async def decide(self, call: DecideCall) -> Decided:
         """See Stages."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serve_app.serving.relay import Baton, Detour, Overtaken, relayed
+from serve_app.serving.relay import Baton, Detour, Limit, Overtaken, relayed
 
 LATE_S, NEVER_S = 0.02, 600.0
 
@@ -119,3 +119,56 @@ def test_where_nobody_waits_any_more_the_work_stops_at_the_end_of_its_leg() -> N
 
     asyncio.run(leave())
     assert stopped.is_set()
+
+
+def test_a_limit_is_heard_of_though_no_thread_is_free() -> None:
+    released = threading.Event()
+
+    async def main(pool: ThreadPoolExecutor) -> None:
+        pool.submit(released.wait, 60)
+        with pytest.raises(TimeoutError):
+            await relayed(pool, lambda _: "first", (), [Limit(1, LATE_S)])
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            asyncio.run(main(pool))
+        finally:
+            released.set()
+
+
+def test_a_later_leg_has_its_time_from_the_end_of_the_one_before() -> None:
+    second, released = threading.Event(), threading.Event()
+
+    def first(baton: Baton) -> str:
+        assert not second.wait(5 * LATE_S)  # longer than the second leg may take: its clock has not begun
+        baton.past(1)
+        released.wait(60)
+        baton.past(2)
+        return "first"
+
+    def instead(_: Baton) -> str:
+        released.set()
+        return "instead"
+
+    with ThreadPoolExecutor(2) as pool:
+        made = asyncio.run(relayed(pool, first, [Detour(2, LATE_S, instead, since=1)], [Limit(1, NEVER_S)]))
+    assert made == "instead"
+
+
+def test_what_is_left_of_the_whole_bounds_every_leg() -> None:
+    released = threading.Event()
+
+    def first(baton: Baton) -> str:
+        baton.past(1)
+        released.wait(60)
+        return "first"
+
+    async def main(pool: ThreadPoolExecutor) -> None:
+        with pytest.raises(TimeoutError):
+            await relayed(pool, first, (), [Limit(2, NEVER_S, since=1, latest_s=LATE_S)])
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            asyncio.run(main(pool))
+        finally:
+            released.set()
