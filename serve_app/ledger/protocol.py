@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Ragged
+from serve_app.ledger.wire import Wired
 
 __all__ = [
     "HISTORY_DTYPE",
@@ -49,6 +50,8 @@ __all__ = [
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
+_I8, _I16, _U16 = np.dtype(np.int8), np.dtype(np.int16), np.dtype(np.uint16)
+_I64, _U64 = np.dtype(np.int64), np.dtype(np.uint64)
 
 NEVER_KNOWN = np.iinfo(np.int64).min
 """`known_since` of a history nothing was ever dropped from: it is complete for all time."""
@@ -103,8 +106,10 @@ class LedgerSettings:
 
 
 @dataclass(slots=True)
-class Histories:
+class Histories(Wired):
     """History entries of n users: `entries` is a structured array (HISTORY_DTYPE) in version order, `offsets` i64[n + 1]."""
+
+    WIRE = (HISTORY_DTYPE, _I64)
 
     entries: npt.NDArray[np.void]
     offsets: I64
@@ -121,12 +126,14 @@ class Histories:
 
 
 @dataclass(slots=True)
-class UserState:
+class UserState(Wired):
     """State columns of n users, as the batch carries them (see serve_app.columns for units and meanings).
 
     zone and region are indices of this process; -1 is unknown, also for a stored name this process does not know (the
     backend keeps the name). A user never written has every field unknown, 0 or without bits: no consent, unreachable.
     """
+
+    WIRE = (_I16, _I16, _I64, _I64, _I64, _U16, _U16)
 
     zone: npt.NDArray[np.int16]
     region: npt.NDArray[np.int16]
@@ -151,9 +158,11 @@ class UserState:
 
 
 @dataclass(slots=True)
-class LedgerView:
+class LedgerView(Wired):
     """What `read` saw: versions i64[n] (0: never written), state, histories. `known_since` i64[n]: the history is
     complete for t > known_since (NEVER_KNOWN: nothing was ever dropped)."""
+
+    WIRE = (_U64, _I64, None, None, _I64)
 
     users: U64
     versions: I64
@@ -181,7 +190,7 @@ class CommitStatus(IntEnum):
 
 
 @dataclass(slots=True)
-class CommitPlan:
+class CommitPlan(Wired):
     """Rows to commit, at most one per user.
 
     new_entries / new_offsets: history entries to append (ragged over rows). records: the full decision record of each
@@ -190,6 +199,8 @@ class CommitPlan:
     record holding what the sweeper needs. settles: u64, request id of the user's deferral that this decision answers
     (removed by the same commit), 0 for none. Empty sequences mean "none in any row".
     """
+
+    WIRE = (_U64, _I64, _I64, HISTORY_DTYPE, _I64, None, _U64, None, None, None, _I64, _U64)
 
     users: U64
     read_versions: I64
@@ -206,8 +217,10 @@ class CommitPlan:
 
 
 @dataclass(slots=True)
-class CommitResult:
+class CommitResult(Wired):
     """status i8[n] (CommitStatus), versions i64[n] after the commit, stored: earlier record for duplicates, else b""."""
+
+    WIRE = (_I8, _I64, None)
 
     status: npt.NDArray[np.int8]
     versions: I64
@@ -256,8 +269,10 @@ class UserRecord:
 
 
 @dataclass(slots=True)
-class Recents:
+class Recents(Wired):
     """Recently viewed items of n users, oldest first: items u64, at i64 (flat), offsets i64[n + 1]."""
+
+    WIRE = (_U64, _I64, _I64)
 
     items: U64
     at: I64

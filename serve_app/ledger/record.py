@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,9 +27,10 @@ import numpy.typing as npt
 from serve_app.batch import Batch, Columns
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.errors import DamagedArtifact, InvalidInput
-from serve_app.ledger.names import NameTable, region_names, zone_names
 from serve_app.ledger.records import Records, assemble
-from serve_app.policy.assigned import held_bits, trials_of
+from serve_app.policy.assigned import Trials, held_bits, trials_of
+from serve_app.policy.zones import zone_count, zone_name
+from serve_app.regions import REGIONS, region_name
 
 if TYPE_CHECKING:
     from serve_app.policy.compile import CompiledPolicy
@@ -90,9 +91,11 @@ def _mask(order: tuple[str, ...], present: Mapping[str, Any]) -> int:
     return sum(1 << bit for bit, name in enumerate(order) if name in present)
 
 
-def _names_of(table: NameTable, indices: npt.NDArray[np.int16], kind: str) -> npt.NDArray[np.bytes_]:
-    numbers = table.stored_of(indices)
-    return np.asarray([name.encode() for name in table.names], kind)[numbers]
+@cache
+def _texts(column: str) -> npt.NDArray[np.bytes_]:
+    """Names by this process's indices, and "" behind the last, where -1 looks."""
+    every = (zone_name(at) for at in range(zone_count())) if column == "zone" else map(region_name, range(REGIONS))
+    return np.array([*(name.encode() for name in every), b""], _NAMED[column])
 
 
 def _fill(rows: npt.NDArray[np.void], values: Mapping[str, Any]) -> npt.NDArray[np.void]:
@@ -128,22 +131,32 @@ def pack_records(
     masks = _mask(_REQUEST, request), _mask(_CANDIDATE, candidate)
     request_rows = np.empty(len(batch), _layout(_REQUEST, masks[0], gates, heads, request=True))
     candidate_rows = np.empty(batch.candidates.rows, _layout(_CANDIDATE, masks[1], gates, heads, request=False))
-    said = dict(batch.meta)
-    if policies:
-        said |= {"policy_revisions": [one.revision for one in policies]}
-        said |= {"trials": [trials_of(one).document() for one in policies]}
-    meta = json.dumps({name: said[name] for name in _META if name in said}, separators=(",", ":")).encode()
+    revisions, trials = tuple(one.revision for one in policies), tuple(trials_of(one) for one in policies)
+    meta = _said(tuple((name, _hashable(batch.meta[name])) for name in _META if name in batch.meta), revisions, trials)
     head = _HEAD.pack(_MAGIC, RECORD_SCHEMA, *masks, 0, gates, heads, len(meta))
     rows = _fill(request_rows, request), _fill(candidate_rows, candidate)
     return assemble(head + meta, _COUNT_AT, *rows, batch.offsets)
 
 
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@lru_cache(maxsize=256)
+def _said(meta: tuple[tuple[str, Any], ...], revisions: tuple[str, ...], trials: tuple[Trials, ...]) -> bytes:
+    """The meta of a record as JSON; batch after batch says the same."""
+    said = dict(meta)
+    if revisions:
+        said |= {"policy_revisions": revisions, "trials": [one.document() for one in trials]}
+    return json.dumps({name: said[name] for name in _META if name in said}, separators=(",", ":")).encode()
+
+
 def _request_values(batch: Batch, policies: Sequence[CompiledPolicy], keys: Sequence[bytes] | None) -> dict[str, Any]:
     """The request columns as a record keeps them."""
     out: dict[str, Any] = dict(batch.requests)
-    for name, table in (("zone", zone_names), ("region", region_names)):
+    for name in _NAMED:
         if name in out:
-            out[name] = _names_of(table(), out[name], _NAMED[name])
+            out[name] = _texts(name)[np.maximum(out[name], -1)]
     if policies:
         out["held"] = _held(batch, policies)
     if keys:

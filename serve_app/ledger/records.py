@@ -96,7 +96,11 @@ class Records(Sequence[bytes]):
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (Records, (self.offsets, None, self.packed))
+        return (_packed_records, (self.offsets.tobytes(), self.packed))
+
+
+def _packed_records(offsets: bytes, packed: bytes) -> Records:
+    return Records(np.frombuffer(bytearray(offsets), np.int64), packed=packed)
 
 
 @kernel

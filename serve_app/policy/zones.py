@@ -26,6 +26,7 @@ __all__ = [
     "offset_at",
     "utc_at",
     "utc_of_local",
+    "zone_count",
     "zone_index",
     "zone_name",
     "zone_table",
@@ -81,6 +82,11 @@ def zone_index(name: str) -> int:
         hint = "use an IANA name such as Asia/Seoul"
         raise InvalidInput(f"{name[:60]!r} is not a time zone", field="zone", hint=hint)
     return index
+
+
+def zone_count() -> int:
+    """How many zones there are; indices are below."""
+    return len(_names()[0])
 
 
 def zone_name(index: int) -> str:
