@@ -7,7 +7,7 @@ Which columns exist, their dtypes and meanings: `serve_app.columns`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,6 +132,10 @@ class Columns(Mapping[str, Any]):
     def __len__(self) -> int:
         """Number of columns (a mapping's length); rows are `rows`."""
         return len(self._data)
+
+    def items(self) -> ItemsView[str, Any]:
+        """Names with their columns, without a look-up each."""
+        return self._data.items()
 
     @property
     def rows(self) -> int:

@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch, Ragged
+from serve_app.batch import Batch, Columns, Ragged
+from serve_app.columns import CANDIDATE_COLUMNS
 from serve_app.ids import hash_id, hash_ids
 from serve_app.ingress.quality import narrowed
 from serve_app.ledger.protocol import Recents, UserState
 from serve_app.policy.assign import assign
 from serve_app.policy.compile import CompiledPolicy
-from serve_app.policy.zones import local_second_of_day, zone_index
-from serve_app.regions import UNKNOWN_REGION, region_index
+from serve_app.policy.zones import UNKNOWN_ZONE, local_second_of_day
+from serve_app.regions import region_index
 from serve_app.release.rows import CatalogueRows
 from serve_app.segments.shelf import lookup
 from serve_app.serving.library import Edition
 from serve_app.vocabulary import Origin, Surface
 
-__all__ = ["DEVICES", "Ask", "Known", "request_batch", "users_of"]
+__all__ = ["DEVICES", "Ask", "Known", "child_batch", "request_batch", "users_of"]
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -81,12 +82,10 @@ def request_batch(
     recents, ages, bought = _histories(asks, user_row, at, edition, known.recents, recents_kept)
     drawn = assign(policy.trials, np.where(users == 0, _ids(asks), users), at)
     segments, segments_at = lookup(edition, users)
-    surfaces = [policy.variants[v].surfaces.by_name(a.surface.name) for v, a in zip(drawn.variant, asks, strict=True)]
-    slots = [own.slots if ask.slots is None else ask.slots for own, ask in zip(surfaces, asks, strict=True)]
-    width = [narrowed(own.width, max(own.min_width, most), quality) for own, most in zip(surfaces, slots, strict=True)]
-    n = len(asks)
+    slots, width = _sizes(asks, drawn.variant, policy, quality)
+    n, ids = len(asks), _ids(asks)
     return Batch.of_requests(
-        request_id=_ids(asks),
+        request_id=ids,
         root_id=np.array([ask.request_id if ask.root_id is None else ask.root_id for ask in asks], np.uint64),
         parent_request_id=np.array([ask.parent_request_id for ask in asks], np.uint64),
         attempt=np.zeros(n, np.int16),
@@ -107,8 +106,8 @@ def request_batch(
         bought=bought,
         excluded=_rows_of_each([ask.exclude for ask in asks], edition),
         categories=_categories(asks, rows),
-        width=np.array(width, np.int32),
-        slots=np.array(slots, np.int32),
+        width=width,
+        slots=slots,
         context_hour=(local_second_of_day(at, zone) // _HOUR_S).astype(np.int8),
         context_device=np.array([DEVICES.index(ask.device) for ask in asks], np.int8),
         degraded=np.zeros(n, np.uint8),
@@ -119,6 +118,33 @@ def request_batch(
         availability_seq=np.full(n, edition.view.seq, np.int64),
         read_version=np.full(n, -1, np.int64),
     )
+
+
+def child_batch(
+    roots: Batch, owners: Sequence[int], asks: Sequence[Ask], edition: Edition, *, quality: float = 1.0
+) -> Batch:
+    """`request_batch` of asks about other lists of the same requests: ask i stands for row owners[i] of `roots`, and
+    differs in surface, ids, slots and categories alone."""
+    own, policy = roots.requests.take(np.asarray(owners, np.int64)), edition.policy
+    ids, users = _ids(asks), own["user"]
+    own["request_id"] = ids
+    own["root_id"] = np.array([ask.request_id if ask.root_id is None else ask.root_id for ask in asks], np.uint64)
+    own["parent_request_id"] = np.array([ask.parent_request_id for ask in asks], np.uint64)
+    own["surface"] = np.array([ask.surface for ask in asks], np.int8)
+    if not users.all():  # who has no name is drawn for by the request
+        for name, values in assign(policy.trials, np.where(users == 0, ids, users), own["decided_at"]).columns().items():
+            own[name] = values
+    own["categories"] = _categories(asks, edition.release.catalogue)
+    own["slots"], own["width"] = _sizes(asks, own["variant"], policy, quality)
+    return Batch(own, Columns(0, CANDIDATE_COLUMNS), np.zeros(len(asks) + 1, np.int64))
+
+
+def _sizes(asks: Sequence[Ask], variant: npt.NDArray[np.int16], policy: CompiledPolicy, quality: float) -> tuple[I32, I32]:
+    """Slots to fill and candidates to look at."""
+    surfaces = [policy.variants[v].surfaces.by_name(a.surface.name) for v, a in zip(variant.tolist(), asks, strict=True)]
+    slots = [own.slots if ask.slots is None else ask.slots for own, ask in zip(surfaces, asks, strict=True)]
+    width = [narrowed(own.width, max(own.min_width, most), quality) for own, most in zip(surfaces, slots, strict=True)]
+    return np.array(slots, np.int32), np.array(width, np.int32)
 
 
 def _ids(asks: Sequence[Ask]) -> U64:
@@ -157,17 +183,12 @@ def _places(
     asks: Sequence[Ask], user_row: I32, rows: CatalogueRows, state: UserState, policy: CompiledPolicy
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
     """Zone and region of each: what the request says, else what the user's state says, else what the release says."""
-    zone, region = state.zone.copy(), state.region.copy()
+    zone = np.where(state.zone >= 0, state.zone, rows.user_zones[user_row])
+    zone[zone == UNKNOWN_ZONE] = policy.default_zone
+    region = np.where(state.region >= 0, state.region, rows.user_regions[user_row])
     for at, ask in enumerate(asks):
-        row = int(user_row[at])
-        if zone[at] < 0:
-            name = rows.users["zone"][row].as_py() if row >= 0 else ""
-            zone[at] = zone_index(name) if name else policy.default_zone
         if ask.region is not None:
             region[at] = region_index(ask.region)
-        elif region[at] < 0:
-            code = rows.users["region"][row].as_py() if row >= 0 else ""
-            region[at] = region_index(code) if code else UNKNOWN_REGION
     return zone, region
 
 

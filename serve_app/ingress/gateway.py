@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from serve_app.batch import Batch
 from serve_app.ids import decision_id_text
 from serve_app.ingress.answers import chosen, degraded_names, envelope, explained, ranked_items
-from serve_app.ingress.asks import Ask, Known
+from serve_app.ingress.asks import Ask, child_batch
 from serve_app.ingress.recommend import Lists, ListsOptions, Recommender, Shelves
-from serve_app.ledger.protocol import Recents, UserState
 from serve_app.noise import hash_key, salt_of
 from serve_app.serving.given import given_widgets
 from serve_app.serving.library import Edition, Pins
 from serve_app.vocabulary import Surface
 
-__all__ = ["PageAsk", "Pages", "child_request_ids", "known_of"]
+__all__ = ["PageAsk", "Pages", "child_request_ids"]
 
 _CHILD_SALT = salt_of("child request of a page")
 
@@ -41,18 +41,6 @@ def child_request_ids(root_id: int, widgets: int) -> list[int]:
     return ids
 
 
-def known_of(known: Known, rows: Sequence[int]) -> Known:
-    """Live facts of the asks `rows`, in that order."""
-    at = np.asarray(rows, np.int64)
-    spans = [np.arange(known.recents.offsets[row], known.recents.offsets[row + 1]) for row in rows]
-    flat = np.concatenate(spans) if spans else np.empty(0, np.int64)
-    offsets = np.zeros(len(spans) + 1, np.int64)
-    np.cumsum([len(span) for span in spans], out=offsets[1:])
-    state = known.state
-    taken = {name: getattr(state, name)[at] for name in state.__dataclass_fields__}
-    return Known(Recents(known.recents.items[flat], known.recents.at[flat], offsets), UserState(**taken))
-
-
 class Pages:
     """Makes pages for micro-batches."""
 
@@ -66,12 +54,12 @@ class Pages:
         pins = Pins(options.release, options.policy, edition.view.seq)
         batch = recommender.requests(roots, edition, known)
         given = given_widgets(batch, edition.release.catalogue, edition.view.overlay, [None] * len(asks))
-        page = await recommender.rank(given, pins, edition, known, options)
+        page = await recommender.rank(given, pins, edition, options)
         children, owners, widgets = _children(asks, page)
         if not children:
             return [self._answer(ask, row, page, None, [], []) for row, ask in enumerate(asks)]
-        own_known = known_of(known, owners)
-        filled = await self._fill(children, owners, widgets, edition, own_known, pins, options, quality)
+        requests = child_batch(batch, owners, children, edition, quality=quality)
+        filled = await self._fill(requests, owners, widgets, edition, pins, options)
         answers = []
         for row, ask in enumerate(asks):
             own = [at for at, owner in enumerate(owners) if owner == row]
@@ -80,19 +68,16 @@ class Pages:
 
     async def _fill(
         self,
-        children: Sequence[Ask],
+        requests: Batch,
         owners: Sequence[int],
         widgets: Sequence[int],
         edition: Edition,
-        known: Known,
         pins: Pins,
         options: ListsOptions,
-        quality: float,
     ) -> Lists:
         kinds = edition.release.catalogue.widget_kinds
-        batch = self._recommender.requests(children, edition, known, quality)
         shelves = Shelves(np.array(widgets, np.int32), [kinds[widget] for widget in widgets], np.array(owners, np.int32))
-        return await self._recommender.listed(batch, pins, edition, known, options, shelves)
+        return await self._recommender.listed(requests, pins, edition, options, shelves)
 
     @staticmethod
     def _answer(

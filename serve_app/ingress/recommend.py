@@ -56,7 +56,6 @@ class Lists:
 
     batch: Batch
     edition: Edition
-    known: Known
     cold: npt.NDArray[np.bool_]
 
 
@@ -105,7 +104,7 @@ class Recommender:
         edition, known = await self.admit(asks, options)
         batch = self.requests(asks, edition, known)
         pins = Pins(options.release, options.policy, edition.view.seq)
-        return await self.listed(batch, pins, edition, known, options)
+        return await self.listed(batch, pins, edition, options)
 
     async def admit(self, asks: Sequence[Ask], options: ListsOptions) -> tuple[Edition, Known]:
         """Check the head of the live changes, learn what is new, read the users' live facts."""
@@ -128,7 +127,7 @@ class Recommender:
         return request_batch(asks, edition, known, recents_kept=self._recents_kept, log_rate=self._log_rate, quality=quality)
 
     async def listed(
-        self, batch: Batch, pins: Pins, edition: Edition, known: Known, options: ListsOptions, shelves: Shelves | None = None
+        self, batch: Batch, pins: Pins, edition: Edition, options: ListsOptions, shelves: Shelves | None = None
     ) -> Lists:
         """Candidates, popular items where retrieval fails or is late, and lists, retrieval's order where ranking does."""
         page = None if shelves is None else shelves.page
@@ -140,7 +139,7 @@ class Recommender:
         kinds = None if shelves is None else shelves.kinds
         if not isinstance(self._stages, LocalStages) or not self._has_models(batch, edition):
             call = call_of(await self.retrieve(batch, pins, edition, kinds))
-            return self._lists(await self._ranked(call, edition), batch, pins, known)
+            return self._lists(await self._ranked(call, edition), batch, pins)
         budgets, latest_s = self._budgets, max(left_s() - self._spare_s, 0.0)
         trip = ListTrip(
             batch, pins, kinds, call_of, budgets.retrieval_ms / 1000, budgets.ranking_ms / 1000, latest_s
@@ -155,7 +154,7 @@ class Recommender:
                 ranked = await self._ranked(call, edition)
             else:
                 ranked = await self._unranked_instead(trip.call, edition, error)
-        return self._lists(ranked, batch, pins, known)
+        return self._lists(ranked, batch, pins)
 
     async def retrieve(self, batch: Batch, pins: Pins, edition: Edition, kinds: Sequence[str] | None = None) -> Batch:
         """Candidates; popular items by the same filters where retrieval fails or is late. kinds: see RetrievalHost."""
@@ -180,18 +179,18 @@ class Recommender:
         call = RankCall(found, pins, explain=False, log=False)
         await in_pool(self._pool, lambda: self._unranked(call, edition, 0.0, late=False))
 
-    async def rank(self, batch: Batch, pins: Pins, edition: Edition, known: Known, options: ListsOptions,
+    async def rank(self, batch: Batch, pins: Pins, edition: Edition, options: ListsOptions,
                    page: npt.NDArray[np.int32] | None = None) -> Lists:  # fmt: skip
         """Lists from candidates; retrieval's order where ranking fails or is late."""
         ranked = await self._ranked(RankCall(batch, pins, options.explain, options.log, page), edition)
-        return self._lists(ranked, batch, pins, known)
+        return self._lists(ranked, batch, pins)
 
-    def _lists(self, ranked: Batch, batch: Batch, pins: Pins, known: Known) -> Lists:
+    def _lists(self, ranked: Batch, batch: Batch, pins: Pins) -> Lists:
         """batch: what was asked."""
         if (ranked.requests["availability_seq"] > self._library.seq).any():
             raise NotReady("a stage knows catalogue changes that this process has not seen yet", field="availability")
         newest = self._library.edition(replace(pins, seq=int(ranked.requests["availability_seq"].max(initial=pins.seq))))
-        return Lists(ranked, newest, known, batch.requests["cold"])
+        return Lists(ranked, newest, batch.requests["cold"])
 
     @staticmethod
     def _has_models(batch: Batch, edition: Edition) -> bool:

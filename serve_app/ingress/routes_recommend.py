@@ -159,7 +159,7 @@ class RecommendRoutes:
         if len(good):
             part = requests.take(good) if len(good) < len(asks) else requests
             pins = Pins(options.release, options.policy, edition.view.seq)
-            lists = await self._recommender.listed(part, pins, edition, known, options)
+            lists = await self._recommender.listed(part, pins, edition, options)
             for row, at in enumerate(good.tolist()):
                 answers[at] = _answer(lists, row, asks[at], options, "items", "item")
         return answers
@@ -212,7 +212,7 @@ class RecommendRoutes:
         if len(good) < len(asks):
             requests = requests.take(good)
         pins = Pins(options.release, options.policy, edition.view.seq)
-        return await self._recommender.rank(candidates(requests), pins, edition, known, options)
+        return await self._recommender.rank(candidates(requests), pins, edition, options)
 
     @staticmethod
     def _fill(

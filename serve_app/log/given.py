@@ -88,13 +88,14 @@ def given_rows(table: str, rows: int, columns: Mapping[str, Any]) -> GivenRows:
         raise InvalidInput("rows of this table need a user", field=table)
     heads: list[int] = []
     bodies: list[Any] = []
+    flat = int(Form.flat)
     for name, values in columns.items():
         if values is None or name in DERIVED:
             continue
         column = plan[name]
         kind = column.flat
         if type(values) is np.ndarray and kind is not None and values.dtype == kind and values.ndim == 1:  # most columns
-            form, count, size = Form.flat, len(values), values.nbytes
+            form, count, size = flat, len(values), values.nbytes
             bodies.append(values.tobytes())
         else:
             (form, count, parts), size = _formed(values, column, rows), 0
@@ -122,6 +123,8 @@ def _formed(values: Any, column: Column, rows: int) -> tuple[Form, int, Parts]:
     if isinstance(values, str) and column.named:
         return Form.text, rows, (values.encode(),)
     if isinstance(values, Names) and column.named:
+        if len(values.texts) == 1 and len(values) == rows and not values.codes.any():
+            return Form.text, rows, (values.texts[0].encode(),)
         return Form.names, len(values), _names(values, column)
     if type(values) is Runs and column.flat is not None and values.values.dtype == column.flat:
         return Form.runs, len(values), _runs(values)
@@ -139,6 +142,8 @@ def _formed(values: Any, column: Column, rows: int) -> tuple[Form, int, Parts]:
 
 def _runs(values: Runs) -> Parts:
     counts = values.counts
+    if len(counts) == 1:
+        return _TWO_WORDS.pack(1, values.rows), values.values.tobytes()
     return np.array([len(counts)], _U32), counts.astype(_U32), _dense(values.values)
 
 

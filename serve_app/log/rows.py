@@ -40,12 +40,12 @@ _SAMPLE = salt_of("log sample")
 _NOTIFICATION = np.int8(Surface.notification)
 _ITEMS, _PLACES = ("recents", "bought", "excluded"), (("zone", zone_name), ("region", region_name))
 # Columns that batch and log have under one name, each with the same meaning.
-_REQUEST_COPIES = tuple(
+_REQUEST_COPIES = frozenset(
     name
     for name in TABLES["requests"].names
     if name not in {"arms", "log_rate", *_ITEMS, "anchor", "categories", "zone", "region"}
 )
-_CANDIDATE_COPIES = tuple(name for name in TABLES["candidates"].names if name not in {"item", "widget", "review"})
+_CANDIDATE_COPIES = frozenset(name for name in TABLES["candidates"].names if name not in {"item", "widget", "review"})
 
 
 class Stamps(TypedDict):
@@ -109,7 +109,7 @@ def _tables(batch: Batch, stamps: Stamps) -> dict[str, tuple[int, dict[str, Any]
 def _request_columns(batch: Batch, stamps: Stamps) -> dict[str, Any]:
     """Request columns of the batch that the log has too, row indices turned into hashes, and what all rows share."""
     req, hashes = batch.requests, stamps["hashes"]
-    out: dict[str, Any] = {name: req[name] for name in _REQUEST_COPIES if name in req}
+    out: dict[str, Any] = {name: values for name, values in req.items() if name in _REQUEST_COPIES}
     for name in _ITEMS:
         if name in req:
             out[name] = _hashed(req[name], hashes.items)
@@ -167,7 +167,7 @@ def _candidate_columns(
     rows = cand.rows
     out: dict[str, Any] = {name: Runs(values, counts, rows) for name, values in common.items()}
     out["idx"] = place
-    out.update({name: cand[name] for name in _CANDIDATE_COPIES if name in cand})
+    out.update({name: values for name, values in cand.items() if name in _CANDIDATE_COPIES})
     out.update(matrices)
     out.update(entity_columns(cand, hashes))
     if "slot" not in cand:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from serve_app.batch import Array, Batch, Columns
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
+from serve_app.kernels import kernel
 from serve_app.log.short import Some
 from serve_app.serving import faults
 from serve_app.serving.given import KindPolicies
@@ -116,10 +117,22 @@ class FeaturesHost:
         edition = self._library.edition(pins)
         assert edition.held.features is not None
         out = edition.held.features.run(batch, edition.context)
-        counts = np.bincount(out.candidates["feature_status"].ravel(), minlength=len(_STATUSES)).tolist()
-        for status, values in zip(_STATUSES, counts, strict=True):
+        counts = np.zeros(len(_STATUSES), np.int64)
+        _count(np.ascontiguousarray(out.candidates["feature_status"]), counts)
+        for status, values in zip(_STATUSES, counts.tolist(), strict=True):
             count("hindcast_feature_values", values, status=status)
         return FeatureMatrix(tuple(out.meta["features"]), out.candidates["features"], out.candidates["feature_status"])
+
+
+@kernel
+def _count(status: U8, counts: npt.NDArray[np.int64]) -> None:
+    """How often each status stands in status u8[m, F]."""
+    for row in range(len(status)):
+        for k in range(len(counts)):
+            own = 0
+            for f in range(status.shape[1]):
+                own += status[row, f] == k
+            counts[k] += own
 
 
 def default_matrix(plan: FeaturePlan, rows: int) -> FeatureMatrix:
@@ -191,14 +204,14 @@ _ANSWER = ("item", "widget", "review", "category", "slot", "p_slot", "value")
 
 def _answered(ranked: Batch) -> Batch:
     """Chosen candidates with the columns an answer needs."""
-    wanted = {name: ranked.candidates[name] for name in _ANSWER if name in ranked.candidates}
+    at = np.flatnonzero(ranked.candidates["slot"] >= 0)
+    wanted = {name: ranked.candidates[name][at] for name in _ANSWER if name in ranked.candidates}
     requests = {name: ranked.requests[name] for name in ("request_id", "degraded", "availability_seq")}
-    every = Batch(
+    return Batch(
         Columns(len(ranked), REQUEST_COLUMNS, requests),
-        Columns(ranked.candidates.rows, CANDIDATE_COLUMNS, wanted),
-        ranked.offsets,
+        Columns(len(at), CANDIDATE_COLUMNS, wanted),
+        np.searchsorted(at, ranked.offsets),
     )
-    return every.select(wanted["slot"] >= 0)
 
 
 _FILL: dict[str, float] = {"slot": -1}

@@ -13,7 +13,7 @@ __all__ = ["Predictor"]
 
 F32 = npt.NDArray[np.float32]
 
-_PROBES = 61  # rows; not a multiple of eight, so that both loops of the kernel are tried
+_PROBES = 69  # rows: sixty-four that go through the trees together, and a few one by one, so that both ways are tried
 
 
 class Predictor:
@@ -58,7 +58,7 @@ class Predictor:
 
 
 def _probes(trees: Trees, features: int) -> F32:
-    """f32[61, F]: for each feature its own thresholds, exactly and a little to either side, and missing values."""
+    """f32[69, F]: for each feature its own thresholds, exactly and a little to either side, and missing values."""
     rng = np.random.default_rng(0)
     rows = np.zeros((_PROBES, features), np.float32)
     feature, threshold = (trees.splits >> np.uint32(1)).ravel(), trees.thresholds.ravel()

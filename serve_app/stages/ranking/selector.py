@@ -301,10 +301,11 @@ def select(
         raise InvalidInput("redundancy by embedding needs the items' embeddings", field="redundancy")
     count = len(given.identity)
     slot, p_slot, relaxed = np.full(count, -1, np.int32), np.full(count, np.nan), np.zeros(count, np.bool_)
-    lengths = np.diff(given.offsets)
-    wanted = np.minimum(lengths, given.slots.clip(0)).astype(np.int64) if distributions else np.zeros_like(lengths)
-    at = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(wanted * lengths, out=at[1:])
+    at = np.zeros(len(given.offsets), np.int64)
+    if distributions:
+        lengths = np.diff(given.offsets)
+        wanted = np.minimum(lengths, given.slots.clip(0)).astype(np.int64)
+        np.cumsum(wanted * lengths, out=at[1:])
     tables = np.full(at[-1], np.nan)
     vectors = np.empty((0, 1), np.float32) if given.vectors is None else given.vectors
     rows = np.empty(0, np.int32) if given.vector_row is None else given.vector_row
