@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS, ColumnSpec
 from serve_app.errors import InvalidInput
+from serve_app.wire import pack, unpack
 
 __all__ = ["Batch", "Columns", "Ragged", "lengths_to_offsets"]
 
@@ -142,6 +143,10 @@ class Columns(Mapping[str, Any]):
         """Number of rows."""
         return self._rows
 
+    def as_dict(self) -> dict[str, Any]:
+        """The same arrays by name."""
+        return dict(self._data)
+
     def copy(self) -> Columns:
         """The same arrays, for columns to be set beside them; they were checked when first set."""
         out = Columns(self._rows, self._specs)
@@ -163,13 +168,15 @@ class Columns(Mapping[str, Any]):
         return out
 
     def __reduce__(self) -> tuple[object, ...]:
-        kind = "request" if self._specs is REQUEST_COLUMNS else "candidate"
-        return (_columns_from_wire, (kind, self._rows, self._data))
+        parts = {n: (v.values, v.offsets) if isinstance(v, Ragged) else (v, None) for n, v in self._data.items()}
+        return (_columns_from_wire, (self._specs is REQUEST_COLUMNS, self._rows, *pack(parts)))
 
 
-def _columns_from_wire(kind: str, rows: int, data: dict[str, Array | Ragged]) -> Columns:
-    out = Columns(rows, REQUEST_COLUMNS if kind == "request" else CANDIDATE_COLUMNS)
-    out._data = data  # checked when first set
+def _columns_from_wire(of_requests: bool, rows: int, *packed: Any) -> Columns:
+    specs = REQUEST_COLUMNS if of_requests else CANDIDATE_COLUMNS
+    out = Columns(rows, specs)
+    for name, (values, offsets) in unpack(packed, rows, specs).items():  # checked when first set
+        out._data[name] = values if offsets is None else Ragged(values, offsets)
     return out
 
 

@@ -11,7 +11,7 @@ again, with the same noise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -54,6 +54,7 @@ class DecideStatus(IntEnum):
     unledgered = 7  # sent without the ledger, which was down (serve_app.serving.unledgered)
 
 
+_REFUNDED, _SEND = int(HistoryFlag.refunded), int(Action.send)
 _CLOSED_REASON = {
     DecideStatus.duplicate: Reason.duplicate,
     DecideStatus.key_reused: Reason.duplicate,
@@ -168,8 +169,9 @@ class _Run:
             return rows[:0]
         self.versions[rows] = view.versions
         histories = view.histories if self.commit else self._with_dry_entries(part, view.histories)
-        parts = {**self.context.parts, "histories": histories, "item_hashes": self.item_hashes}
-        context = replace(self.context, parts=parts)
+        context = Context(
+            self.context.policies, {**self.context.parts, "histories": histories, "item_hashes": self.item_hashes}
+        )
         decided = self.stage.run(_as_read(part, view, self.context.policies), context)
         if not self.commit:
             self._remember(decided)
@@ -205,6 +207,11 @@ class _Run:
             return self._settle(rows, decided, written, np.full(len(written), -1), DecideStatus.ledger_unavailable)
         except OutcomeUnknown:
             return self._settle(rows, decided, written, np.full(len(written), -1), DecideStatus.outcome_unknown)
+        if not result.status.any():  # all of it is committed, as nearly always
+            self.versions[rows[written]], self.status[rows[written]] = result.versions, DecideStatus.committed
+            self.granted[rows[decided.requests["action"] == _SEND]] = True
+            self.parts.append((rows, decided))
+            return rows[:0]
         done = rows[written[result.status == CommitStatus.committed]]
         self.versions[done] = result.versions[result.status == CommitStatus.committed]
         for place in np.flatnonzero(result.status == CommitStatus.duplicate).tolist():
@@ -232,7 +239,7 @@ class _Run:
         kept = np.flatnonzero(holds)
         if len(kept):
             self.parts.append((rows[kept], decided if len(kept) == len(rows) else decided.take(kept)))
-        granted = (decided.requests["action"] == Action.send) & holds
+        granted = (decided.requests["action"] == _SEND) & holds
         self.granted[rows[granted]] = True
         return rows[lost]
 
@@ -313,7 +320,10 @@ def _as_read(batch: Batch, view: LedgerView, policies: Sequence[Any]) -> Batch:
 
 def _refunds(view: LedgerView) -> npt.NDArray[np.int16]:
     """Refunded uses in each history; -1 where none was read. A replay learns from it which refunds a decision saw."""
-    refunded = np.concatenate([[0], np.cumsum(view.histories.entries["flags"] & HistoryFlag.refunded)])
+    refunded_here = view.histories.entries["flags"] & _REFUNDED
+    if not refunded_here.any():
+        return np.where(view.versions < 0, np.int16(-1), np.int16(0))
+    refunded = np.concatenate([[0], np.cumsum(refunded_here)])
     found = refunded[view.histories.offsets[1:]] - refunded[view.histories.offsets[:-1]]
     return np.where(view.versions < 0, -1, found).astype(np.int16)
 

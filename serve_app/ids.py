@@ -28,6 +28,7 @@ __all__ = [
 
 BUCKETS = 4096
 _BUCKET_SHIFT = np.uint64(52)
+_FEW = 16  # texts that are sooner made one by one
 
 
 def hash_id(text: str) -> int:
@@ -64,6 +65,8 @@ def _hex(values: npt.NDArray[np.generic], big: str) -> npt.NDArray[np.bytes_]:
 
 def hex_texts(values: npt.NDArray[np.uint64]) -> list[str]:
     """16 hex digits of each u64."""
+    if len(values) <= _FEW:
+        return [f"{value:016x}" for value in values.tolist()]
     texts: list[str] = _hex(values, ">u8").view("S16")[:, 0].astype("U16").tolist()
     return texts
 
@@ -72,6 +75,9 @@ def decision_id_texts(
     users: npt.NDArray[np.uint64], request_ids: npt.NDArray[np.uint64], slots: npt.ArrayLike = 0
 ) -> list[str]:
     """`decision_id_text` of each row; slots below 65,536."""
+    if len(users) <= _FEW:
+        places = np.broadcast_to(np.asarray(slots), (len(users),)).tolist()
+        return list(map(decision_id_text, users.tolist(), request_ids.tolist(), places))
     out = np.empty((len(users), 37), "S1")
     out[:, 0] = b"d"
     out[:, 1:17], out[:, 17:33] = _hex(users, ">u8"), _hex(request_ids, ">u8")

@@ -41,12 +41,15 @@ _ACTIONS = {int(one): one.name for one in Action}
 _REASONS = {int(one): one.name for one in Reason}
 _CHANNELS = {int(one): one.name for one in Channel}
 _QUEUED, _GRANTED = "queued", "granted"
+_FEW = 64  # rows whose names are sooner looked up one by one than taken from a column
 
 
 def problems_of(made: Decided) -> dict[int, Exception]:
     """Rows that were not decided, or whose decision could not be kept, and why. Duplicates are neither."""
     status = made.decided.status
     out: dict[int, Exception] = {}
+    if made.logged and status.max(initial=0) <= DecideStatus.committed:
+        return out
     for row in np.flatnonzero(status > DecideStatus.committed).tolist():
         if (problem := _STATUS_PROBLEMS.get(DecideStatus(status[row]))) is not None:
             out[row] = problem
@@ -66,6 +69,8 @@ class _Sends:
     @classmethod
     def of(cls, batch: Batch) -> _Sends:
         at = np.flatnonzero(batch.candidates["action"] == Action.send)
+        if not len(at):
+            return cls(at, at)
         owner = batch.owner[at]
         order = np.lexsort((batch.candidates["slot"][at], owner))
         return cls(at[order], owner[order])
@@ -111,10 +116,11 @@ def answer_rows(made: Decided, users: Sequence[str], edition: Edition) -> list[A
     for row in np.flatnonzero(action == Action.defer).tolist():
         user, request_id = int(request["user"][row]), int(request["request_id"][row])
         answers[row]["decided_again_as"] = decision_id_text(user, child_of(user, request_id), 0)
-    for row in np.flatnonzero(made.decided.status == DecideStatus.unledgered).tolist():
-        answers[row]["unledgered"] = True
-    for row in np.flatnonzero(made.decided.status == DecideStatus.duplicate).tolist():
-        answers[row] = None
+    if made.decided.status.max(initial=0) > DecideStatus.committed:
+        for row in np.flatnonzero(made.decided.status == DecideStatus.unledgered).tolist():
+            answers[row]["unledgered"] = True
+        for row in np.flatnonzero(made.decided.status == DecideStatus.duplicate).tolist():
+            answers[row] = None
     for row, problem in problems_of(made).items():
         answers[row] = problem
     return answers
@@ -132,8 +138,8 @@ def _send_rows(batch: Batch, edition: Edition) -> list[list[dict[str, Any]]]:
         sends.owner.tolist(),
         decision_id_texts(user, request_id, slot),
         slot.tolist(),
-        campaign_texts(c["campaign"][sends.at], edition).to_pylist(),
-        item_texts(c["item"][sends.at], edition).to_pylist(),
+        _campaign_names(c["campaign"][sends.at], edition),
+        _item_names(c["item"][sends.at], edition),
         map(_CHANNELS.__getitem__, c["channel"][sends.at].tolist()),
         (delivery == Delivery.outbox).tolist(),
         c["p_choice"][sends.at].tolist(),
@@ -152,6 +158,23 @@ def _send_rows(batch: Batch, edition: Edition) -> list[list[dict[str, Any]]]:
             }
         )
     return out
+
+
+def _campaign_names(campaigns: npt.NDArray[np.uint64], edition: Edition) -> list[str | None]:
+    """`campaign_texts` as a list."""
+    if len(campaigns) > _FEW:
+        names: list[str | None] = campaign_texts(campaigns, edition).to_pylist()
+        return names
+    ids = edition.campaigns.ids
+    return [ids[row] if row >= 0 else None for row in edition.campaigns.rows_of(campaigns).tolist()]
+
+
+def _item_names(items: npt.NDArray[np.int32], edition: Edition) -> list[str | None]:
+    """`item_texts` as a list."""
+    if len(items) > _FEW or items.max(initial=-1) >= 0:
+        names: list[str | None] = item_texts(items, edition).to_pylist()
+        return names
+    return [None] * len(items)
 
 
 def campaign_texts(campaigns: npt.NDArray[np.uint64], edition: Edition) -> pa.Array:

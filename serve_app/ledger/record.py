@@ -123,7 +123,7 @@ def pack_records(
     """
     if "request_id" not in batch.requests or "user" not in batch.requests:
         raise InvalidInput("a decision record needs request_id and user", field="request_id")
-    request, candidate = _request_values(batch, policies, keys), dict(batch.candidates)
+    request, candidate = _request_values(batch, policies, keys), batch.candidates.as_dict()
     if item_hashes is not None and "item" in candidate:
         items = candidate["item"]
         candidate["item_hash"] = np.where(items >= 0, item_hashes[np.maximum(items, 0)], np.uint64(0))
@@ -153,7 +153,7 @@ def _said(meta: tuple[tuple[str, Any], ...], revisions: tuple[str, ...], trials:
 
 def _request_values(batch: Batch, policies: Sequence[CompiledPolicy], keys: Sequence[bytes] | None) -> dict[str, Any]:
     """The request columns as a record keeps them."""
-    out: dict[str, Any] = dict(batch.requests)
+    out = batch.requests.as_dict()
     for name in _NAMED:
         if name in out:
             out[name] = _texts(name)[np.maximum(out[name], -1)]

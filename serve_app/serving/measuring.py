@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.decide import DecidedBatch, DecideStatus
+from serve_app.kernels import kernel
 from serve_app.serving.meters import count
 from serve_app.vocabulary import Action, GateOutcome, Reason
 
@@ -15,6 +16,7 @@ __all__ = ["measure_decisions"]
 
 _LOG = logging.getLogger("hindcast.serving")
 _OUTCOMES = len(GateOutcome)
+_OUTCOME_NAMES = [GateOutcome(one).name for one in range(_OUTCOMES)]
 
 
 def measure_decisions(decided: DecidedBatch) -> None:
@@ -42,9 +44,17 @@ def _measure_gates(decided: DecidedBatch) -> None:
     rows, names = decided.batch.candidates, decided.batch.meta.get("gates")
     if names is None or not rows.rows:
         return
-    asked = (rows["gates_evaluated"][:, None] >> np.arange(len(names), dtype=np.uint32)) & 1
-    place = np.arange(len(names)) * _OUTCOMES + rows["gate_outcome"]
-    counts = np.bincount(place[asked.astype(np.bool_)], minlength=len(names) * _OUTCOMES)
+    counts = np.zeros(len(names) * _OUTCOMES, np.int64)
+    _count_gates(np.ascontiguousarray(rows["gates_evaluated"]), np.ascontiguousarray(rows["gate_outcome"]), counts)
     for at in np.flatnonzero(counts).tolist():
-        gate, outcome = names[at // _OUTCOMES], GateOutcome(at % _OUTCOMES).name
+        gate, outcome = names[at // _OUTCOMES], _OUTCOME_NAMES[at % _OUTCOMES]
         count("hindcast_gate_outcomes", int(counts[at]), gate=gate, outcome=outcome)
+
+
+@kernel
+def _count_gates(evaluated: npt.NDArray[np.uint32], outcome: npt.NDArray[np.int8], counts: npt.NDArray[np.int64]) -> None:
+    """counts i64[gates * outcomes]: candidates of which a gate that was asked (its bit in evaluated u32[m]) said that."""
+    for c in range(len(evaluated)):
+        for g in range(outcome.shape[1]):
+            if (evaluated[c] >> np.uint32(g)) & np.uint32(1):
+                counts[g * _OUTCOMES + outcome[c, g]] += 1

@@ -23,6 +23,9 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
 
+# Looking a member up costs more than comparing one row.
+_SEND, _DEFER, _DEFERRAL, _OUTBOX = int(Action.send), int(Action.defer), int(Origin.deferral), int(Delivery.outbox)
+
 
 @kernel
 def _any_by_request(offsets: I64, marks: Bool, out: Bool) -> None:
@@ -36,13 +39,16 @@ def settled_deferrals(batch: Batch) -> U64:
     requests = batch.requests
     if "origin" not in requests or "parent_request_id" not in requests:
         return np.zeros(len(batch), np.uint64)
-    return np.where(requests["origin"] == Origin.deferral, requests["parent_request_id"], np.uint64(0))
+    answering = requests["origin"] == _DEFERRAL
+    if not answering.any():
+        return np.zeros(len(batch), np.uint64)
+    return np.where(answering, requests["parent_request_id"], np.uint64(0))
 
 
 def must_be_written(batch: Batch, keys: Sequence[bytes] | None) -> Bool:
     """bool[n]: grants, ghosts, deferrals, answers to a deferral, and rows with an idempotency key."""
     action = batch.requests["action"]
-    out = (action == Action.send) | (action == Action.defer) | (settled_deferrals(batch) != 0)
+    out = (action == _SEND) | (action == _DEFER) | (settled_deferrals(batch) != 0)
     _any_by_request(batch.offsets, batch.candidates["ghost"], out)
     if keys is not None:
         out |= np.fromiter((key != b"" for key in keys), np.bool_, len(keys))
@@ -54,9 +60,10 @@ def history_entries(batch: Batch, policies: Sequence[CompiledPolicy]) -> tuple[n
     rows, requests = batch.candidates, batch.requests
     chosen = np.flatnonzero((rows["slot"] >= 0) | rows["ghost"])
     owner = batch.owner[chosen]
-    place = np.where(rows["ghost"][chosen], np.iinfo(np.int32).max, rows["slot"][chosen])
-    order = np.lexsort((chosen, place, owner))
-    chosen, owner = chosen[order], owner[order]
+    if len(chosen) > 1:
+        place = np.where(rows["ghost"][chosen], np.iinfo(np.int32).max, rows["slot"][chosen])
+        order = np.lexsort((chosen, place, owner))
+        chosen, owner = chosen[order], owner[order]
     entries = np.zeros(len(chosen), HISTORY_DTYPE)
     for name in ("campaign", "category", "channel", "message_class"):
         entries[name] = rows[name][chosen]
@@ -84,7 +91,7 @@ def outbox_payloads(batch: Batch, item_hashes: U64 | None = None) -> list[bytes]
     rows = batch.candidates
     if "delivery" not in rows:
         return []
-    queued = np.flatnonzero((rows["slot"] >= 0) & (rows["delivery"] == Delivery.outbox))
+    queued = np.flatnonzero((rows["slot"] >= 0) & (rows["delivery"] == _OUTBOX))
     if not len(queued):
         return []
     owner = batch.owner[queued]
@@ -133,6 +140,6 @@ def commit_plan(
         keys=list(keys or []),
         digests=list(digests or []),
         outbox=outbox_payloads(batch, item_hashes),
-        deferred_until=np.where(requests["action"] == Action.defer, requests["until"], 0),
+        deferred_until=np.where(requests["action"] == _DEFER, requests["until"], 0),
         settles=settled_deferrals(batch),
     )
