@@ -18,7 +18,7 @@ __all__ = ["Packed", "pack", "unpack"]
 
 Array = npt.NDArray[Any]
 Packed = tuple[tuple[str, ...], tuple[tuple[int, ...], ...], bytearray]
-"""Names, shapes (of a ragged column's values), and the bytes: a flat column's values; a ragged one's offsets, then values."""
+"""Names, shapes (of a ragged column's values), and the bytes: values, of a ragged column its offsets before them."""
 
 _ALIGNED = 8
 _PADS = tuple(bytes(n) for n in range(_ALIGNED))
