@@ -19,6 +19,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from serve_app.clock import monotonic_s, now_us
 from serve_app.ingress.auth import Caller, KeyRing, Scope
@@ -46,6 +48,7 @@ class Incoming:
 
 
 Handler = Callable[[Incoming], Awaitable[Response]]
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,7 @@ async def _pass(gate: Callable[[], None], refusals: RefusalPace) -> None:
         raise
 
 
-def _endpoint(
-    call: Call, keys: KeyRing, body_s: float, tell: CallLog, refusals: RefusalPace
-) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(call: Call, keys: KeyRing, body_s: float, tell: CallLog, refusals: RefusalPace) -> Endpoint:
     template = _template(call.path)
 
     async def endpoint(request: Request) -> Response:
@@ -153,6 +154,23 @@ def _endpoint(
     return endpoint
 
 
+class _Straight:
+    """Calls whose path is one text, found by one look-up. To match every route's expression first, in a stack that handles
+    errors which calls do not raise, costs a small call a tenth of its time. All others go that way."""
+
+    def __init__(self, app: ASGIApp, endpoints: Mapping[tuple[str, str], Endpoint]) -> None:
+        self._app, self._endpoints = app, endpoints
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        plain = scope["type"] == "http" and not scope.get("root_path")
+        endpoint = self._endpoints.get((scope["method"], scope["path"])) if plain else None
+        if endpoint is None:
+            await self._app(scope, receive, send)
+        else:
+            answer = await endpoint(Request(scope, receive, send))
+            await answer(scope, receive, send)
+
+
 _CALL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -172,10 +190,10 @@ def add_calls(
 ) -> None:
     """Route the calls. Paths that share a form answer 405 for methods nobody has. body_s: time for a body to arrive. tell:
     hears of every call. refusals: when those refused before their body is read hear of it."""
-    for call in calls:
-        app.add_route(
-            call.path, _endpoint(call, keys, body_s, tell, refusals), methods=[call.method], include_in_schema=False
-        )
+    endpoints = {(call.method, call.path): _endpoint(call, keys, body_s, tell, refusals) for call in calls}
+    for (method, path), endpoint in endpoints.items():
+        app.add_route(path, endpoint, methods=[method], include_in_schema=False)
+    app.add_middleware(_Straight, {key: endpoint for key, endpoint in endpoints.items() if "{" not in key[1]})
 
 
 def openapi_of(calls: Sequence[Call], *, version: str) -> dict[str, Any]:

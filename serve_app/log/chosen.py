@@ -11,7 +11,7 @@ import numpy.typing as npt
 from serve_app.batch import Batch, Columns, Ragged, lengths_to_offsets
 from serve_app.log.entities import EntityHashes, column_at, entity_columns
 from serve_app.log.filling import SENTINELS
-from serve_app.log.short import Runs, spelled_out
+from serve_app.log.short import Repeats, Runs, spelled_out
 from serve_app.vocabulary import Action, Reason, Surface
 
 __all__ = ["Ledgered", "chosen_candidates", "decision_columns"]
@@ -48,11 +48,11 @@ def decision_columns(
     (chosen_idx -1)."""
     req = batch.requests
     rows, slots, cand_at = _order(batch, np.flatnonzero(chosen))
-    count, counts = len(rows), np.bincount(rows, minlength=len(batch))
+    count, repeats = len(rows), Repeats.of(np.bincount(rows, minlength=len(batch)))
     surface = req["surface"]
     known = cand_at >= 0
-    out: dict[str, Any] = {name: Runs(values, counts, count) for name, values in common.items()}
-    out |= {"slot": slots, "surface": Runs(surface, counts, count)}
+    out: dict[str, Any] = {name: Runs(values, repeats) for name, values in common.items()}
+    out |= {"slot": slots, "surface": Runs(surface, repeats)}
     out["chosen_idx"] = np.where(known, cand_at - batch.offsets[rows], -1).astype(np.int32)
     out.update(_copies(batch.candidates, cand_at, known, hashes))
     notification = surface == _NOTIFICATION
@@ -77,7 +77,7 @@ def decision_columns(
 def _granted(action: Array | Runs, granted: Bools | None) -> Array | Runs:
     """bool[k]: served, and granted where the ledger was asked."""
     if isinstance(action, Runs) and granted is None:
-        return Runs((action.values == _SEND) | (action.values == _SHOW), action.counts, action.rows)
+        return Runs((action.values == _SEND) | (action.values == _SHOW), action.repeats)
     done = spelled_out(action)
     served: Bools = (done == _SEND) | (done == _SHOW)
     return served if granted is None else served & granted

@@ -88,15 +88,19 @@ def given_rows(table: str, rows: int, columns: Mapping[str, Any]) -> GivenRows:
         raise InvalidInput("rows of this table need a user", field=table)
     heads: list[int] = []
     bodies: list[Any] = []
-    flat = int(Form.flat)
+    flat, runs = int(Form.flat), int(Form.runs)
     for name, values in columns.items():
         if values is None or name in DERIVED:
             continue
         column = plan[name]
-        kind = column.flat
-        if type(values) is np.ndarray and kind is not None and values.dtype == kind and values.ndim == 1:  # most columns
+        kind, given = column.flat, type(values)
+        if given is np.ndarray and kind is not None and values.dtype == kind and values.ndim == 1:  # most columns
             form, count, size = flat, len(values), values.nbytes
             bodies.append(values.tobytes())
+        elif given is Runs and kind is not None and values.values.dtype == kind:  # most of the others
+            head, own = values.repeats.head, values.values.tobytes()
+            form, count, size = runs, values.repeats.rows, len(head) + len(own)
+            bodies += (head, own)
         else:
             (form, count, parts), size = _formed(values, column, rows), 0
             for one in parts:
@@ -126,8 +130,6 @@ def _formed(values: Any, column: Column, rows: int) -> tuple[Form, int, Parts]:
         if len(values.texts) == 1 and len(values) == rows and not values.codes.any():
             return Form.text, rows, (values.texts[0].encode(),)
         return Form.names, len(values), _names(values, column)
-    if type(values) is Runs and column.flat is not None and values.values.dtype == column.flat:
-        return Form.runs, len(values), _runs(values)
     if type(values) is np.ndarray and values.ndim == 2 and _is(values, column.inner) and values.size <= _MOST_VALUES:
         return Form.some, len(values), _some(Some(np.ones(len(values), np.bool_), values, _nothing(values.dtype)))
     if type(values) is Some and _is(values.values, column.inner) and len(values) * values.values.shape[1] <= _MOST_VALUES:
@@ -135,16 +137,9 @@ def _formed(values: Any, column: Column, rows: int) -> tuple[Form, int, Parts]:
     values = spelled_out(values)
     lists = values.values if isinstance(values, Ragged) else None
     if lists is not None and lists.ndim == 1 and _is(lists, column.inner) and len(lists) <= _MOST_VALUES:
-        return Form.lists, len(values), (values.offsets.astype(_I32), _dense(lists))
+        return Form.lists, len(values), (values.offsets.astype(_I32).tobytes(), lists.tobytes())
     array = to_arrow(values, column, rows)
     return Form.arrow, len(array), (_message(array, column),)
-
-
-def _runs(values: Runs) -> Parts:
-    counts = values.counts
-    if len(counts) == 1:
-        return _TWO_WORDS.pack(1, values.rows), values.values.tobytes()
-    return np.array([len(counts)], _U32), counts.astype(_U32), _dense(values.values)
 
 
 def _some(values: Some) -> Parts:

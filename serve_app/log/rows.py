@@ -22,7 +22,7 @@ from serve_app.log.entities import EntityHashes, entity_columns, rows_to_hashes
 from serve_app.log.filling import Names, assignments, fill
 from serve_app.log.given import GivenRows, given_rows
 from serve_app.log.schema import TABLES
-from serve_app.log.short import Runs, Some
+from serve_app.log.short import Repeats, Runs, Some
 from serve_app.noise import hash_key, salt_of, uniform
 from serve_app.policy.zones import zone_name
 from serve_app.regions import region_name
@@ -164,8 +164,8 @@ def _candidate_columns(
         cand, place = cand.take(places), place[places]
         matrices = {name: one.take(places) for name, one in matrices.items()}
         counts = np.diff(np.searchsorted(places, batch.offsets))
-    rows = cand.rows
-    out: dict[str, Any] = {name: Runs(values, counts, rows) for name, values in common.items()}
+    rows, repeats = cand.rows, Repeats.of(counts)
+    out: dict[str, Any] = {name: Runs(values, repeats) for name, values in common.items()}
     out["idx"] = place
     out.update({name: values for name, values in cand.items() if name in _CANDIDATE_COPIES})
     out.update(matrices)

@@ -7,12 +7,13 @@ To spell such columns out takes longer than to decide them; the log's readers se
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Runs", "Some", "spelled_out"]
+__all__ = ["Repeats", "Runs", "Some", "spelled_out"]
 
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -20,24 +21,43 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
-    """values[k], each for counts[k] rows (i64), one after the other; `rows` is their sum."""
+class Repeats:
+    """For how many rows each of some values stands: counts i64[k], `rows` in all; `head`: k and the counts as u32."""
 
-    values: Array
     counts: I64
     rows: int
+    head: bytes
+
+    @classmethod
+    def of(cls, counts: npt.ArrayLike) -> Repeats:
+        """From counts."""
+        own = np.asarray(counts, np.int64)
+        return cls(own, int(own.sum()), np.array([len(own), *own.tolist()], "<u4").tobytes())
+
+
+@lru_cache(maxsize=1024)
+def _once(rows: int) -> Repeats:
+    return Repeats.of([rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """values[k], each for as many rows as `repeats` says, one after the other."""
+
+    values: Array
+    repeats: Repeats
 
     @classmethod
     def constant(cls, value: np.generic, rows: int) -> Runs:
         """One value in every row."""
-        return cls(np.array([value]), np.array([rows], np.int64), rows)
+        return cls(np.array([value]), _once(rows))
 
     def __len__(self) -> int:
-        return self.rows
+        return self.repeats.rows
 
     def whole(self) -> Array:
         """As an array."""
-        return np.repeat(self.values, self.counts)
+        return np.repeat(self.values, self.repeats.counts)
 
 
 @dataclass(frozen=True, slots=True)

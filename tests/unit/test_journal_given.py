@@ -24,7 +24,7 @@ from serve_app.log.given_reader import read_given
 from serve_app.log.journal import Journal, read_journal
 from serve_app.log.plan import DERIVED, Column, plan_of_table
 from serve_app.log.schema import SCHEMA_VERSION, TABLES
-from serve_app.log.short import Runs, Some
+from serve_app.log.short import Repeats, Runs, Some
 from tests.unit.test_journal_frames import decode_payload
 
 Array = npt.NDArray[Any]
@@ -49,7 +49,7 @@ def _flat(draw: st.DrawFn, column: Column, rows: int) -> Any:
     if shape == "runs":
         ends = sorted(draw(st.lists(st.integers(0, rows), max_size=3)))
         counts = np.diff(np.array([0, *ends, rows], np.int64))
-        return Runs(_numbers(draw, column.flat, len(counts)), counts, rows)
+        return Runs(_numbers(draw, column.flat, len(counts)), Repeats.of(counts))
     if shape == "strided":
         return _numbers(draw, column.flat, 2 * rows)[::2]
     values = _numbers(draw, column.flat, rows)
