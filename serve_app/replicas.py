@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,10 +30,7 @@ T = TypeVar("T")
 
 def begin(settings: Settings, process: str, admin_token: str = "") -> None:
     """What every replica does first. process: its name in log lines."""
-    # Where scikit-learn is installed (it is for development), XGBoost would import it, SciPy's statistics and more: two
-    # seconds a replica for wrappers that nothing here uses.
-    if "sklearn" not in sys.modules:
-        sys.modules["sklearn"] = None  # type: ignore[assignment]
+    _start_light()
     from serve_app.running.logs import configure_logs
     from serve_app.running.loopback import keep_replica_ports_on_loopback
     from serve_app.running.ray_meters import RayMeters
@@ -51,6 +49,24 @@ def begin(settings: Settings, process: str, admin_token: str = "") -> None:
     faults.install(settings.testing.faults)
     if settings.testing.clock_skew_ms:
         _skew_clock(settings.testing.clock_skew_ms)
+
+
+def _start_light() -> None:
+    """How fast a replica starts is how soon one that died is replaced."""
+    # Where scikit-learn is installed (it is for development), XGBoost would import it, SciPy's statistics and more: two
+    # seconds a replica for wrappers that nothing here uses.
+    if "sklearn" not in sys.modules:
+        sys.modules["sklearn"] = None  # type: ignore[assignment]
+    # What Ray imported stays: to look through it again and again while we import more takes a third of a second.
+    gc.freeze()
+    # With the first kernel numba would import scipy.linalg for its BLAS. No kernel may use that: its sums have no fixed order.
+    import numba.np.linalg
+
+    numba.np.linalg.ensure_blas = _no_blas
+
+
+def _no_blas() -> None:
+    raise ImportError("kernels use no BLAS")
 
 
 def _skew_clock(skews_ms: Sequence[int]) -> None:
