@@ -59,7 +59,7 @@ def _start_light() -> None:
         sys.modules["sklearn"] = None  # type: ignore[assignment]
     # What Ray imported stays: to look through it again and again while we import more takes a third of a second.
     gc.freeze()
-    # With the first kernel numba would import scipy.linalg for its BLAS. No kernel may use that: its sums have no fixed order.
+    # With the first kernel numba would import scipy.linalg for its BLAS. No kernel may use one: sums in any order.
     import numba.np.linalg
 
     numba.np.linalg.ensure_blas = _no_blas
