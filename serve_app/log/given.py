@@ -88,7 +88,7 @@ def given_rows(table: str, rows: int, columns: Mapping[str, Any]) -> GivenRows:
         raise InvalidInput("rows of this table need a user", field=table)
     heads: list[int] = []
     bodies: list[Any] = []
-    flat, runs = int(Form.flat), int(Form.runs)
+    flat, runs, text = int(Form.flat), int(Form.runs), int(Form.text)
     for name, values in columns.items():
         if values is None or name in DERIVED:
             continue
@@ -101,6 +101,10 @@ def given_rows(table: str, rows: int, columns: Mapping[str, Any]) -> GivenRows:
             head, own = values.repeats.head, values.values.tobytes()
             form, count, size = runs, values.repeats.rows, len(head) + len(own)
             bodies += (head, own)
+        elif given is str and column.named:
+            own = values.encode()
+            form, count, size = text, rows, len(own)
+            bodies.append(own)
         else:
             (form, count, parts), size = _formed(values, column, rows), 0
             for one in parts:
@@ -124,8 +128,9 @@ def _dense(values: Array) -> Array:
 
 def _formed(values: Any, column: Column, rows: int) -> tuple[Form, int, Parts]:
     """Form, number of rows and bytes of a column that is not flat."""
-    if isinstance(values, str) and column.named:
-        return Form.text, rows, (values.encode(),)
+    lists = values.values if isinstance(values, Ragged) else None
+    if lists is not None and lists.ndim == 1 and _is(lists, column.inner) and len(lists) <= _MOST_VALUES:
+        return Form.lists, len(values), (values.offsets.astype(_I32).tobytes(), lists.tobytes())
     if isinstance(values, Names) and column.named:
         if len(values.texts) == 1 and len(values) == rows and not values.codes.any():
             return Form.text, rows, (values.texts[0].encode(),)
@@ -135,9 +140,6 @@ def _formed(values: Any, column: Column, rows: int) -> tuple[Form, int, Parts]:
     if type(values) is Some and _is(values.values, column.inner) and len(values) * values.values.shape[1] <= _MOST_VALUES:
         return Form.some, len(values), _some(values)
     values = spelled_out(values)
-    lists = values.values if isinstance(values, Ragged) else None
-    if lists is not None and lists.ndim == 1 and _is(lists, column.inner) and len(lists) <= _MOST_VALUES:
-        return Form.lists, len(values), (values.offsets.astype(_I32).tobytes(), lists.tobytes())
     array = to_arrow(values, column, rows)
     return Form.arrow, len(array), (_message(array, column),)
 

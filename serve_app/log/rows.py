@@ -7,7 +7,7 @@ Python object per row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NotRequired, TypedDict, Unpack
 
@@ -117,7 +117,7 @@ def _request_columns(batch: Batch, stamps: Stamps) -> dict[str, Any]:
         out["categories"] = _hashed(req["categories"], hashes.categories)
     for name, name_of in _PLACES:
         if name in req:
-            out[name] = Names.of(req[name], name_of)
+            out[name] = _place(req[name], name_of)
     if "arms" in req:
         out["arm_bits"] = req["arms"]
     if "anchor" in req:
@@ -130,6 +130,14 @@ def _request_columns(batch: Batch, stamps: Stamps) -> dict[str, Any]:
     for one in ("head", "feature", "gate"):
         out[f"{one}_names"] = _names(batch, f"{one}s")
     return out
+
+
+def _place(indices: npt.NDArray[np.int16], name_of: Callable[[int], str]) -> str | Names:
+    """Zones or regions (-1: unknown) by name."""
+    if len(indices) == 1:
+        index = int(indices[0])
+        return name_of(index) if index >= 0 else ""
+    return Names.of(indices, name_of)
 
 
 def _hashed(rows: Ragged, table: U64) -> Ragged:

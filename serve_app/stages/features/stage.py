@@ -78,6 +78,7 @@ class _Bound:
     """A plan with its columns resolved against the tables."""
 
     plan: FeaturePlan
+    names: tuple[str, ...]
     defaults: F32
     max_age_us: I64
     tables: tuple[tuple[FeatureTable, I32, I32], ...]  # table, its columns, matrix columns
@@ -119,8 +120,8 @@ class Features:
         """
         bound = self._bound_for(batch)
         count = batch.candidates.rows
-        out = np.empty((count, len(bound.plan)), np.float32)
-        status = np.empty((count, len(bound.plan)), np.uint8)
+        out = np.empty((count, len(bound.names)), np.float32)
+        status = np.empty((count, len(bound.names)), np.uint8)
         now = np.repeat(batch.requests["decided_at"], np.diff(batch.offsets))
         for table, from_columns, columns in bound.tables:
             at = rows[table.entity] if rows and table.entity in rows else self._rows_of(table, batch)
@@ -130,7 +131,7 @@ class Features:
         if len(bound.position):
             out[:, bound.position] = np.nan  # settles as the declared constant
         settle(bound.computed, bound.defaults, out, status)
-        return extended(batch, {"features": bound.plan.names}, features=out, feature_status=status)
+        return extended(batch, {"features": bound.names}, features=out, feature_status=status)
 
     def _bound_of(self, surface: int) -> _Bound:
         if surface not in self._bound:
@@ -185,6 +186,7 @@ def _bind(plan: FeaturePlan, tables: Mapping[Entity, FeatureTable]) -> _Bound:
     sources = plan.columns(Entity.source)
     return _Bound(
         plan,
+        plan.names,
         plan.defaults(),
         plan.max_age_us(),
         tuple(gathers),
