@@ -40,6 +40,7 @@ _STATUS_PROBLEMS: dict[DecideStatus, Exception] = {
 _ACTIONS = {int(one): one.name for one in Action}
 _REASONS = {int(one): one.name for one in Reason}
 _CHANNELS = {int(one): one.name for one in Channel}
+_SEND, _DEFER, _CHOSEN = int(Action.send), int(Action.defer), np.int8(Reason.chosen)
 _QUEUED, _GRANTED = "queued", "granted"
 _FEW = 64  # rows whose names are sooner looked up one by one than taken from a column
 
@@ -68,10 +69,12 @@ class _Sends:
 
     @classmethod
     def of(cls, batch: Batch) -> _Sends:
-        at = np.flatnonzero(batch.candidates["action"] == Action.send)
+        at = np.flatnonzero(batch.candidates["action"] == _SEND)
         if not len(at):
             return cls(at, at)
-        owner = batch.owner[at]
+        owner = np.searchsorted(batch.offsets, at, side="right") - 1
+        if len(at) == 1:
+            return cls(at, owner)
         order = np.lexsort((batch.candidates["slot"][at], owner))
         return cls(at[order], owner[order])
 
@@ -81,7 +84,7 @@ def answer_rows(made: Decided, users: Sequence[str], edition: Edition) -> list[A
     batch = made.decided.batch
     request = batch.requests
     action, reason = request["action"], request["reason"]
-    reason = np.where(action == Action.send, np.int8(Reason.chosen), reason)
+    reason = np.where(action == _SEND, _CHOSEN, reason)
     sends = _send_rows(batch, edition)
     none = np.where(np.isfinite(request["p_none"]), request["p_none"], -1.0).tolist()
     columns = zip(
@@ -113,7 +116,7 @@ def answer_rows(made: Decided, users: Sequence[str], edition: Edition) -> list[A
         }
         for user, request_id, decision_id, does, why, until, own, degraded, p_none, explored in columns
     ]
-    for row in np.flatnonzero(action == Action.defer).tolist():
+    for row in np.flatnonzero(action == _DEFER).tolist():
         user, request_id = int(request["user"][row]), int(request["request_id"][row])
         answers[row]["decided_again_as"] = decision_id_text(user, child_of(user, request_id), 0)
     if made.decided.status.max(initial=0) > DecideStatus.committed:
@@ -203,7 +206,7 @@ def answer_table(made: Decided, edition: Edition) -> pa.Table:
     `detail`. Duplicates have status 0; they are answered from their record."""
     batch, n = made.decided.batch, len(made.decided.status)
     request, c = batch.requests, batch.candidates
-    reason = np.where(request["action"] == Action.send, np.int8(Reason.chosen), request["reason"])
+    reason = np.where(request["action"] == _SEND, _CHOSEN, request["reason"])
     sends = _Sends.of(batch)
     first = np.full(n, -1, np.int64)
     first[sends.owner[::-1]] = sends.at[::-1]

@@ -70,6 +70,8 @@ class Arena:
 
     def gather(self, rows: I64) -> tuple[npt.NDArray[np.void], I64]:
         """Records of lists `rows` one after the other, and offsets i64[n + 1]. Row -1 is an empty list."""
+        if len(rows) == 1 and len(self.length):
+            return self._gather_one(int(rows[0]))
         known = rows >= 0
         lengths = np.where(known, self.length[rows], 0) if len(self.length) else np.zeros(len(rows), np.int64)
         starts = np.where(known, self.start[rows], 0) if len(self.start) else lengths
@@ -77,6 +79,11 @@ class Arena:
         out = np.empty(int(offsets[-1]) * self.width, np.uint64)
         _copy(out, offsets[:-1], self.words, starts, lengths, self.width)
         return out.view(self.dtype), offsets
+
+    def _gather_one(self, row: int) -> tuple[npt.NDArray[np.void], I64]:
+        start, length = (int(self.start[row]), int(self.length[row])) if row >= 0 else (0, 0)
+        found = self.words[start * self.width : (start + length) * self.width].copy()
+        return found.view(self.dtype), np.array([0, length], np.int64)
 
     def append(self, rows: I64, new: npt.NDArray[np.void], offsets: I64) -> None:
         """Append `new[offsets[i]:offsets[i + 1]]` to list rows[i]; rows are distinct."""

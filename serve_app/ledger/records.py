@@ -6,6 +6,7 @@ packed, and are unpacked only where somebody reads one.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import overload
@@ -23,6 +24,7 @@ __all__ = ["Records", "assemble"]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 _CODEC = pa.Codec("zstd", compression_level=1)
+_COUNT = struct.Struct("<I")
 
 
 class Records(Sequence[bytes]):
@@ -128,6 +130,10 @@ def assemble(
 ) -> Records:
     """One record per row of `requests`: `head` with the number of its candidates as u32 at `count_at`, its row, and its rows
     of `candidates` (offsets[r]:offsets[r + 1])."""
+    if len(requests) == 1:
+        start, end = count_at, count_at + _COUNT.size
+        record = b"".join((head[:start], _COUNT.pack(len(candidates)), head[end:], requests.tobytes(), candidates.tobytes()))
+        return Records(np.array([0, len(record)], np.int64), record)
     wide, narrow, counts = requests.dtype.itemsize, candidates.dtype.itemsize, np.diff(offsets)
     starts = lengths_to_offsets(len(head) + wide + counts * narrow)
     out = np.empty(int(starts[-1]), np.uint8)

@@ -137,7 +137,9 @@ class UserTable:
         if self.count == 0:
             return blank_state(len(rows))
         state = self.state[rows]
-        state[rows < 0] = blank_state(1)[0]
+        unwritten = rows < 0
+        if unwritten.any():
+            state[unwritten] = blank_state(1)[0]
         return state
 
     def columns(self, state: npt.NDArray[np.void]) -> UserState:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch, Columns, lengths_to_offsets
+from serve_app.batch import Batch, Columns
 from serve_app.clock import monotonic_s
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.decide import DecidedBatch, DecideStatus, decide
@@ -234,14 +234,17 @@ class _Away(MemoryLedger):
 _AWAY = _Away()
 
 
+_SENT = int(Action.send)
 _ANSWER = ("request_id", "user", "action", "reason", "until", "degraded", "p_none", "explored")
 _SEND = ("action", "slot", "campaign", "item", "channel", "delivery", "p_choice")
 
 
 def _answered(batch: Batch) -> Batch:
     """What an answer without explanation needs: the outcomes, and the candidates that are sent."""
-    sent = np.flatnonzero(batch.candidates["action"] == Action.send)
-    counts = np.bincount(batch.owner[sent], minlength=len(batch))
+    sending = batch.candidates["action"] == _SENT
+    before = np.zeros(len(sending) + 1, np.int64)
+    np.cumsum(sending, out=before[1:])
+    sent = np.flatnonzero(sending)
     requests = Columns(len(batch), REQUEST_COLUMNS, {name: batch.requests[name] for name in _ANSWER})
     rows = Columns(len(sent), CANDIDATE_COLUMNS, {name: batch.candidates[name][sent] for name in _SEND})
-    return Batch(requests, rows, lengths_to_offsets(counts))
+    return Batch(requests, rows, before[batch.offsets])

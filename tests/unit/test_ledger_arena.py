@@ -54,6 +54,10 @@ def test_lists_are_what_plain_lists_would_be(steps: list[tuple[str, list[int]]])
             plain = [one + more for one, more in zip(plain, new, strict=True)]
         records, offsets = arena.gather(rows)
         assert [records["value"][offsets[i] : offsets[i + 1]].tolist() for i in range(LISTS)] == plain
+        for row in range(-1, LISTS):
+            own, ends = arena.gather(np.array([row]))
+            assert own["value"].tolist() == (plain[row] if row >= 0 else [])
+            assert ends.tolist() == [0, len(own)]
 
 
 @pytest.mark.parametrize("several", [2, 3])

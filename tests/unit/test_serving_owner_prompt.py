@@ -101,11 +101,13 @@ def test_a_commit_that_never_began_is_unavailable_and_one_under_way_unknown(ledg
         with pytest.raises(LedgerUnavailable):  # behind what blocks
             await ledger.commit_soon(plan([1], [0], [10]))
         assert isinstance(ledger._group.overdue(blocking), OutcomeUnknown)
+        ledger._group.timeout_s = 60.0
         left = asyncio.create_task(ledger.commit_soon(plan([2], [0], [10])))
         await asyncio.sleep(0)
         left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
         free.set()
-        ledger._group.timeout_s = 5.0
         assert (await ledger.commit_soon(plan([3], [0], [10]))).status.tolist() == [CommitStatus.committed]
 
     asyncio.run(use())
