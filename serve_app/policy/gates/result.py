@@ -99,7 +99,7 @@ class Gate(Protocol):
 
 def _owned(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Contiguous and writable, copied only where it is not: kernels are compiled for one memory layout."""
-    if values.flags.c_contiguous and values.flags.writeable:
+    if values.flags.carray:
         return values
     return np.array(values, order="C")
 

@@ -86,8 +86,8 @@ class Words:
 def evaluate(batch: Batch, histories: HistoryView, policy: CompiledPolicy, context: Context) -> Words:
     """Every gate on every candidate."""
     words = Words.empty(batch.candidates.rows)
-    for name, gate in GATES.items():
-        gate(batch, histories, policy, context, words.of(name))
+    for gate, *word in zip(GATES.values(), *words._matrices, strict=True):
+        gate(batch, histories, policy, context, GateResult(*word))
     return words
 
 
