@@ -77,10 +77,16 @@ def _exclude(columns: dict[str, Array], at: Array) -> None:
 
 
 def _choose_again(lists: Batch, rows: Array, columns: dict[str, Array], edition: Edition) -> None:
-    flat = np.concatenate([np.arange(lists.offsets[row], lists.offsets[row + 1]) for row in rows])
-    part = extended(lists.take(rows), {}, value=columns["value"][flat])
     assert edition.held.ranking is not None
-    made = edition.held.ranking.explain(part, edition.context, distributions=False)
+    if len(rows) == 1:  # a page that is alone
+        (row,) = rows.tolist()
+        flat: Any = slice(int(lists.offsets[row]), int(lists.offsets[row + 1]))
+        part = lists.slice(row, row + 1)
+    else:
+        flat = np.concatenate([np.arange(lists.offsets[row], lists.offsets[row + 1]) for row in rows])
+        part = lists.take(rows)
+    again = extended(part, {}, value=columns["value"][flat])
+    made = edition.held.ranking.explain(again, edition.context, distributions=False)
     columns["slot"][flat], columns["p_slot"][flat] = made.slot, made.p_slot
 
 
