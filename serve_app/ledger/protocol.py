@@ -444,5 +444,8 @@ class PromptLedger(Ledger, Protocol):
     def read_at_once(self, users: U64) -> LedgerView | None:
         """`read`; None where it would have to wait, or could not be read."""
 
+    def recents_at_once(self, users: U64) -> Recents | None:
+        """`recents`, likewise."""
+
     async def commit_soon(self, plan: CommitPlan) -> CommitResult:
         """`commit`, awaited. Where the caller is cancelled, a commit that has not begun never will."""

@@ -148,10 +148,17 @@ class SqliteLedger:
 
     def read_at_once(self, users: U64) -> LedgerView | None:
         """See PromptLedger."""
+        return self._at_once(lambda: self._table.view(users))
+
+    def recents_at_once(self, users: U64) -> Recents | None:
+        """See PromptLedger."""
+        return self._at_once(lambda: self._table.recents(users))
+
+    def _at_once(self, look: Callable[[], R]) -> R | None:
         if not self._group.healthy or not self._lock.acquire(blocking=False):
             return None
         try:
-            return self._table.view(users)
+            return look()
         finally:
             self._lock.release()
 

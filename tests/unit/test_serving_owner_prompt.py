@@ -11,7 +11,7 @@ import pytest
 
 from serve_app.errors import InvalidInput, LedgerUnavailable, OutcomeUnknown
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import CommitStatus, PromptLedger
+from serve_app.ledger.protocol import CommitStatus, PromptLedger, UserChanges
 from serve_app.ledger.sqlite import SqliteLedger
 from serve_app.serving.board import Board
 from serve_app.serving.owner import StateOwner
@@ -40,6 +40,26 @@ def test_a_look_sees_what_was_committed_and_learned(ledger: SqliteLedger) -> Non
         assert second.view.versions.tolist() == [0, 1]
         assert len(second.view.histories.entries) == 1
         assert (await owner.call("look", u64(2), seq)).changes == []
+
+    asyncio.run(use())
+    owner.close()
+
+
+def test_what_is_live_is_the_same_from_the_loop_and_from_a_thread(ledger: SqliteLedger) -> None:
+    owner = owner_of(ledger)
+    ledger.record_events(u64(1, 2, 1), u64(7, 8, 9), np.array([1, 2, 3]))
+    ledger.put_user(1, UserChanges(region="KR"))
+
+    async def use() -> None:
+        prompt = await owner.live(u64(1, 3, 2), 0)
+        threaded = owner._live(u64(1, 3, 2), 0)
+        assert prompt.recents.items.tolist() == threaded.recents.items.tolist() == [7, 9, 8]
+        assert prompt.recents.offsets.tolist() == threaded.recents.offsets.tolist()
+        assert prompt.state.region.tolist() == threaded.state.region.tolist()
+        assert (prompt.head, prompt.changes) == (threaded.head, threaded.changes) == (0, [])
+        seq = await owner.call("append_catalogue_change", "availability", b"{}")
+        behind = await owner.live(u64(1), 0)
+        assert (behind.head, [one.seq for one in behind.changes]) == (seq, [seq])
 
     asyncio.run(use())
     owner.close()
