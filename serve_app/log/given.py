@@ -10,12 +10,12 @@ Layout, little endian::
     per column: place in the table u16 | form u16 | bytes u32
     per column: its bytes
 
-Forms: flat (numpy's values; booleans a byte each), matrix (the same, one list a row, all of one width; no longer written),
-lists (offsets i32[rows + 1], values), text (UTF-8, the same in every row), names (number of texts u32, their lengths u32
-each, codes i32[rows], texts), arrow (a record batch of this one column, dictionaries decoded), runs (number of values u32,
-for how many rows each stands u32, values) and some (width u32, rows known u32, one value that fills the others' lists, which
-rows are known, a bit each from the lowest, bytes filled up; then their lists column by column, where like stands by like and
-packs well). Absent columns are left out: their sentinels (`serve_app.log.filling`) are put in by the reader
+Forms: flat (numpy's values; booleans a byte each), matrix (the same, one list a row, all of one width), lists (offsets
+i32[rows + 1], values), text (UTF-8, the same in every row), names (number of texts u32, their lengths u32 each, codes
+i32[rows], texts), arrow (a record batch of this one column, dictionaries decoded), runs (number of values u32, for how many
+rows each stands u32, values) and some (width u32, rows known u32, one value that fills the others' lists, which rows are
+known, a bit each from the lowest, bytes filled up; then their lists, 512 at a time, column by column, where like stands by
+like and packs well). Absent columns are left out: their sentinels (`serve_app.log.filling`) are put in by the reader
 (`serve_app.log.given_reader`), like schema_version and user_bucket.
 """
 
@@ -38,13 +38,15 @@ from serve_app.log.filling import Names, check_columns, to_arrow
 from serve_app.log.plan import DERIVED, Column, plain, plan_of_table
 from serve_app.log.short import Runs, Some, spelled_out
 
-__all__ = ["ENTRY_WORDS", "HEAD", "Form", "GivenRows", "given_rows", "wire_schema"]
+__all__ = ["ENTRY_WORDS", "HEAD", "PART_ROWS", "Form", "GivenRows", "given_rows", "wire_schema"]
 
 Array = npt.NDArray[Any]
 Parts = Sequence[bytes | Array]
 
 HEAD = struct.Struct("<IHH")
 ENTRY_WORDS = 2  # u32 each: place and form, bytes
+_TURNED_ROWS = 4096  # of a matrix without gaps: larger ones are out of the caches, and turned more slowly than packed
+PART_ROWS = 512  # of `some`: to turn many more rows at once takes several times as long a row, and packs no better
 _U32 = np.dtype("<u4")
 _I32 = np.dtype("<i4")
 _TWO_WORDS = struct.Struct("<II")
@@ -136,6 +138,8 @@ def _formed(values: Any, column: Column, rows: int) -> tuple[Form, int, Parts]:
             return Form.text, rows, (values.texts[0].encode(),)
         return Form.names, len(values), _names(values, column)
     if type(values) is np.ndarray and values.ndim == 2 and _is(values, column.inner) and values.size <= _MOST_VALUES:
+        if len(values) > _TURNED_ROWS:
+            return Form.matrix, len(values), (_dense(values),)
         return Form.some, len(values), _some(Some(np.ones(len(values), np.bool_), values, _nothing(values.dtype)))
     if type(values) is Some and _is(values.values, column.inner) and len(values) * values.values.shape[1] <= _MOST_VALUES:
         return Form.some, len(values), _some(values)
@@ -147,7 +151,8 @@ def _formed(values: Any, column: Column, rows: int) -> tuple[Form, int, Parts]:
 def _some(values: Some) -> Parts:
     known, width = values.values.shape
     head = _TWO_WORDS.pack(width, known) + values.other.tobytes()
-    return head, np.packbits(values.known, bitorder="little"), values.values.T.tobytes()
+    parts = [values.values[first : first + PART_ROWS].T.tobytes() for first in range(0, known, PART_ROWS)]
+    return head, np.packbits(values.known, bitorder="little"), *parts
 
 
 @cache

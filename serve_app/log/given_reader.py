@@ -19,7 +19,7 @@ import pyarrow as pa
 from serve_app.batch import Ragged, lengths_to_offsets
 from serve_app.errors import DamagedArtifact
 from serve_app.log.filling import filled
-from serve_app.log.given import ENTRY_WORDS, HEAD, Form, wire_schema
+from serve_app.log.given import ENTRY_WORDS, HEAD, PART_ROWS, Form, wire_schema
 from serve_app.log.migrations import schema_as_of
 from serve_app.log.plan import Column, Plan, plan_of
 
@@ -134,9 +134,13 @@ def _one_some(body: bytes, column: Column, rows: int) -> Array:
     other = np.frombuffer(body, column.inner, 1, 2 * _U32.itemsize)
     at = 2 * _U32.itemsize + other.nbytes
     bits = np.frombuffer(body, np.uint8, (rows + 7) // 8, at)
-    values = np.frombuffer(body, column.inner, width * known, at + len(bits)).reshape(width, known).T
+    values = np.empty((known, width), column.inner)
+    given = np.frombuffer(body, column.inner, width * known, at + len(bits))
+    for first in range(0, known, PART_ROWS):
+        last = min(first + PART_ROWS, known)
+        values[first:last] = given[width * first : width * last].reshape(width, last - first).T
     if known == rows:
-        return np.ascontiguousarray(values)
+        return values
     out = np.repeat(other, rows * width).reshape(rows, width)
     out[np.unpackbits(bits, count=rows, bitorder="little").view(np.bool_)] = values
     return out

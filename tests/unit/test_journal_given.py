@@ -19,7 +19,7 @@ from serve_app.log import frames
 from serve_app.log import journal as journal_module
 from serve_app.log.filling import Names, fill, to_arrow
 from serve_app.log.frames import decode_payloads, encode_payload
-from serve_app.log.given import Form, given_rows
+from serve_app.log.given import PART_ROWS, Form, given_rows
 from serve_app.log.given_reader import read_given
 from serve_app.log.journal import Journal, read_journal
 from serve_app.log.plan import DERIVED, Column, plan_of_table
@@ -243,7 +243,7 @@ def test_arrays_may_change_after_they_were_given() -> None:
     assert rows["recents_age_s"].to_pylist() == [[1.0], [2.0]]
 
 
-def test_matrices_that_an_earlier_version_wrote_row_by_row_are_read() -> None:
+def test_matrices_that_were_written_row_by_row_are_read() -> None:
     values = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
     plan = plan_of_table("requests")
     bodies = {"user": np.array([1, 2], np.uint64).tobytes(), "recents_age_s": values.tobytes()}
@@ -252,6 +252,18 @@ def test_matrices_that_an_earlier_version_wrote_row_by_row_are_read() -> None:
     content = struct.pack("<IHH" + "HHI" * 2, 2, 2, 0, *entries) + b"".join(bodies.values())
     (rows,) = read_given("requests", [content], SCHEMA_VERSION)
     assert rows["recents_age_s"].to_pylist() == values.tolist()
+
+
+@pytest.mark.parametrize("rows", [PART_ROWS - 1, PART_ROWS, PART_ROWS + 1, 3 * PART_ROWS + 5, 10 * PART_ROWS])
+def test_matrices_of_many_rows_are_read_back_whole_and_in_part(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    values, users = rng.normal(size=(rows, 3)).astype(np.float32), np.zeros(rows, np.uint64)
+    known = rng.random(rows) < 0.7
+    some = Some(known, values[known], np.float32(np.nan))
+    for given_values, expected in ((values, values), (some, some.whole())):
+        kept = given_rows("candidates", rows, {"user": users, "features": given_values})
+        (read,) = read_given("candidates", [kept.content], SCHEMA_VERSION)
+        assert read["features"].flatten().to_numpy().tobytes() == expected.tobytes()
 
 
 def test_some_rows_of_a_matrix_are_taken_as_of_the_whole() -> None:
