@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 from typing import Protocol
 
-import httpx
 import psutil
 
 from serve_app.errors import DamagedArtifact, NotReady
@@ -34,6 +33,9 @@ class HttpFlip:
     """Asks a server over HTTP. Raises NotReady with the server's own words when it refuses or cannot be reached."""
 
     def __init__(self, admin_url: str, admin_token: str, *, prepare_timeout_s: float = 120.0) -> None:
+        import httpx  # here: replicas import this module and never ask
+
+        self._failure = httpx.HTTPError
         self._client = httpx.Client(
             base_url=admin_url, headers={"authorization": f"Bearer {admin_token}"}, timeout=prepare_timeout_s
         )
@@ -49,7 +51,7 @@ class HttpFlip:
     def _ask(self, phase: str, version: str) -> None:
         try:
             answer = self._client.post(f"/v1/releases/{phase}", json={"version": version})
-        except httpx.HTTPError as error:
+        except self._failure as error:
             raise NotReady(
                 f"the server did not answer {phase}: {error}", field="server", hint="is it up? `hindcast status`"
             ) from error

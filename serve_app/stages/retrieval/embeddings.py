@@ -7,11 +7,15 @@ New items, and items nothing is known of, get the mean vector of their category 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
 
 from serve_app.stages.retrieval.covisit import Covisits
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 __all__ = ["build_embeddings", "category_means", "normalise_rows"]
 
@@ -37,7 +41,7 @@ def category_means(vectors: F32, category: I32, categories: int) -> F32:
     return normalise_rows(means)
 
 
-def _truncated_svd(matrix: scipy.sparse.csr_matrix, rank: int, seed: int) -> tuple[F64, F64]:
+def _truncated_svd(matrix: csr_matrix, rank: int, seed: int) -> tuple[F64, F64]:
     """Left singular vectors [n, k] and values [k] by randomised subspace iteration (Halko, Martinsson, Tropp 2011), seeded;
     much quicker than Lanczos where the spectrum is flat. Signs are fixed by the largest entry of each vector."""
     width = min(rank + 16, matrix.shape[0])
@@ -53,10 +57,10 @@ def _truncated_svd(matrix: scipy.sparse.csr_matrix, rank: int, seed: int) -> tup
 
 def build_embeddings(covisits: Covisits, category: I32, *, categories: int, dimensions: int, shift: float, seed: int) -> F32:
     """f32[n, dimensions], unit rows. `shift` is SGNS's number of negative samples; seed fixes the start vector."""
+    from scipy.sparse import csr_matrix  # here: replicas import this module and never build
+
     count = len(covisits.offsets) - 1
-    matrix = scipy.sparse.csr_matrix(
-        (covisits.weights.astype(np.float64), covisits.neighbours, covisits.offsets), shape=(count, count)
-    )
+    matrix = csr_matrix((covisits.weights.astype(np.float64), covisits.neighbours, covisits.offsets), shape=(count, count))
     matrix = (matrix + matrix.T).tocoo()
     vectors = np.zeros((count, dimensions), np.float32)
     rank = min(dimensions, count - 2)
@@ -67,7 +71,7 @@ def build_embeddings(covisits: Covisits, category: I32, *, categories: int, dime
         pmi = np.log(matrix.data * scale) - np.log(shift)
         keep = pmi > 0
         if keep.any():
-            ppmi = scipy.sparse.csr_matrix((pmi[keep], (matrix.row[keep], matrix.col[keep])), shape=(count, count))
+            ppmi = csr_matrix((pmi[keep], (matrix.row[keep], matrix.col[keep])), shape=(count, count))
             left, values = _truncated_svd(ppmi, rank, seed)
             vectors[:, : len(values)] = left * np.sqrt(values)
     vectors = normalise_rows(vectors)
