@@ -77,7 +77,7 @@ class RecordedServer(_InProcess):
     def without_time_for(self, stage: str) -> Iterator[None]:
         """ranking or features: its budget is over before it has begun."""
         stages: Any = self._server.stages
-        owner, name = (stages._decide, "_ranking_s") if stage == "ranking" else (stages._rank, "_budget_s")
+        owner, name = (stages._decide, "_ranking_s") if stage == "ranking" else (stages._scores, "features_s")
         usual = getattr(owner, name)
         setattr(owner, name, 0.0)
         try:

@@ -74,6 +74,9 @@ def overloaded(demo_release: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         revision = store_policy(data, POLICY)
         for phase in ("prepare", "commit"):
             assert client.post(f"/v1/policies/{phase}", json={"version": revision}, headers=operator).status_code == 200
+        calm = {"related": {"item": items[0]}, "gateway": {"user": "first", "widgets": 3}}
+        for path, asked in calm.items():
+            assert client.post(f"/v1/recommendations/{path}", json={**asked, "slots": SLOTS}).status_code == 200
         answers = asyncio.run(_spike(str(client.base_url), items))
         body = {"item": items[0], "slots": SLOTS, "dry_run": True, "explain": True}
         said = client.post("/v1/recommendations/related", json=body).json()

@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from serve_app.decide import DecidedBatch, DecideStatus, decide
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import CommitPlan, CommitResult, Ledger, LedgerView, UserChanges
+from serve_app.ledger.protocol import CommitPlan, CommitResult, Ledger, LedgerView, PromptLedger, UserChanges
 from serve_app.policy.compile import CompiledPolicy, compile_policy
 from serve_app.policy.document import parse_policy
 from serve_app.stages.decision import Decision
@@ -45,6 +45,11 @@ class RacyLedger:
         """See Ledger: but for the comparison."""
         plan.read_versions = self._inner.read(plan.users).versions
         return self._inner.commit(plan)
+
+    async def commit_soon(self, plan: CommitPlan) -> CommitResult:
+        """See PromptLedger: but for the comparison."""
+        plan.read_versions = self._inner.read(plan.users).versions
+        return await cast(PromptLedger, self._inner).commit_soon(plan)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
