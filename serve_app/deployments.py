@@ -195,10 +195,11 @@ class _RemoteStages:
 
     def __init__(self, handles: Sequence[DeploymentHandle], nearby: Nearby, settings: DeploymentsSettings) -> None:
         """handles: of Retrieval, Ranking and Decision."""
-        retrieval, ranking, decision = handles
-        self._retrieve = Hop(retrieval, "retrieval", nearby, settings.retrieval.target_ongoing)
-        self._rank = Hop(ranking, "ranking", nearby, settings.ranking.target_ongoing)
-        self._decide = Hop(decision, "decision", nearby, settings.decision.target_ongoing)
+        from serve_app.serving.library import Role
+
+        roles = (Role.retrieval, Role.ranking, Role.decision)
+        hops = (Hop(handle, role, nearby, settings) for handle, role in zip(handles, roles, strict=True))
+        self._retrieve, self._rank, self._decide = hops
 
     async def retrieve(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
         return await self._retrieve(batch, pins, kinds)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
@@ -21,6 +21,10 @@ from serve_app.serving import spans
 from serve_app.serving.local_rpc import Busy, HungUp, RpcServer
 from serve_app.serving.lost import called_off, own_error
 from serve_app.serving.nearby import Nearby
+from serve_app.settings import DeploymentsSettings
+
+if TYPE_CHECKING:
+    from serve_app.serving.library import Role
 
 __all__ = ["Hop", "Listening"]
 
@@ -28,13 +32,14 @@ __all__ = ["Hop", "Listening"]
 class Hop:
     """The method `run` of another deployment."""
 
-    def __init__(self, handle: DeploymentHandle, role: str, nearby: Nearby, spread_from: float) -> None:
-        """role: as the deployment's replicas report to the promotion board. spread_from: calls under way to one replica from
-        which on others, on other hosts, get some."""
+    def __init__(self, handle: DeploymentHandle, role: Role, nearby: Nearby, deployments: DeploymentsSettings) -> None:
+        """role: of the deployment's replicas. Once a near one has as many of our calls as autoscaling aims for, others on
+        other hosts get some."""
         # What it carries is plain data, which C pickles in half the time of cloudpickle.
         self._far = handle.run.options(request_serialization="pickle", response_serialization="pickle")
-        self._role, self._nearby, self._spread_from = role, nearby, spread_from
-        nearby.call(role)
+        self._role, self._nearby = role.value, nearby
+        self._spread_from: float = getattr(deployments, role.value).target_ongoing
+        nearby.call(role.value)
 
     async def __call__(self, *arguments: Any) -> Any:
         """What `run` gives. Raises what it raised; HungUp where the replica asked, or the way to it, has ended; Serve's

@@ -112,8 +112,7 @@ class StageProcess:
 
     def hop(self, handle: DeploymentHandle, role: Role) -> Hop:
         """The way to another deployment."""
-        target = getattr(self.settings.deployments, role.value).target_ongoing
-        return Hop(handle, role.value, self.owner.nearby, target)
+        return Hop(handle, role, self.owner.nearby, self.settings.deployments)
 
     async def listen(self, run: Callable[..., Awaitable[Any]]) -> Listening:
         """Take calls of `run` from this host, now that everything is ready for them."""

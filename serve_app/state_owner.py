@@ -111,7 +111,8 @@ class OwnerHandle:
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._far = {"call": handle.call, "live": handle.live, "change_user": handle.change_user}
-        self.nearby = Nearby("ledger")
+        self.nearby = Nearby()
+        self.nearby.call("ledger")
         self._listens_at: str | None = None
         self._poll, self._prepare, self._commit_version = handle.poll, handle.prepare, handle.commit_version
         self._replicas = handle.replicas
@@ -139,7 +140,7 @@ class OwnerHandle:
 
     async def poll(self, report: Report, after_epoch: int) -> Orders:
         orders: Orders = await self._poll.remote(replace(report, near=self._listens_at), after_epoch)
-        self.nearby.learn(getattr(orders, "near", {}))  # an owner that an update left running may know nothing of it
+        self.nearby.learn(orders.near)
         return orders
 
     async def prepare(self, kind: Kind, version: str) -> None:

@@ -128,11 +128,15 @@ class RpcServer:
     def connected(self, connection: _Answering, *, living: bool) -> None:
         """A connection was made or lost."""
         (self._connections.add if living else self._connections.discard)(connection)
-        self._changed.set()
+        self.changed()
 
-    def began(self, by: int) -> None:
-        """Calls under way, more or fewer by `by`."""
-        self.under_way += by
+    def ended(self) -> None:
+        """A call under way has ended."""
+        self.under_way -= 1
+        self.changed()
+
+    def changed(self) -> None:
+        """Whoever waits for everybody to leave should look again."""
         self._changed.set()
 
 
@@ -169,21 +173,21 @@ class _Answering(_Frames):
     def _received(self, number: int, said: Any) -> None:
         if number == _FAREWELL:
             self.left = True
-            self._server.connected(self, living=True)
+            self._server.changed()
         elif said is None:
             if (task := self._running.get(number)) is not None:
                 task.cancel()
         elif self._server.under_way >= self._server.most:
             self._send(number, pickle.dumps((False, Busy("works on as many calls as it may")), _PROTOCOL))
         else:
-            self._server.began(1)
+            self._server.under_way += 1
             task = asyncio.get_running_loop().create_task(self._answer(number, *said))
             self._running[number] = task
             task.add_done_callback(lambda _: self._ended(number))
 
     def _ended(self, number: int) -> None:
         self._running.pop(number, None)
-        self._server.began(-1)
+        self._server.ended()
 
     async def _answer(self, number: int, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         try:

@@ -32,13 +32,12 @@ class _Role:
 class Nearby:
     """Connections to the processes of some roles. Nobody waits for one to be made. Used from one event loop."""
 
-    def __init__(self, *roles: str) -> None:
-        """roles: who this process calls."""
-        self._roles = {role: _Role() for role in roles}
+    def __init__(self) -> None:
+        self._roles: dict[str, _Role] = {}
         self._turn = 0
 
     def call(self, role: str) -> None:
-        """This process calls `role` too."""
+        """This process calls `role`."""
         self._roles.setdefault(role, _Role())
 
     def learn(self, addresses: Mapping[str, Sequence[str]]) -> None:
@@ -76,11 +75,3 @@ class Nearby:
             role.not_before_s[address] = asyncio.get_running_loop().time() + _AGAIN_S
         finally:
             role.connecting.pop(address)
-
-    def close(self) -> None:
-        """Hang up everywhere."""
-        for role in self._roles.values():
-            for task in role.connecting.values():
-                task.cancel()
-            for one in role.open.values():
-                one.close()

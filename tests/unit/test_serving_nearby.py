@@ -21,6 +21,12 @@ async def _server(method: Callable[..., Any]) -> RpcServer:
     return server
 
 
+def _calling_ranking() -> Nearby:
+    nearby = Nearby()
+    nearby.call("ranking")
+    return nearby
+
+
 async def _chosen(nearby: Nearby, role: str = "ranking") -> Connection:
     while (one := nearby.choose(role)) is None:
         await asyncio.sleep(0)
@@ -37,7 +43,7 @@ def test_a_named_process_is_called_and_its_successor_after_it() -> None:
         async def double(n: int) -> int:
             return 2 * n
 
-        first, nearby = await _server(double), Nearby("ranking")
+        first, nearby = await _server(double), _calling_ranking()
         nearby.learn({"ranking": (first.address,), "decision": ("another",)})
         assert nearby.choose("ranking") is None  # it is being made
         assert await (await _chosen(nearby)).ask("run", 2) == 4
@@ -49,7 +55,6 @@ def test_a_named_process_is_called_and_its_successor_after_it() -> None:
             one = await _chosen(nearby)
         assert await one.ask("run", 3) == 6
         second.close()
-        nearby.close()
 
     _run(main)
 
@@ -59,7 +64,7 @@ def test_a_board_that_knows_nobody_yet_ends_no_connection() -> None:
         async def double(n: int) -> int:
             return 2 * n
 
-        server, nearby = await _server(double), Nearby("ranking")
+        server, nearby = await _server(double), _calling_ranking()
         nearby.learn({"ranking": (server.address,)})
         line = await _chosen(nearby)
         nearby.learn({})
@@ -73,7 +78,7 @@ def test_calls_go_to_whoever_has_the_fewest() -> None:
     async def main() -> None:
         gate = asyncio.Event()
         servers = [await _server(gate.wait) for _ in range(3)]
-        nearby = Nearby("ranking")
+        nearby = _calling_ranking()
         nearby.learn({"ranking": tuple(server.address for server in servers)})
         await _all_connected(nearby, 3)
         asked = []
@@ -96,7 +101,7 @@ def test_calls_go_to_whoever_has_the_fewest() -> None:
 def test_a_busy_neighbour_gives_way_only_where_others_are_elsewhere() -> None:
     async def main() -> None:
         gate = asyncio.Event()
-        server, nearby = await _server(gate.wait), Nearby("ranking")
+        server, nearby = await _server(gate.wait), _calling_ranking()
         nearby.learn({"ranking": (server.address,)})
         line = await _chosen(nearby)
         asked = [asyncio.ensure_future(line.ask("run")) for _ in range(2)]
