@@ -15,10 +15,11 @@ from serve_app.ingress.quality import narrowed
 from serve_app.ledger.protocol import Recents, UserState
 from serve_app.policy.assign import assign
 from serve_app.policy.compile import CompiledPolicy
-from serve_app.policy.zones import UNKNOWN_ZONE, local_second_of_day
+from serve_app.policy.zones import local_second_of_day
 from serve_app.regions import region_index
 from serve_app.release.rows import CatalogueRows
 from serve_app.segments.shelf import lookup
+from serve_app.serving.asking import release_places
 from serve_app.serving.library import Edition
 from serve_app.vocabulary import Origin, Surface
 
@@ -78,7 +79,7 @@ def request_batch(
     rows, policy = edition.release.catalogue, edition.policy
     users, at = users_of(asks), np.array([ask.decided_at for ask in asks], np.int64)
     user_row = np.where(users == 0, -1, rows.user_rows(users)).astype(np.int32)
-    zone, region = _places(asks, user_row, rows, known.state, policy)
+    zone, region = _places(asks, user_row, known.state, edition)
     recents, ages, bought = _histories(asks, user_row, at, edition, known.recents, recents_kept)
     drawn = assign(policy.trials, np.where(users == 0, _ids(asks), users), at)
     segments, segments_at = lookup(edition, users)
@@ -180,12 +181,12 @@ def _categories(asks: Sequence[Ask], rows: CatalogueRows) -> Ragged:
 
 
 def _places(
-    asks: Sequence[Ask], user_row: I32, rows: CatalogueRows, state: UserState, policy: CompiledPolicy
+    asks: Sequence[Ask], user_row: I32, state: UserState, edition: Edition
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
     """Zone and region of each: what the request says, else what the user's state says, else what the release says."""
-    zone = np.where(state.zone >= 0, state.zone, rows.user_zones[user_row])
-    zone[zone == UNKNOWN_ZONE] = policy.default_zone
-    region = np.where(state.region >= 0, state.region, rows.user_regions[user_row])
+    zone, region = release_places(user_row, edition)
+    zone = np.where(state.zone >= 0, state.zone, zone)
+    region = np.where(state.region >= 0, state.region, region)
     for at, ask in enumerate(asks):
         if ask.region is not None:
             region[at] = region_index(ask.region)

@@ -14,7 +14,7 @@ from serve_app.segments.shelf import lookup
 from serve_app.serving.library import Edition
 from serve_app.vocabulary import Origin, Surface
 
-__all__ = ["notification_requests"]
+__all__ = ["notification_requests", "release_places"]
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -49,7 +49,7 @@ def notification_requests(
         return out
 
     user_row = catalogue.user_rows(users)
-    zone, region = _places(user_row, edition)
+    zone, region = release_places(user_row, edition)
     drawn = assign(policy.trials, users, decided_at)
     segments, segments_at = lookup(edition, users)
     history = edition.release.histories.requests(user_row, decided_at)
@@ -86,7 +86,7 @@ def notification_requests(
     )
 
 
-def _places(user_row: I32, edition: Edition) -> tuple[I16, I16]:
+def release_places(user_row: I32, edition: Edition) -> tuple[I16, I16]:
     """Zone and region as the release knows them; the ledger's word replaces them where it has one."""
     rows = edition.release.catalogue
     zone = rows.user_zones[user_row]

@@ -22,14 +22,14 @@ from serve_app.ledger.protocol import Ledger, LedgerView
 from serve_app.log.fingerprint import code_version, fingerprint
 from serve_app.serving import faults, scope
 from serve_app.serving.budgets import stretched
-from serve_app.serving.hosts import FeatureMatrix, RankCall, flagged
+from serve_app.serving.hosts import RankCall, flagged
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Library, Pins
 from serve_app.serving.lost import called_off
 from serve_app.serving.measuring import measure_decisions
 from serve_app.serving.meters import count, timed
 from serve_app.serving.relay import Baton, Detour, relayed
-from serve_app.serving.stages import LocalScores, features_failed, in_pool
+from serve_app.serving.stages import LocalScores, in_pool
 from serve_app.serving.unledgered import send_unledgered
 from serve_app.stages.decision import Decision
 from serve_app.vocabulary import Action, StageBit
@@ -117,34 +117,25 @@ class DecideFlow:
 
     async def _in_one_go(self, call: DecideCall, scores: LocalScores, began: float) -> Decided:
         """Score and decide in one thread, each part within its budget."""
-        asked, rows = _rank_call(call), len(call.batch)
-        kept = scores.kept(asked)
+        asked, rows, late = _rank_call(call), len(call.batch), TimeoutError("it took too long")
 
-        def first(baton: Baton) -> Decided:
-            matrix, failed = None, None
+        def decided(baton: Baton, score: Callable[[], Batch]) -> Decided:
             try:
-                matrix = scores.matrix(asked, kept)
-            except Exception as error:  # noqa: BLE001 - any failure of features has the one declared fall-back
-                failed = error
-            baton.past(1)
-            return ranked(baton, matrix, failed)
-
-        def ranked(baton: Baton, matrix: FeatureMatrix | None, failed: Exception | None) -> Decided:
-            if failed is not None:
-                features_failed(failed)
-            try:
-                scored = scores.ranked(asked, kept, matrix)
+                scored = score()
             except Exception as error:  # noqa: BLE001 - without scores the gates fail closed
                 scored = _unscored(call, error)
             baton.past(2)
             return self._in_time(call, scored, began)
 
-        late = TimeoutError("it took too long")
         return await relayed(
             self._pool,
-            first,
+            lambda baton: decided(baton, lambda: scores.scored(asked, baton, 0)),
             (
-                Detour(1, stretched(scores.features_s, rows), lambda baton: ranked(baton, None, late)),
+                Detour(
+                    1,
+                    stretched(scores.features_s, rows),
+                    lambda baton: decided(baton, lambda: scores.on_defaults(asked, late)),
+                ),
                 Detour(2, stretched(self._ranking_s, rows), lambda _: self._in_time(call, _unscored(call, late), began)),
             ),
         )

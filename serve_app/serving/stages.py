@@ -30,7 +30,6 @@ __all__ = [
     "LocalStages",
     "RankFlow",
     "Stages",
-    "features_failed",
     "in_pool",
 ]
 
@@ -79,7 +78,7 @@ class RankFlow:
         except (Exception, asyncio.CancelledError) as error:  # any failure of features has the one declared fall-back
             if called_off(error):
                 raise
-            features_failed(error)
+            _features_failed(error)
             matrix, degraded = self._host.defaults(call, kept.candidates.rows), True
         return await in_pool(self._pool, lambda: self._host.run(call, kept, matrix, degraded=degraded))
 
@@ -90,22 +89,26 @@ class LocalScores:
     def __init__(self, features: FeaturesHost, ranking: RankingHost, *, features_ms: float) -> None:
         self._features, self._ranking, self.features_s = features, ranking, features_ms / 1000
 
-    def kept(self, call: RankCall) -> Batch:
-        """See RankingHost."""
-        return self._ranking.kept(call)
+    def scored(self, call: RankCall, baton: Baton, legs: int) -> Batch:
+        """Features, the leg after the first `legs`, and ranking; on declared defaults where features fail."""
+        kept = self._ranking.kept(call)
+        try:
+            with timed("hindcast_stage_ms", stage="features"):
+                matrix = self._features.run(kept, call.pins)
+        except Exception as error:  # noqa: BLE001 - any failure of features has the one declared fall-back
+            baton.past(legs + 1)
+            return self.on_defaults(call, error)
+        baton.past(legs + 1)
+        return self._ranking.run(call, kept, matrix, degraded=False)
 
-    def matrix(self, call: RankCall, kept: Batch) -> FeatureMatrix:
-        """Features of the candidates `kept`."""
-        with timed("hindcast_stage_ms", stage="features"):
-            return self._features.run(kept, call.pins)
-
-    def ranked(self, call: RankCall, kept: Batch, matrix: FeatureMatrix | None) -> Batch:
-        """The batch ranked; matrix None: on declared defaults."""
-        known = matrix if matrix is not None else self._ranking.defaults(call, kept.candidates.rows)
-        return self._ranking.run(call, kept, known, degraded=matrix is None)
+    def on_defaults(self, call: RankCall, error: BaseException) -> Batch:
+        """Ranking without features. error: what became of them."""
+        _features_failed(error)
+        kept = self._ranking.kept(call)
+        return self._ranking.run(call, kept, self._ranking.defaults(call, kept.candidates.rows), degraded=True)
 
 
-def features_failed(error: BaseException) -> None:
+def _features_failed(error: BaseException) -> None:
     """Say so: their defaults take their place."""
     count("hindcast_degraded", stage="features")
     _LOG.warning("features fell back to their defaults: %s: %s", type(error).__name__, error)
@@ -149,7 +152,9 @@ class LocalStages:
 
     async def rank(self, call: RankCall) -> Batch:
         """See Stages."""
-        return await relayed(self._pool, lambda baton: self._ranked(baton, call, 0), (self._without_features(call, 0),))
+        limit_s = stretched(self._scores.features_s, len(call.batch))
+        late = Detour(1, limit_s, lambda _: self._without_features(call))
+        return await relayed(self._pool, lambda baton: self._scores.scored(call, baton, 0), (late,))
 
     async def lists(self, trip: ListTrip) -> Batch:
         """Candidates and their ranking by one thread. Where it raises, `trip.call` says whether candidates were found."""
@@ -161,36 +166,18 @@ class LocalStages:
             baton.past(1)
             trip.call = call
             with timed("hindcast_stage_ms", stage="ranking"):
-                return self._ranked(baton, call, 1)
+                return self._scores.scored(call, baton, 1)
 
-        def defaults(baton: Baton) -> Batch:
+        def defaults(_: Baton) -> Batch:
             assert trip.call is not None
-            return self._without_features(trip.call, 1).instead(baton)
+            return self._without_features(trip.call)
 
         features = Detour(2, stretched(self._scores.features_s, len(trip.batch)), defaults, since=1)
         limits = Limit(1, trip.retrieval_s, latest_s=trip.latest_s), Limit(3, trip.ranking_s, 1, trip.latest_s)
         return await relayed(self._pool, first, (features,), limits)
 
-    def _ranked(self, baton: Baton, call: RankCall, legs: int) -> Batch:
-        """Features and ranking, after so many legs."""
-        kept = self._scores.kept(call)
-        try:
-            matrix = self._scores.matrix(call, kept)
-        except Exception as error:  # noqa: BLE001 - any failure of features has the one declared fall-back
-            baton.past(legs + 1)
-            features_failed(error)
-            return self._scores.ranked(call, kept, None)
-        baton.past(legs + 1)
-        return self._scores.ranked(call, kept, matrix)
-
-    def _without_features(self, call: RankCall, legs: int) -> Detour[Batch]:
-        """Ranking on declared defaults, where features are late."""
-
-        def instead(_: Baton) -> Batch:
-            features_failed(TimeoutError("they took too long"))
-            return self._scores.ranked(call, self._scores.kept(call), None)
-
-        return Detour(legs + 1, stretched(self._scores.features_s, len(call.batch)), instead)
+    def _without_features(self, call: RankCall) -> Batch:
+        return self._scores.on_defaults(call, TimeoutError("they took too long"))
 
     async def decide(self, call: DecideCall) -> Decided:
         """See Stages."""
