@@ -79,11 +79,12 @@ class RowIndex:
 
 
 class EventIds:
-    """Event ids marked within the last horizon at least, twice it at most: two generations, the older dropped whole."""
+    """Event ids marked within the last horizon at least, twice it at most: two generations, the older dropped whole.
+    `kept_since`: what was marked before is forgotten."""
 
     def __init__(self, horizon_us: int) -> None:
         self._horizon_us = horizon_us
-        self._began = np.iinfo(np.int64).min
+        self._began = self.kept_since = int(np.iinfo(np.int64).min)
         self._new, self._old = RowIndex(), RowIndex()
 
     def fresh(self, ids: U64) -> npt.NDArray[np.bool_]:
@@ -95,6 +96,7 @@ class EventIds:
     def mark(self, ids: U64, at: int) -> None:
         """Remember `ids`, seen at `at`."""
         if at - self._began >= self._horizon_us:
-            self._old, self._new = self._new if at - self._began < 2 * self._horizon_us else RowIndex(), RowIndex()
-            self._began = at
+            follows = at - self._began < 2 * self._horizon_us
+            self._old, self.kept_since = (self._new, self._began) if follows else (RowIndex(), at)
+            self._new, self._began = RowIndex(), at
         self._new.insert(ids)

@@ -125,7 +125,7 @@ class SqliteLedger:
         if self._erased_since_truncate:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # erased rows must not linger in the write-ahead log
             self._erased_since_truncate = False
-        horizons = self._newest - self.settings.key_horizon_us, self._newest - 2 * self.settings.event_horizon_us
+        horizons = self._newest - self.settings.key_horizon_us, self._events.kept_since
         if self.durability != "disk":
             return self._checkpoint.step(connection, self._seq, horizons, idle=idle)
         # What a power failure could take of this, the journal replays; the next commit's sync covers it.
