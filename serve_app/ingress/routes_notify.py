@@ -11,7 +11,6 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from starlette.responses import Response
 
@@ -44,7 +43,7 @@ from serve_app.ingress.stored import stored_decision, told
 from serve_app.ingress.throttle import Throttle, throttled
 from serve_app.ledger.protocol import LedgerView
 from serve_app.serving.deciding import DecideCall
-from serve_app.serving.editions import edition_and_users, edition_with_changes
+from serve_app.serving.editions import edition_with_changes, look
 from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.stages import Stages, in_pool
 from serve_app.serving.unledgered import may_send_unledgered
@@ -120,21 +119,31 @@ class NotifyRoutes:
             np.array([ask.one.deadline_at for ask in asks], np.int64),
             [ask.client for ask in asks],
         )
-        edition, view = await self._edition_and_users(release, policy, asking.rows.user)
-        # A few rows: to have a thread do this takes longer than to do it.
-        chunk = Chunk(asking.rows, prepare_decisions(asking, edition), None, edition)
+        chunk, view = await self._prepared(asking, release, policy)
         await self._decide_chunk(chunk, dry=dry, explain=explain, ledgered=view is not None, view=view)
         return rows_of(chunk, explain=explain)
 
-    async def _edition_and_users(
-        self, release: str, policy: str, users: npt.NDArray[np.uint64]
-    ) -> tuple[Edition, LedgerView | None]:
-        """`_edition_or_last` and what the ledger says of `users`; None where it is down."""
-        limit_s = self._settings.budgets.ledger_ms / 1000
+    async def _prepared(self, asking: Asking, release: str, policy: str) -> tuple[Chunk, LedgerView | None]:
+        """The rows prepared by the pinned edition with every catalogue change that was answered before now, and what the
+        ledger says of their users; None where it is down. While it is asked, they are prepared on what is known so far,
+        which nearly always is all there is."""
+        limit_s, known = self._settings.budgets.ledger_ms / 1000, self._library.seq
+        asked = asyncio.create_task(look(self._library, self._owner.call, limit_s, asking.rows.user, known))
         try:
-            return await edition_and_users(self._library, self._owner.call, limit_s, release, policy, users)
+            await asyncio.sleep(0)  # the question is on its way
+            # A few rows: to have a thread do this takes longer than to do it.
+            chunk = self._chunk(asking, self._library.edition(Pins(release, policy, known)))
+            head, view = await asked
         except LedgerUnavailable as down:
-            return self._last_edition(release, policy, down), None
+            return self._chunk(asking, self._last_edition(release, policy, down)), None
+        finally:
+            asked.cancel()
+        edition = self._library.edition(Pins(release, policy, head))
+        return (chunk if edition is chunk.edition else self._chunk(asking, edition)), view
+
+    @staticmethod
+    def _chunk(asking: Asking, edition: Edition) -> Chunk:
+        return Chunk(asking.rows, prepare_decisions(asking, edition), None, edition)
 
     async def _edition(self, release: str, policy: str) -> Edition:
         """The pinned edition with every catalogue change that was answered before now."""
@@ -202,7 +211,7 @@ class NotifyRoutes:
             def prepare() -> Chunk:
                 n, ids = stop - start, row_ids(one.request_id, np.arange(start, stop))
                 asking = Asking(part, ids, np.full(n, one.decided_at), np.full(n, one.deadline_at), [client] * n)
-                return Chunk(part, prepare_decisions(asking, edition), None, edition)
+                return self._chunk(asking, edition)
 
             async with gate:
                 try:

@@ -19,12 +19,21 @@ from serve_app.batch import lengths_to_offsets
 from serve_app.errors import DamagedArtifact
 from serve_app.kernels import kernel
 
-__all__ = ["Records", "assemble"]
+__all__ = ["Records", "assemble", "unpacked"]
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 _CODEC = pa.Codec("zstd", compression_level=1)
 _COUNT = struct.Struct("<I")
+
+
+def unpacked(size: int, packed: bytes) -> bytes:
+    """`size` bytes. Raises DamagedArtifact."""
+    try:
+        raw: bytes = _CODEC.decompress(packed, size, asbytes=True)
+    except (OSError, ValueError) as error:
+        raise DamagedArtifact(f"records cannot be unpacked: {error}", hint="restore the ledger from a copy") from error
+    return raw
 
 
 class Records(Sequence[bytes]):
@@ -47,11 +56,7 @@ class Records(Sequence[bytes]):
         """All records, one after the other. Raises DamagedArtifact."""
         if self._raw is None:
             assert self._packed is not None
-            try:
-                self._raw = _CODEC.decompress(self._packed, int(self.offsets[-1]), asbytes=True)
-            except (OSError, ValueError) as error:
-                said = f"records cannot be unpacked: {error}"
-                raise DamagedArtifact(said, hint="restore the ledger from a copy") from error
+            self._raw = unpacked(int(self.offsets[-1]), self._packed)
         return self._raw
 
     @property
@@ -61,6 +66,13 @@ class Records(Sequence[bytes]):
             assert self._raw is not None
             self._packed = _CODEC.compress(self._raw, asbytes=True)
         return self._packed
+
+    def alone(self, row: int) -> tuple[int, bytes]:
+        """Length of one record, and its bytes packed: what `unpacked` takes."""
+        if len(self) == 1:
+            return int(self.offsets[-1]), self.packed
+        record = self[row]
+        return len(record), _CODEC.compress(record, asbytes=True)
 
     @property
     def present(self) -> int:

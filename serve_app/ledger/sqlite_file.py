@@ -31,6 +31,7 @@ _APPLICATION_ID, _SCHEMA = 1212761932, 1
 _LATER = (
     "CREATE TABLE IF NOT EXISTS user_ids (key INTEGER PRIMARY KEY, id TEXT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS outbox_by_lease ON outbox (leased_until, id)",
+    "CREATE TABLE IF NOT EXISTS deferred (id INTEGER PRIMARY KEY, size INTEGER NOT NULL, record BLOB NOT NULL)",
 )
 _TOP = 1 << 63
 _RESTORE = "restore the file from a copy, or move it away to start empty"

@@ -40,6 +40,9 @@ CREATE TABLE deferrals (
   PRIMARY KEY (key, request_id)
 ) WITHOUT ROWID;
 CREATE INDEX deferrals_by_end ON deferrals (until, key, request_id);
+-- Their records, one after the other, packed, each of `size` bytes unpacked. `deferrals.record` is the id of one; rows made
+-- earlier hold their record itself. Users' rows are written at random places of a table, which is quick where they are small.
+CREATE TABLE deferred (id INTEGER PRIMARY KEY, size INTEGER NOT NULL, record BLOB NOT NULL);
 
 CREATE TABLE outbox (
   id INTEGER PRIMARY KEY AUTOINCREMENT, key INTEGER NOT NULL, request_id INTEGER NOT NULL, payload BLOB NOT NULL,

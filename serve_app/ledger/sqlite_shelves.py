@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.errors import DamagedArtifact
-from serve_app.ledger.plans import value_at
 from serve_app.ledger.protocol import (
     OUTBOX_BURIED,
     CampaignRow,
@@ -24,6 +23,7 @@ from serve_app.ledger.protocol import (
     StoredRecord,
     UserChanges,
 )
+from serve_app.ledger.records import Records, unpacked
 from serve_app.ledger.sqlite_file import to_key, to_keys, to_user
 from serve_app.ledger.sqlite_index import checked_block
 from serve_app.ledger.table import UserTable
@@ -113,29 +113,62 @@ def settle_and_defer(connection: Connection, plan: CommitPlan, rows: list[int]) 
     keys, requests = to_keys(plan.users), to_keys(plan.request_ids)
     if plan.settles is not None and plan.settles.any():
         settled = to_keys(plan.settles)
-        done = [(keys[row], settled[row]) for row in rows if plan.settles[row]]
-        connection.executemany("DELETE FROM deferrals WHERE key = ? AND request_id = ?", done)
-    until = plan.deferred_until
-    if until is not None and until.any():
-        new = [(keys[row], requests[row], int(until[row]), value_at(plan.records, row)) for row in rows if until[row]]
-        connection.executemany("INSERT OR REPLACE INTO deferrals VALUES (?, ?, ?, ?)", new)
+        for row in rows:
+            if plan.settles[row]:
+                _drop(connection, keys[row], settled[row])
+    if plan.deferred_until is not None and plan.deferred_until.any():
+        until, records = plan.deferred_until.tolist(), Records.of(plan.records)
+        for row in rows:
+            if until[row]:
+                _defer(connection, keys[row], requests[row], until[row], *records.alone(row) if len(records) else (0, b""))
     if any(plan.outbox):
         queued = [(keys[row], requests[row], plan.outbox[row]) for row in rows if plan.outbox[row]]
         query = "INSERT INTO outbox (key, request_id, payload, leased_until, attempts) VALUES (?, ?, ?, 0, 0)"
         connection.executemany(query, queued)
 
 
+def _defer(connection: Connection, key: int, request: int, until: int, size: int, packed: bytes) -> None:
+    kept = connection.execute("INSERT INTO deferred (size, record) VALUES (?, ?)", (size, packed)).lastrowid
+    row, query = (key, request, until, kept), "INSERT OR IGNORE INTO deferrals VALUES (?, ?, ?, ?)"
+    if not connection.execute(query, row).rowcount:  # the request was deferred before
+        _drop(connection, key, request)
+        connection.execute(query, row)
+
+
+def _drop(connection: Connection, key: int, request: int) -> bool:
+    query = "DELETE FROM deferrals WHERE key = ? AND request_id = ? RETURNING record"
+    gone = connection.execute(query, (key, request)).fetchall()
+    _drop_records(connection, gone)
+    return bool(gone)
+
+
+def _drop_records(connection: Connection, kept: list[tuple[int | bytes]]) -> None:
+    connection.executemany("DELETE FROM deferred WHERE id = ?", (one for one in kept if isinstance(one[0], int)))
+
+
 def due_deferrals(connection: Connection, now: int, limit: int) -> list[Deferral]:
     """See Ledger."""
     query = "SELECT key, request_id, until, record FROM deferrals WHERE until <= ? ORDER BY until, key, request_id LIMIT ?"
-    found = connection.execute(query, (now, limit))
-    return [Deferral(to_user(key), to_user(request), until, record) for key, request, until, record in found]
+    found = connection.execute(query, (now, limit)).fetchall()
+    return [
+        Deferral(to_user(key), to_user(request), until, _record(connection, kept)) for key, request, until, kept in found
+    ]
+
+
+def _record(connection: Connection, kept: int | bytes) -> bytes:
+    """A deferral's record: as it stands in its row, or found by its id."""
+    if isinstance(kept, bytes):
+        return kept
+    found = connection.execute("SELECT size, record FROM deferred WHERE id = ?", (kept,)).fetchone()
+    if found is None:
+        raise DamagedArtifact(f"deferral record {kept} is missing", hint="restore the ledger from a copy")
+    size, packed = found
+    return unpacked(size, packed) if size else b""
 
 
 def drop_deferral(connection: Connection, user: int, request_id: int) -> bool:
     """See Ledger."""
-    query = "DELETE FROM deferrals WHERE key = ? AND request_id = ?"
-    return connection.execute(query, (to_key(user), to_key(request_id))).rowcount > 0
+    return _drop(connection, to_key(user), to_key(request_id))
 
 
 def claim_outbox(connection: Connection, now: int, limit: int, lease_us: int) -> list[OutboxItem]:
@@ -235,5 +268,7 @@ def ack_records(connection: Connection, ids: Sequence[int], row_bits: int) -> No
 
 def forget(connection: Connection, user: int) -> None:
     """Erase a user's id, consents, deferrals and outbox rows."""
-    for table in ("user_ids", "consents", "deferrals", "outbox"):
+    gone = connection.execute("DELETE FROM deferrals WHERE key = ? RETURNING record", (to_key(user),)).fetchall()
+    _drop_records(connection, gone)
+    for table in ("user_ids", "consents", "outbox"):
         connection.execute(f"DELETE FROM {table} WHERE key = ?", (to_key(user),))

@@ -15,7 +15,7 @@ from serve_app.ledger.protocol import LedgerView
 from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.owner import LiveAnswer, Look
 
-__all__ = ["EditionNow", "OwnerCall", "edition_and_users", "edition_with_changes", "editions"]
+__all__ = ["EditionNow", "OwnerCall", "edition_with_changes", "editions", "look"]
 
 OwnerCall = Callable[..., Awaitable[Any]]
 """call(method, *arguments, **keywords): one method of the ledger, by name (see serve_app.serving.owner)."""
@@ -38,17 +38,18 @@ async def edition_with_changes(library: Library, live: Live, limit_s: float, rel
     return library.edition(Pins(release, policy, seen.head))
 
 
-async def edition_and_users(
-    library: Library, call: OwnerCall, limit_s: float, release: str, policy: str, users: npt.NDArray[np.uint64]
-) -> tuple[Edition, LedgerView]:
-    """`edition_with_changes`, and what the ledger says of `users` (u64[n]), in one call."""
+async def look(
+    library: Library, call: OwnerCall, limit_s: float, users: npt.NDArray[np.uint64], after_seq: int
+) -> tuple[int, LedgerView]:
+    """The newest catalogue sequence number, whose changes the library has learned then, and what the ledger says of `users`
+    (u64[n]), in one call. LedgerUnavailable where that takes longer than `limit_s`."""
     try:
         async with asyncio.timeout(limit_s):
-            seen: Look = await call("look", users, library.seq)
+            seen: Look = await call("look", users, after_seq)
     except TimeoutError:
         raise LedgerUnavailable("users and live changes could not be read in time", field="ledger") from None
     library.learn(seen.changes)
-    return library.edition(Pins(release, policy, seen.head)), seen.view
+    return seen.head, seen.view
 
 
 def editions(library: Library, live: Live, live_ms: float) -> EditionNow:

@@ -220,3 +220,38 @@ def test_an_erased_user_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
     assert (ledger.find_decision(77, 11), ledger.find_decision(78, 12)) == (None, real_record(78, 12))
     assert ledger.check() == []
     ledger.close()
+
+
+def deferred_records(folder: Path) -> int:
+    with sqlite3.connect(folder / "ledger.sqlite") as connection:
+        return int(connection.execute("SELECT count(*) FROM deferred").fetchone()[0])
+
+
+def test_a_deferral_that_is_settled_replaced_dropped_or_erased_leaves_no_record_behind(tmp_path: Path) -> None:
+    ledger = open_at(tmp_path)
+    for user in (1, 2, 3, 4):
+        commit_one(ledger, user, 11, grants=0, deferred_until=np.array([NOW]), records=[real_record(user, 11)])
+    assert deferred_records(tmp_path) == 4
+    commit_one(ledger, 1, 12, grants=0, settles=u64(11))
+    commit_one(ledger, 2, 11, grants=0, deferred_until=np.array([NOW + 1]), records=[real_record(2, 11)])
+    assert ledger.drop_deferral(3, 11)
+    assert ledger.delete_user(4)
+    assert deferred_records(tmp_path) == 1
+    assert [(one.user, one.until, one.record) for one in ledger.due_deferrals(NOW + 1, 9)] == [
+        (2, NOW + 1, real_record(2, 11))
+    ]
+    ledger.close()
+
+
+def test_deferrals_of_earlier_files_hold_their_records_themselves(tmp_path: Path) -> None:
+    open_at(tmp_path).close()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
+        connection.execute("DROP TABLE deferred")
+        key = 1 - (1 << 63)
+        connection.execute("INSERT INTO deferrals VALUES (?, ?, ?, ?)", (key, 11 - (1 << 63), NOW, real_record(1, 11)))
+    ledger = open_at(tmp_path)
+    commit_one(ledger, 2, 12, grants=0, deferred_until=np.array([NOW]))
+    assert [(one.user, one.record) for one in ledger.due_deferrals(NOW, 9)] == [(1, real_record(1, 11)), (2, b"r12")]
+    assert ledger.drop_deferral(1, 11)
+    assert [one.user for one in ledger.due_deferrals(NOW, 9)] == [2]
+    ledger.close()
