@@ -7,7 +7,7 @@ Which columns exist, their dtypes and meanings: `serve_app.columns`.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,6 +151,20 @@ class Columns(Mapping[str, Any]):
         """The same arrays, for columns to be set beside them; they were checked when first set."""
         out = Columns(self._rows, self._specs)
         out._data = self._data.copy()
+        return out
+
+    def only(self, names: Iterable[str]) -> Columns:
+        """Some of the columns."""
+        out = Columns(self._rows, self._specs)
+        out._data = {name: self._data[name] for name in names}
+        return out
+
+    def beside(self, others: Columns) -> Columns:
+        """The same arrays, and those of `others`, of as many rows, in place of any of the same name."""
+        if others.rows != self._rows:
+            raise InvalidInput(f"columns have {others.rows} rows, the batch {self._rows}", field="columns")
+        out = Columns(self._rows, self._specs)
+        out._data = {**self._data, **others._data}
         return out
 
     def take(self, rows: Array) -> Columns:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -72,11 +73,11 @@ def hex_texts(values: npt.NDArray[np.uint64]) -> list[str]:
 
 
 def decision_id_texts(
-    users: npt.NDArray[np.uint64], request_ids: npt.NDArray[np.uint64], slots: npt.ArrayLike = 0
+    users: npt.NDArray[np.uint64], request_ids: npt.NDArray[np.uint64], slots: npt.NDArray[np.integer] | int = 0
 ) -> list[str]:
     """`decision_id_text` of each row; slots below 65,536."""
     if len(users) <= _FEW:
-        places = np.broadcast_to(np.asarray(slots), (len(users),)).tolist()
+        places = slots.tolist() if isinstance(slots, np.ndarray) else repeat(slots)
         return list(map(decision_id_text, users.tolist(), request_ids.tolist(), places))
     out = np.empty((len(users), 37), "S1")
     out[:, 0] = b"d"

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch, Columns
+from serve_app.batch import Batch
 from serve_app.clock import monotonic_s
-from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.decide import DecidedBatch, DecideStatus, decide
 from serve_app.errors import HindcastError, LedgerUnavailable, NotReady, OutcomeUnknown
 from serve_app.ledger.memory import MemoryLedger
@@ -22,7 +21,7 @@ from serve_app.ledger.protocol import Ledger, LedgerView
 from serve_app.log.fingerprint import code_version, fingerprint
 from serve_app.serving import faults, scope
 from serve_app.serving.budgets import stretched
-from serve_app.serving.hosts import RankCall, flagged
+from serve_app.serving.hosts import RankCall, flagged, with_news
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Library, Pins
 from serve_app.serving.lost import called_off
@@ -109,7 +108,7 @@ class DecideFlow:
     async def _scored(self, call: DecideCall, rank: Ranked) -> Batch:
         try:
             async with asyncio.timeout(stretched(self._ranking_s, len(call.batch))):
-                return await rank(_rank_call(call))
+                return with_news(call.batch, await rank(_rank_call(call, afar=True)))
         except (Exception, asyncio.CancelledError) as error:
             if called_off(error):
                 raise
@@ -198,8 +197,8 @@ class DecideFlow:
         return Decided(decided, logged)
 
 
-def _rank_call(call: DecideCall) -> RankCall:
-    return RankCall(call.batch, call.pins, explain=True, log=False)
+def _rank_call(call: DecideCall, *, afar: bool = False) -> RankCall:
+    return RankCall(call.batch, call.pins, explain=True, log=False, afar=afar)
 
 
 def _unscored(call: DecideCall, error: BaseException) -> Batch:
@@ -236,6 +235,4 @@ def _answered(batch: Batch) -> Batch:
     before = np.zeros(len(sending) + 1, np.int64)
     np.cumsum(sending, out=before[1:])
     sent = np.flatnonzero(sending)
-    requests = Columns(len(batch), REQUEST_COLUMNS, {name: batch.requests[name] for name in _ANSWER})
-    rows = Columns(len(sent), CANDIDATE_COLUMNS, {name: batch.candidates[name][sent] for name in _SEND})
-    return Batch(requests, rows, before[batch.offsets])
+    return Batch(batch.requests.only(_ANSWER), batch.candidates.only(_SEND).take(sent), before[batch.offsets])

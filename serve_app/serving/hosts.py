@@ -36,6 +36,8 @@ __all__ = [
     "RetrievalHost",
     "default_matrix",
     "flagged",
+    "news",
+    "with_news",
 ]
 
 Bools = npt.NDArray[np.bool_]
@@ -58,13 +60,34 @@ class FeatureMatrix:
 @dataclass(slots=True)
 class RankCall:
     """One batch to rank. page: i32[n] number of the page each list stands on, -1: none; lists of one page, in row order,
-    hold no item twice. explain: give every candidate back with everything known. log: journal the result."""
+    hold no item twice. explain: give every candidate back with everything known. log: journal the result. afar: the caller,
+    in another process, joins what is new (`news`) to the batch it has."""
 
     batch: Batch
     pins: Pins
     explain: bool
     log: bool
     page: I32 | None = None
+    afar: bool = False
+
+
+def news(batch: Batch, made: Batch) -> Batch:
+    """`made` without the columns it shares with `batch`, of the same requests and candidates."""
+
+    def new(columns: Columns, known: Columns) -> Columns:
+        return columns.only([name for name, values in columns.items() if name not in known or known[name] is not values])
+
+    return Batch(new(made.requests, batch.requests), new(made.candidates, batch.candidates), made.offsets, made.meta)
+
+
+def with_news(batch: Batch, new: Batch) -> Batch:
+    """The batch with what `news` left of one made of it."""
+    return Batch(
+        batch.requests.beside(new.requests),
+        batch.candidates.beside(new.candidates),
+        batch.offsets,
+        {**batch.meta, **new.meta},
+    )
 
 
 def flagged(batch: Batch, bit: StageBit) -> Batch:
@@ -171,7 +194,7 @@ class RankingHost:
         featured = extended(rows, {"features": matrix.names}, features=matrix.features, feature_status=matrix.status)
         ranked = edition.held.ranking.run(featured, edition.context)
         if _surface(batch) == Surface.notification:
-            return ranked
+            return news(call.batch, ranked) if call.afar else ranked
         if call.page is not None:
             ranked = without_repeats(ranked, call.page, edition)
         return self._told(call, batch, ranked, edition)
