@@ -19,7 +19,7 @@ from serve_app.ingress.asks import Ask, child_batch
 from serve_app.ingress.recommend import Lists, ListsOptions, Recommender, Shelves
 from serve_app.noise import hash_key, salt_of
 from serve_app.serving.given import given_widgets
-from serve_app.serving.library import Edition, Pins
+from serve_app.serving.library import Pins
 from serve_app.vocabulary import Surface
 
 __all__ = ["PageAsk", "Pages", "child_request_ids"]
@@ -54,30 +54,25 @@ class Pages:
         pins = Pins(options.release, options.policy, edition.view.seq)
         batch = recommender.requests(roots, edition, known)
         given = given_widgets(batch, edition.release.catalogue, edition.view.overlay, [None] * len(asks))
-        page = await recommender.rank(given, pins, edition, options)
-        children, owners, widgets = _children(asks, page)
-        if not children:
-            return [self._answer(ask, row, page, None, [], []) for row, ask in enumerate(asks)]
-        requests = child_batch(batch, owners, children, edition, quality=quality)
-        filled = await self._fill(requests, owners, widgets, edition, pins, options)
+        asked: list[tuple[list[Ask], list[int]]] = []
+
+        def fill(page: Lists) -> tuple[Batch, Shelves] | None:
+            children, owners, widgets = _children(asks, page)
+            asked[:] = [(children, owners)]
+            if not children:
+                return None
+            kinds = page.edition.release.catalogue.widget_kinds
+            shelves = Shelves(np.array(widgets, np.int32), [kinds[widget] for widget in widgets], np.array(owners, np.int32))
+            return child_batch(batch, owners, children, edition, quality=quality), shelves
+
+        most = sum(given.requests["slots"].tolist())
+        page, filled = await recommender.page(given, pins, edition, options, fill, most)
+        ((children, owners),) = asked
         answers = []
         for row, ask in enumerate(asks):
             own = [at for at, owner in enumerate(owners) if owner == row]
             answers.append(self._answer(ask, row, page, filled, own, [children[at] for at in own]))
         return answers
-
-    async def _fill(
-        self,
-        requests: Batch,
-        owners: Sequence[int],
-        widgets: Sequence[int],
-        edition: Edition,
-        pins: Pins,
-        options: ListsOptions,
-    ) -> Lists:
-        kinds = edition.release.catalogue.widget_kinds
-        shelves = Shelves(np.array(widgets, np.int32), [kinds[widget] for widget in widgets], np.array(owners, np.int32))
-        return await self._recommender.listed(requests, pins, edition, options, shelves)
 
     @staticmethod
     def _answer(

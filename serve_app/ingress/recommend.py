@@ -23,14 +23,14 @@ from serve_app.serving.lost import called_off
 from serve_app.serving.meters import count, observe, timed
 from serve_app.serving.owner import LiveAnswer
 from serve_app.serving.pages import unranked
-from serve_app.serving.stages import ListTrip, LocalStages, Stages, in_pool
+from serve_app.serving.stages import ListTrip, LocalStages, PageTrip, Stages, TripTimes, in_pool
 from serve_app.settings import BudgetSettings
 from serve_app.stages.extend import extended
 from serve_app.stages.retrieval import SurfaceRetrieval
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import Source, StageBit, Surface
 
-__all__ = ["Lists", "ListsOptions", "LiveCall", "Recommender", "Shelves"]
+__all__ = ["FillPage", "Lists", "ListsOptions", "LiveCall", "Recommender", "Shelves"]
 
 _LOG = logging.getLogger("hindcast.ingress")
 _RETRY_SALT = salt_of("request answered by a fall-back")
@@ -70,6 +70,10 @@ class Shelves:
     def marked(self, found: Batch) -> Batch:
         """Candidates with the widget they would fill, so that the log says which shelf a list stood on."""
         return extended(found, {}, widget=np.repeat(self.widgets, np.diff(found.offsets)))
+
+
+FillPage = Callable[[Lists], tuple[Batch, Shelves] | None]
+"""The lists that a page asks for once its widgets are known. May run in a worker thread, and twice."""
 
 
 class _PopularOnly:
@@ -130,31 +134,62 @@ class Recommender:
         self, batch: Batch, pins: Pins, edition: Edition, options: ListsOptions, shelves: Shelves | None = None
     ) -> Lists:
         """Candidates, popular items where retrieval fails or is late, and lists, retrieval's order where ranking does."""
-        page = None if shelves is None else shelves.page
-
-        def call_of(found: Batch) -> RankCall:
-            marked = found if shelves is None else shelves.marked(found)
-            return RankCall(marked, pins, options.explain, options.log, page)
-
-        kinds = None if shelves is None else shelves.kinds
+        trip = _trip(batch, pins, options, shelves)
         if not isinstance(self._stages, LocalStages) or not self._has_models(batch, edition):
-            call = call_of(await self.retrieve(batch, pins, edition, kinds))
+            call = trip.ranked(await self.retrieve(batch, pins, edition, trip.kinds))
             return self._lists(await self._ranked(call, edition), batch, pins)
-        budgets, latest_s = self._budgets, max(left_s() - self._spare_s, 0.0)
-        trip = ListTrip(
-            batch, pins, kinds, call_of, budgets.retrieval_ms / 1000, budgets.ranking_ms / 1000, latest_s
-        )  # fmt: skip
         try:
-            ranked = await self._stages.lists(trip)
+            ranked = await self._stages.lists(trip, self._times())
         except (Exception, asyncio.CancelledError) as error:  # each stage has its one declared fall-back
             if called_off(error):
                 raise
-            if trip.call is None:
-                call = call_of(await self._popular_instead(batch, edition, error))
-                ranked = await self._ranked(call, edition)
-            else:
-                ranked = await self._unranked_instead(trip.call, edition, error)
+            ranked = await self._instead(trip, edition, error)
         return self._lists(ranked, batch, pins)
+
+    async def page(
+        self, given: Batch, pins: Pins, edition: Edition, options: ListsOptions, fill: FillPage, most: int
+    ) -> tuple[Lists, Lists | None]:
+        """What is `given` ranked, and the lists that `fill` asks for once it is known (None: none). most: lists at most.
+        Fall-backs as of `rank` and `listed`."""
+
+        def filled(page: Batch) -> ListTrip | None:
+            asked = fill(self._lists(page, given, pins))
+            return None if asked is None else _trip(asked[0], pins, options, asked[1])
+
+        models = self._has_models(given, edition) and Surface.gateway.name in edition.held.heads
+        if not isinstance(self._stages, LocalStages) or not models:
+            page = await self.rank(given, pins, edition, options)
+            return page, await self._fill(fill(page), pins, edition, options)
+        trip = PageTrip(RankCall(given, pins, options.explain, options.log), filled, most)
+        try:
+            ranked = await self._stages.page(trip, self._times())
+        except (Exception, asyncio.CancelledError) as error:  # each stage has its one declared fall-back
+            if called_off(error):
+                raise
+            if trip.page is None:
+                trip.page = await self._unranked_instead(trip.root, edition, error)
+            page = self._lists(trip.page, given, pins)
+            if trip.lists is None:
+                return page, await self._fill(fill(page), pins, edition, options)
+            ranked = await self._instead(trip.lists, edition, error)
+        assert trip.page is not None
+        page = self._lists(trip.page, given, pins)
+        return page, None if ranked is None or trip.lists is None else self._lists(ranked, trip.lists.batch, pins)
+
+    async def _fill(
+        self, asked: tuple[Batch, Shelves] | None, pins: Pins, edition: Edition, options: ListsOptions
+    ) -> Lists | None:
+        return None if asked is None else await self.listed(asked[0], pins, edition, options, asked[1])
+
+    def _times(self) -> TripTimes:
+        budgets = self._budgets
+        return TripTimes(budgets.retrieval_ms / 1000, budgets.ranking_ms / 1000, max(left_s() - self._spare_s, 0.0))
+
+    async def _instead(self, trip: ListTrip, edition: Edition, error: BaseException) -> Batch:
+        """The fall-back of the stage that a trip did not come to the end of."""
+        if trip.call is not None:
+            return await self._unranked_instead(trip.call, edition, error)
+        return await self._ranked(trip.ranked(await self._popular_instead(trip.batch, edition, error)), edition)
 
     async def retrieve(self, batch: Batch, pins: Pins, edition: Edition, kinds: Sequence[str] | None = None) -> Batch:
         """Candidates; popular items by the same filters where retrieval fails or is late. kinds: see RetrievalHost."""
@@ -179,10 +214,9 @@ class Recommender:
         call = RankCall(found, pins, explain=False, log=False)
         await in_pool(self._pool, lambda: self._unranked(call, edition, 0.0, late=False))
 
-    async def rank(self, batch: Batch, pins: Pins, edition: Edition, options: ListsOptions,
-                   page: npt.NDArray[np.int32] | None = None) -> Lists:  # fmt: skip
+    async def rank(self, batch: Batch, pins: Pins, edition: Edition, options: ListsOptions) -> Lists:
         """Lists from candidates; retrieval's order where ranking fails or is late."""
-        ranked = await self._ranked(RankCall(batch, pins, options.explain, options.log, page), edition)
+        ranked = await self._ranked(RankCall(batch, pins, options.explain, options.log), edition)
         return self._lists(ranked, batch, pins)
 
     def _lists(self, ranked: Batch, batch: Batch, pins: Pins) -> Lists:
@@ -229,6 +263,15 @@ class Recommender:
         if call.log and not self._journal.append(ranked, edition, within_s=within_s):
             ranked = flagged(ranked, StageBit.log)
         return ranked
+
+
+def _trip(batch: Batch, pins: Pins, options: ListsOptions, shelves: Shelves | None) -> ListTrip:
+    def ranked(found: Batch) -> RankCall:
+        if shelves is None:
+            return RankCall(found, pins, options.explain, options.log)
+        return RankCall(shelves.marked(found), pins, options.explain, options.log, shelves.page)
+
+    return ListTrip(batch, pins, None if shelves is None else shelves.kinds, ranked)
 
 
 def _popular(batch: Batch, edition: Edition) -> Batch:

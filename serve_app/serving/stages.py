@@ -28,8 +28,10 @@ __all__ = [
     "ListTrip",
     "LocalScores",
     "LocalStages",
+    "PageTrip",
     "RankFlow",
     "Stages",
+    "TripTimes",
     "in_pool",
 ]
 
@@ -114,19 +116,44 @@ def _features_failed(error: BaseException) -> None:
     _LOG.warning("features fell back to their defaults: %s: %s", type(error).__name__, error)
 
 
+@dataclass(frozen=True, slots=True)
+class TripTimes:
+    """Budgets of the stages, and when all must be over, from the start of a trip."""
+
+    retrieval_s: float
+    ranking_s: float
+    latest_s: float
+
+    def limits(self, legs: int) -> tuple[Limit, Limit]:
+        """Of a ListTrip that follows so many legs."""
+        latest_s = self.latest_s
+        return (
+            Limit(legs + 1, self.retrieval_s, legs, latest_s),
+            Limit(legs + 3, self.ranking_s, legs + 1, latest_s),
+        )
+
+
 @dataclass(slots=True)
 class ListTrip:
-    """One batch on its way from requests to lists. call: made of the candidates once they are found (None: not yet).
-    retrieval_s, ranking_s: budgets of the stages; latest_s: when both must be over, from the start."""
+    """One batch on its way from requests to lists. call: made of the candidates once they are found (None: not yet)."""
 
     batch: Batch
     pins: Pins
     kinds: Sequence[str] | None
     ranked: Callable[[Batch], RankCall]
-    retrieval_s: float
-    ranking_s: float
-    latest_s: float
     call: RankCall | None = None
+
+
+@dataclass(slots=True)
+class PageTrip:
+    """Pages on their way: things that lists stand on are ranked (`root`), then `filled` says which lists those shown ask
+    for (None: no lists), at most `most`. page: root's answer, lists: what was asked for; each None until it is known."""
+
+    root: RankCall
+    filled: Callable[[Batch], ListTrip | None]
+    most: int
+    page: Batch | None = None
+    lists: ListTrip | None = None
 
 
 class LocalStages:
@@ -152,29 +179,63 @@ class LocalStages:
 
     async def rank(self, call: RankCall) -> Batch:
         """See Stages."""
-        limit_s = stretched(self._scores.features_s, len(call.batch))
-        late = Detour(1, limit_s, lambda _: self._without_features(call))
+        late = Detour(1, self._features_s(len(call.batch)), lambda _: self._without_features(call))
         return await relayed(self._pool, lambda baton: self._scores.scored(call, baton, 0), (late,))
 
-    async def lists(self, trip: ListTrip) -> Batch:
+    async def lists(self, trip: ListTrip, times: TripTimes) -> Batch:
         """Candidates and their ranking by one thread. Where it raises, `trip.call` says whether candidates were found."""
 
-        def first(baton: Baton) -> Batch:
-            with timed("hindcast_stage_ms", stage="retrieval"):
-                found = self._retrieval.run(trip.batch, trip.pins, trip.kinds)
-            call = trip.ranked(found)
-            baton.past(1)
-            trip.call = call
-            with timed("hindcast_stage_ms", stage="ranking"):
-                return self._scores.scored(call, baton, 1)
-
         def defaults(_: Baton) -> Batch:
-            assert trip.call is not None
-            return self._without_features(trip.call)
+            return self._listed_on_defaults(trip)
 
-        features = Detour(2, stretched(self._scores.features_s, len(trip.batch)), defaults, since=1)
-        limits = Limit(1, trip.retrieval_s, latest_s=trip.latest_s), Limit(3, trip.ranking_s, 1, trip.latest_s)
-        return await relayed(self._pool, first, (features,), limits)
+        late = Detour(2, self._features_s(len(trip.batch)), defaults, since=1)
+        return await relayed(self._pool, lambda baton: self._listed(trip, baton, 0), (late,), times.limits(0))
+
+    async def page(self, trip: PageTrip, times: TripTimes) -> Batch | None:
+        """A page and its lists by one thread: the lists, None where there are none. Where it raises, the trip says how far
+        it came."""
+
+        def shown(page: Batch, baton: Baton) -> Batch | None:
+            baton.past(2)
+            trip.page = page
+            trip.lists = trip.filled(page)
+            return None if trip.lists is None else self._listed(trip.lists, baton, 2)
+
+        def first(baton: Baton) -> Batch | None:
+            with timed("hindcast_stage_ms", stage="ranking"):
+                page = self._scores.scored(trip.root, baton, 0)
+            return shown(page, baton)
+
+        def on_defaults(baton: Baton) -> Batch | None:
+            return shown(self._without_features(trip.root), baton)
+
+        def lists_on_defaults(_: Baton) -> Batch | None:
+            assert trip.lists is not None
+            return self._listed_on_defaults(trip.lists)
+
+        late = (
+            Detour(1, self._features_s(len(trip.root.batch)), on_defaults),
+            Detour(4, self._features_s(trip.most), lists_on_defaults, since=3),
+        )
+        limits = Limit(2, times.ranking_s, latest_s=times.latest_s), *times.limits(2)
+        return await relayed(self._pool, first, late, limits)
+
+    def _listed(self, trip: ListTrip, baton: Baton, legs: int) -> Batch:
+        """The legs after the first `legs`: retrieval, features, ranking."""
+        with timed("hindcast_stage_ms", stage="retrieval"):
+            found = self._retrieval.run(trip.batch, trip.pins, trip.kinds)
+        call = trip.ranked(found)
+        baton.past(legs + 1)
+        trip.call = call
+        with timed("hindcast_stage_ms", stage="ranking"):
+            return self._scores.scored(call, baton, legs + 1)
+
+    def _listed_on_defaults(self, trip: ListTrip) -> Batch:
+        assert trip.call is not None
+        return self._without_features(trip.call)
+
+    def _features_s(self, requests: int) -> float:
+        return stretched(self._scores.features_s, requests)
 
     def _without_features(self, call: RankCall) -> Batch:
         return self._scores.on_defaults(call, TimeoutError("they took too long"))
