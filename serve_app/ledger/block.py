@@ -10,6 +10,7 @@ import itertools
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,18 +54,24 @@ def encode_block(columns: Mapping[str, npt.NDArray[Any] | Sequence[bytes]]) -> b
         elif isinstance(values, Records):
             assert not tail, "a block has one run of records"
             header.append((name, "records", len(values)))
-            body.append(np.diff(values.offsets).astype(np.uint32).tobytes())
+            body.append((values.offsets[1:] - values.offsets[:-1]).astype(np.uint32).tobytes())
             tail = values.packed
         else:
             header.append((name, "bytes", len(values)))
             body.append(np.fromiter(map(len, values), np.uint32, len(values)).tobytes())
             body.extend(values)
-    head = json.dumps(header, separators=(",", ":")).encode()
+    head = _said(tuple(header))
     raw = b"".join((head, *body))
     main = _CODEC.compress(raw, asbytes=True)
     if not tail:
         return _HEAD.pack(len(raw), len(head)) + main
     return b"".join((_HEAD.pack(len(raw), len(head) | _TAIL), _TAIL_AT.pack(len(main)), main, tail))
+
+
+@lru_cache(maxsize=256)
+def _said(header: tuple[tuple[str, str, int], ...]) -> bytes:
+    """The header of a block; block after block says the same."""
+    return json.dumps(header, separators=(",", ":")).encode()
 
 
 def decode_block(block: bytes) -> dict[str, Any]:

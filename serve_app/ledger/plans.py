@@ -38,7 +38,12 @@ def check_plan(plan: CommitPlan) -> None:
     if plan.new_entries.dtype != HISTORY_DTYPE:
         raise InvalidInput(f"must be HISTORY_DTYPE, is {plan.new_entries.dtype}", field="new_entries")
     offsets = plan.new_offsets
-    if len(offsets) != rows + 1 or offsets[0] != 0 or offsets[-1] != len(plan.new_entries) or (np.diff(offsets) < 0).any():
+    if (
+        len(offsets) != rows + 1
+        or offsets[0] != 0
+        or offsets[-1] != len(plan.new_entries)
+        or (offsets[1:] < offsets[:-1]).any()
+    ):
         raise InvalidInput("must rise from 0 to the number of entries, one more than rows", field="new_offsets")
     if len(plan.keys) != len(plan.digests):
         raise InvalidInput("must come with a digest per key", field="keys")

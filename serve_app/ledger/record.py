@@ -87,7 +87,8 @@ def _layout(order: tuple[str, ...], mask: int, gates: int, heads: int, *, reques
     return np.dtype(fields)
 
 
-def _mask(order: tuple[str, ...], present: Mapping[str, Any]) -> int:
+@lru_cache(maxsize=256)
+def _mask(order: tuple[str, ...], present: tuple[str, ...]) -> int:
     return sum(1 << bit for bit, name in enumerate(order) if name in present)
 
 
@@ -128,7 +129,7 @@ def pack_records(
         items = candidate["item"]
         candidate["item_hash"] = np.where(items >= 0, item_hashes[np.maximum(items, 0)], np.uint64(0))
     gates, heads = _width(batch.candidates, _PER_GATE), _width(batch.candidates, frozenset({"heads"}))
-    masks = _mask(_REQUEST, request), _mask(_CANDIDATE, candidate)
+    masks = _mask(_REQUEST, tuple(request)), _mask(_CANDIDATE, tuple(candidate))
     request_rows = np.empty(len(batch), _layout(_REQUEST, masks[0], gates, heads, request=True))
     candidate_rows = np.empty(batch.candidates.rows, _layout(_CANDIDATE, masks[1], gates, heads, request=False))
     revisions, trials = tuple(one.revision for one in policies), tuple(trials_of(one) for one in policies)

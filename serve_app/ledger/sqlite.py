@@ -188,10 +188,10 @@ class SqliteLedger:
         status[(status == CommitStatus.committed) & (versions != plan.read_versions)] = CommitStatus.conflict
         rows = np.flatnonzero(status == CommitStatus.committed)
         if len(rows):
-            users, decided_at = plan.users[rows], plan.decided_at[rows]
+            users = plan.users[rows]
             entries, offsets = select_entries(plan, rows)
             with self._lock:
-                versions[rows] = self._table.commit(users, decided_at, entries, offsets)
+                versions[rows] = self._table.commit(users, plan.decided_at[rows], entries, offsets)
             self._checkpoint.touch(self._table.index.find(users))
             self._append_commit(plan, rows, versions[rows], entries, offsets)
             shelves.settle_and_defer(self._group.connection, plan, rows.tolist())
@@ -211,7 +211,7 @@ class SqliteLedger:
             "versions": versions,
             "decided_at": decided_at,
         }
-        body |= {"requests": requests, "counts": np.diff(offsets), "entries": entries, "records": records}
+        body |= {"requests": requests, "counts": offsets[1:] - offsets[:-1], "entries": entries, "records": records}
         body |= {"idem": keys, "digests": digests}
         at = int(decided_at.max())
         seq = self._append(BlockKind.commits, at, encode_block(body), records.present)

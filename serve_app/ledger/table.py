@@ -152,12 +152,13 @@ class UserTable:
         rows = self.rows_for(users)
         self.state["version"][rows] += 1
         self.state["erased"][rows] = 0
-        self.histories.append(rows, entries, offsets)
-        grown = np.diff(offsets) > 0
-        longer = rows[grown]
-        newest = self.state["known_since"][longer]
-        self.histories.trim(longer, decided_at[grown] - self.horizon_us, self._max_entries, newest)
-        self.state["known_since"][longer] = newest
+        if len(entries):
+            self.histories.append(rows, entries, offsets)
+            grown = offsets[1:] > offsets[:-1]
+            longer = rows[grown]
+            newest = self.state["known_since"][longer]
+            self.histories.trim(longer, decided_at[grown] - self.horizon_us, self._max_entries, newest)
+            self.state["known_since"][longer] = newest
         return self.state["version"][rows]
 
     def refund(self, user: int, request_id: int, slot: int) -> bool:

@@ -36,8 +36,8 @@ def chosen_candidates(batch: Batch) -> Bools:
     cand = batch.candidates
     chosen = cand["slot"] >= 0 if "slot" in cand else np.zeros(cand.rows, np.bool_)
     if "action" in cand:
-        notification = np.repeat(batch.requests["surface"] == _NOTIFICATION, np.diff(batch.offsets))
-        chosen = chosen | ((cand["action"] == _SEND) & notification)
+        notification, sent = batch.requests["surface"] == _NOTIFICATION, cand["action"] == _SEND
+        chosen |= sent if notification.all() else sent & np.repeat(notification, np.diff(batch.offsets))
     return chosen
 
 

@@ -17,12 +17,13 @@ __all__ = ["measure_decisions"]
 _LOG = logging.getLogger("hindcast.serving")
 _OUTCOMES = len(GateOutcome)
 _OUTCOME_NAMES = [GateOutcome(one).name for one in range(_OUTCOMES)]
+_STATUSES, _ACTIONS, _REASONS = ({int(one): one.name for one in kind} for kind in (DecideStatus, Action, Reason))
 
 
 def measure_decisions(decided: DecidedBatch) -> None:
     """Count outcomes of the ledger, of the decisions and of every gate that was asked."""
     for status, rows in _counted(decided.status):
-        count("hindcast_ledger_outcomes", rows, status=DecideStatus(status).name)
+        count("hindcast_ledger_outcomes", rows, status=_STATUSES[status])
         if status == DecideStatus.unledgered:
             count("hindcast_unledgered", rows)
             _LOG.warning("%d decisions were sent without the ledger, which is down", rows)
@@ -30,12 +31,14 @@ def measure_decisions(decided: DecidedBatch) -> None:
     request = decided.batch.requests
     outcomes = request["action"].astype(np.int64) << 8 | request["reason"]
     for outcome, rows in _counted(outcomes):
-        count("hindcast_decisions", rows, action=Action(outcome >> 8).name, reason=Reason(outcome & 0xFF).name)
+        count("hindcast_decisions", rows, action=_ACTIONS[outcome >> 8], reason=_REASONS[outcome & 0xFF])
     _measure_gates(decided)
 
 
 def _counted(codes: npt.NDArray[np.integer]) -> list[tuple[int, int]]:
     """Each small code that occurs, and how often."""
+    if len(codes) == 1:
+        return [(int(codes[0]), 1)]
     counts = np.bincount(codes)
     return [(code, int(counts[code])) for code in np.flatnonzero(counts).tolist()]
 

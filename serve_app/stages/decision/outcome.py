@@ -110,7 +110,9 @@ def settle(batch: Batch, policy: CompiledPolicy, verdicts: Verdicts, sends: Send
     n, m = len(batch), batch.candidates.rows
     first, requests, rows = sends.first, batch.requests, batch.candidates
     silent = shadows.blocked_by >= 0
-    slot = np.where(np.repeat(silent, np.diff(batch.offsets)), np.int32(-1), sends.slot)
+    slot = sends.slot
+    if silent.any():
+        slot = np.where(np.repeat(silent, np.diff(batch.offsets)), np.int32(-1), slot)
     silenced_by = np.empty(m, np.int16)
     r_action, r_reason, r_until = np.empty(n, np.int8), np.empty(n, np.int8), np.empty(n, np.int64)
     explored = first.explored & ~silent
