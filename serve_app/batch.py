@@ -80,7 +80,11 @@ class Ragged:
 
     def take(self, rows: npt.ArrayLike) -> Ragged:
         """The lists of `rows`, in that order (rows may repeat)."""
-        flat, offsets = _gather_index(self.offsets, np.asarray(rows, np.int64))
+        rows = np.asarray(rows, np.int64)
+        if len(self) == 1 and not rows.any():  # one list again and again
+            length = len(self.values)
+            return Ragged(self.values[np.arange(length * len(rows)) % max(length, 1)], np.arange(len(rows) + 1) * length)
+        flat, offsets = _gather_index(self.offsets, rows)
         return Ragged(self.values[flat], offsets)
 
     def slice(self, begin: int, end: int) -> Ragged:

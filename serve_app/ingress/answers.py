@@ -58,9 +58,9 @@ def names_of(kind: str, edition: Edition) -> Names:
 def chosen(batch: Batch, row: int) -> npt.NDArray[np.int64]:
     """Flat positions of one request's chosen candidates, in order of slot."""
     start, stop = int(batch.offsets[row]), int(batch.offsets[row + 1])
-    slots = batch.candidates["slot"][start:stop]
-    at = np.flatnonzero(slots >= 0)
-    return start + at[np.argsort(slots[at], kind="stable")]
+    slots = batch.candidates["slot"][start:stop].tolist()
+    at = sorted([place for place, slot in enumerate(slots, start) if slot >= 0], key=lambda place: slots[place - start])
+    return np.array(at, np.int64)
 
 
 def ranked_items(lists: Lists, row: int, ask: Ask, kind: str = "item") -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -221,9 +221,10 @@ class Recommender:
 
     def _lists(self, ranked: Batch, batch: Batch, pins: Pins) -> Lists:
         """batch: what was asked."""
-        if (ranked.requests["availability_seq"] > self._library.seq).any():
+        seq = max(ranked.requests["availability_seq"].tolist(), default=pins.seq)
+        if seq > self._library.seq:
             raise NotReady("a stage knows catalogue changes that this process has not seen yet", field="availability")
-        newest = self._library.edition(replace(pins, seq=int(ranked.requests["availability_seq"].max(initial=pins.seq))))
+        newest = self._library.edition(Pins(pins.release, pins.policy, max(seq, pins.seq)))
         return Lists(ranked, newest, batch.requests["cold"])
 
     @staticmethod

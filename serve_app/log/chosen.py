@@ -48,7 +48,8 @@ def decision_columns(
     (chosen_idx -1)."""
     req = batch.requests
     rows, slots, cand_at = _order(batch, np.flatnonzero(chosen))
-    count, repeats = len(rows), Repeats.of(np.bincount(rows, minlength=len(batch)))
+    count = len(rows)
+    repeats = Repeats.of([count]) if len(batch) == 1 else Repeats.of(np.bincount(rows, minlength=len(batch)))
     surface = req["surface"]
     known = cand_at >= 0
     out: dict[str, Any] = {name: Runs(values, repeats) for name, values in common.items()}

@@ -75,7 +75,7 @@ def encode_payload(rows: Mapping[str, Rows]) -> bytes:
             if batch.table != name:
                 raise InvalidInput(f"rows are of the table {batch.table}", field=name)
             version |= _HAS_GIVEN
-            parts += [_ENTRY.pack(_ORDER.index(name), _GIVEN, len(batch.content)), batch.content]
+            parts += [_ENTRY.pack(_ORDER.index(name), _GIVEN, sum(map(len, batch.parts))), *batch.parts]
         else:
             message = _to_wire(name, batch).serialize()
             parts += [_ENTRY.pack(_ORDER.index(name), _ARROW, message.size), message]

@@ -41,7 +41,7 @@ from serve_app.log.short import Runs, Some, spelled_out
 __all__ = ["ENTRY_WORDS", "HEAD", "PART_ROWS", "Form", "GivenRows", "given_rows", "wire_schema"]
 
 Array = npt.NDArray[Any]
-Parts = Sequence[bytes | Array]
+Parts = Sequence[bytes]
 
 HEAD = struct.Struct("<IHH")
 ENTRY_WORDS = 2  # u32 each: place and form, bytes
@@ -69,11 +69,17 @@ class Form(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class GivenRows:
-    """`rows` rows of log table `table`, as bytes of their own: whoever gave them may change his arrays."""
+    """`rows` rows of log table `table`, as bytes of their own: whoever gave them may change his arrays. parts: of the
+    layout, one after the other."""
 
     table: str
     rows: int
-    content: bytes
+    parts: tuple[bytes, ...]
+
+    @property
+    def content(self) -> bytes:
+        """In one piece."""
+        return b"".join(self.parts)
 
     def __len__(self) -> int:
         return self.rows
@@ -89,7 +95,7 @@ def given_rows(table: str, rows: int, columns: Mapping[str, Any]) -> GivenRows:
     if "user_bucket" in plan and columns.get("user") is None:
         raise InvalidInput("rows of this table need a user", field=table)
     heads: list[int] = []
-    bodies: list[Any] = []
+    bodies: list[bytes] = []
     flat, runs, text = int(Form.flat), int(Form.runs), int(Form.text)
     for name, values in columns.items():
         if values is None or name in DERIVED:
@@ -110,22 +116,18 @@ def given_rows(table: str, rows: int, columns: Mapping[str, Any]) -> GivenRows:
         else:
             (form, count, parts), size = _formed(values, column, rows), 0
             for one in parts:
-                size += len(one) if isinstance(one, bytes) else one.nbytes
+                size += len(one)
             bodies += parts
         if count != rows:
             raise InvalidInput(f"{count} values for {rows} rows", field=f"{table}.{name}")
         heads += (column.place, form, size)
     entries = len(heads) // 3
     head = struct.pack("<IHH" + "HHI" * entries, rows, entries, 0, *heads)
-    return GivenRows(table, rows, b"".join((head, *bodies)))
+    return GivenRows(table, rows, (head, *bodies))
 
 
 def _is(values: Array, dtype: np.dtype[Any] | None) -> bool:
     return dtype is not None and values.dtype == dtype  # (a dtype of f64 equals None)
-
-
-def _dense(values: Array) -> Array:
-    return values if values.flags.c_contiguous else np.ascontiguousarray(values)
 
 
 def _formed(values: Any, column: Column, rows: int) -> tuple[Form, int, Parts]:
@@ -139,7 +141,7 @@ def _formed(values: Any, column: Column, rows: int) -> tuple[Form, int, Parts]:
         return Form.names, len(values), _names(values, column)
     if type(values) is np.ndarray and values.ndim == 2 and _is(values, column.inner) and values.size <= _MOST_VALUES:
         if len(values) > _TURNED_ROWS:
-            return Form.matrix, len(values), (_dense(values),)
+            return Form.matrix, len(values), (values.tobytes(),)
         return Form.some, len(values), _some(Some(np.ones(len(values), np.bool_), values, _nothing(values.dtype)))
     if type(values) is Some and _is(values.values, column.inner) and len(values) * values.values.shape[1] <= _MOST_VALUES:
         return Form.some, len(values), _some(values)
@@ -152,7 +154,7 @@ def _some(values: Some) -> Parts:
     known, width = values.values.shape
     head = _TWO_WORDS.pack(width, known) + values.other.tobytes()
     parts = [values.values[first : first + PART_ROWS].T.tobytes() for first in range(0, known, PART_ROWS)]
-    return head, np.packbits(values.known, bitorder="little"), *parts
+    return head, np.packbits(values.known, bitorder="little").tobytes(), *parts
 
 
 @cache
@@ -166,7 +168,7 @@ def _names(values: Names, column: Column) -> Parts:
         raise InvalidInput(f"a code is beyond the {len(values.texts)} names there are", field=column.name)
     texts = [one.encode() for one in values.texts]
     counts = np.array([len(texts), *map(len, texts)], _U32)
-    return counts, _dense(values.codes.astype(_I32, copy=False)), *texts
+    return counts.tobytes(), values.codes.astype(_I32, copy=False).tobytes(), *texts
 
 
 def wire_schema(column: Column) -> pa.Schema:

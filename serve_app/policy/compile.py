@@ -67,19 +67,19 @@ class CompiledPolicy:
 
     def list_settings(self, surface: Surface | str, variant: int = 0) -> ListSettings:
         """How the ranking stage makes this surface's lists."""
-        from serve_app.policy.adapt import list_settings
-
         name = _surface_name(surface)
         if (name, variant) not in self._lists:
+            from serve_app.policy.adapt import list_settings
+
             self._lists[name, variant] = list_settings(self.variants[variant], name)
         return self._lists[name, variant]
 
     def retrieval(self, surface: Surface | str, variant: int = 0) -> SurfaceRetrieval | None:
         """Quotas and filters of this surface; None where the document names no sources for it."""
-        from serve_app.policy.adapt import retrieval_settings
-
         name = _surface_name(surface)
         if (name, variant) not in self._retrieval:
+            from serve_app.policy.adapt import retrieval_settings
+
             self._retrieval[name, variant] = retrieval_settings(self.variants[variant], name)
         return self._retrieval[name, variant]
 

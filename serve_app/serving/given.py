@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -29,16 +30,18 @@ KIND_SOURCES: dict[str, dict[Source, int]] = {
 _NEEDS_RECENTS = frozenset({"taste", "recent", "covisited"})
 
 
+@cache
+def _settings(kind: str, drop_seen: bool, drop_bought: bool) -> SurfaceRetrieval:
+    return SurfaceRetrieval(KIND_SOURCES[kind], drop_seen=drop_seen, drop_bought=drop_bought)
+
+
 class KindPolicies:
     """Stands in for a policy while a widget of one kind is filled: the kind's sources, the policy's filters."""
 
     def __init__(self, kind: str, base: SurfaceRetrieval | None) -> None:
-        drop_bought = base.drop_bought if base is not None else False
         # A shelf of things seen lately must not drop what was seen.
-        drop_seen = base.drop_seen if base is not None and kind != "recent" else False
-        self._settings = SurfaceRetrieval(
-            KIND_SOURCES[kind], drop_seen=drop_seen, drop_bought=drop_bought and kind != "recent"
-        )
+        drops = (base.drop_seen, base.drop_bought) if base is not None and kind != "recent" else (False, False)
+        self._settings = _settings(kind, *drops)
 
     def retrieval(self, surface: Surface, variant: int = 0) -> SurfaceRetrieval:  # noqa: ARG002 - the protocol's signature
         """See serve_app.stages.retrieval.Retrieval."""

@@ -142,12 +142,15 @@ class Library:
     def seq(self) -> int:
         """Catalogue changes known to this process."""
         with self._lock:
-            return self._changes[-1].seq if self._changes else 0
+            return self._newest()
+
+    def _newest(self) -> int:
+        return self._changes[-1].seq if self._changes else 0
 
     def learn(self, changes: Sequence[CatalogueChange]) -> None:
         """Take in the next catalogue changes, in order; known ones are passed over."""
         with self._lock:
-            last = self._changes[-1].seq if self._changes else 0
+            last = self._newest()
             for change in changes:
                 if change.seq > last:
                     self._changes.append(change)
@@ -158,21 +161,29 @@ class Library:
 
     def edition(self, pins: Pins) -> Edition:
         """What `pins` stand for in this process. NotReady where a version is not held or changes are not known yet."""
-        held = self.releases.get(pins.release)
-        if self.seq < pins.seq:
-            raise NotReady(f"this process knows {self.seq} catalogue changes, the request {pins.seq}", field="availability")
-        policy = self._compile(held, pins.release, pins.policy)
-        key = pins.release, pins.policy
+        held, key = self.releases.get(pins.release), (pins.release, pins.policy)
         with self._lock:
-            known = self._editions.get(key)
-            newest = self._changes[-1].seq if self._changes else 0
-            if known is not None and known.view.seq == newest and known.policy is policy and known.held is held:
+            newest, known = self._newest(), self._known(held, self._compiled.get(key), key)
+        if newest < pins.seq:
+            raise NotReady(f"this process knows {newest} catalogue changes, the request {pins.seq}", field="availability")
+        if known is not None:
+            return known
+        policy = self._compile(held, *key)
+        with self._lock:
+            if (known := self._known(held, policy, key)) is not None:  # another thread's
                 return known
+            known = self._editions.get(key)
             base = known.view if known is not None and known.held is held else held.base
             made = self._edition(held, policy, base)
             self._editions = {pair: one for pair, one in self._editions.items() if pair[0] in self.releases.loaded()}
             self._editions[key] = made
             return made
+
+    def _known(self, held: Held, policy: CompiledPolicy | None, key: tuple[str, str]) -> Edition | None:
+        """The newest edition, if it has been made. Called under the lock."""
+        one = self._editions.get(key)
+        newest = one is not None and one.view.seq == self._newest() and one.policy is policy and one.held is held
+        return one if newest else None
 
     def _edition(self, held: Held, policy: CompiledPolicy, view: ItemsView) -> Edition:
         """Called under the lock. Sequence numbers rise by one from 1, so the list's tail is what the view lacks."""

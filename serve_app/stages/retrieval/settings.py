@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
@@ -20,6 +21,16 @@ I32 = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
+class RequestSettings:
+    """Of a batch: quotas i32[n, 7], drops i32[n, 2] (seen, bought), the largest quotas, room for all candidates."""
+
+    quotas: I32
+    drops: I32
+    most: tuple[int, ...]
+    room: int
+
+
+@dataclass(frozen=True)
 class SurfaceRetrieval:
     """Quotas by Source, and whether seen or bought items are dropped."""
 
@@ -36,6 +47,12 @@ class SurfaceRetrieval:
         object.__setattr__(self, "counts", counts)
         object.__setattr__(self, "room", sum(counts) + sum(counts[2:4]))
 
+    @cached_property
+    def alone(self) -> RequestSettings:
+        """Of a batch of one request."""
+        drops = np.array([(self.drop_seen, self.drop_bought)], np.int32)
+        return RequestSettings(np.array([self.counts], np.int32), drops, self.counts, self.room)
+
 
 def _quotas(*counts: int) -> Mapping[Source, int]:
     """Counts in the order of QUOTA_SOURCES."""
@@ -50,20 +67,12 @@ DEFAULT_RETRIEVAL: Mapping[Surface, SurfaceRetrieval] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RequestSettings:
-    """Of a batch: quotas i32[n, 7], drops i32[n, 2] (seen, bought), the largest quotas, room for all candidates."""
-
-    quotas: I32
-    drops: I32
-    most: tuple[int, ...]
-    room: int
-
-
 def settings_of(batch: Batch, context: Context) -> RequestSettings:
     """What the policies say of each request; few settings serve many requests."""
     surface, policy = batch.requests["surface"].tolist(), batch.requests["policy"].tolist()
     variant = batch.requests["variant"].tolist() if "variant" in batch.requests else [0] * len(surface)
+    if len(surface) == 1:
+        return _setting(context, policy[0], surface[0], variant[0]).alone
     known: dict[tuple[int, int, int], SurfaceRetrieval] = {}
     each = []
     for key in zip(policy, surface, variant, strict=True):
