@@ -31,6 +31,7 @@ from serve_app.serving.relay import Baton, Detour, relayed
 from serve_app.serving.stages import LocalScores, in_pool
 from serve_app.serving.unledgered import send_unledgered
 from serve_app.stages.decision import Decision
+from serve_app.stages.features.stage import Features
 from serve_app.vocabulary import Action, StageBit
 
 __all__ = ["DecideCall", "DecideFlow", "Decided"]
@@ -198,7 +199,9 @@ class DecideFlow:
 
 
 def _rank_call(call: DecideCall, *, afar: bool = False) -> RankCall:
-    return RankCall(call.batch, call.pins, explain=True, log=False, afar=afar)
+    """afar: in another process, which is told what scores are made of."""
+    batch = Features.read_of(call.batch, "request_id", "degraded") if afar else call.batch
+    return RankCall(batch, call.pins, explain=True, log=False, afar=afar)
 
 
 def _unscored(call: DecideCall, error: BaseException) -> Batch:

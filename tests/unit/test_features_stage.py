@@ -21,6 +21,17 @@ from serve_app.stages.features import (
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import FeatureStatus, Surface
 
+
+@pytest.fixture(autouse=True, params=["of the whole batch", "of what is said to be read"])
+def given(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other processes are sent gives the same features as the batch they are asked for."""
+    if request.param == "of what is said to be read":
+        run = Features.run
+        monkeypatch.setattr(
+            Features, "run", lambda self, batch, *rest, **named: run(self, Features.read_of(batch), *rest, **named)
+        )
+
+
 NOW = 1_700_000_000_000_000
 SECOND = 1_000_000
 ITEM = (

@@ -33,6 +33,11 @@ I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
 _RETRIEVAL = {"retrieval_score": -1, "source_count": -2}
+_READ_OF_REQUESTS = (
+    "surface", "decided_at", "user_row", "region", "anchor", "recents", "recents_age_s", "bought", "context_hour",
+    "context_device", "cold",
+)  # fmt: skip
+_READ_OF_CANDIDATES = ("item", "widget", "review", "campaign", "source_scores", "retrieval_score", "sources")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,13 @@ class Features:
     def plan(self, surface: Surface) -> FeaturePlan:
         """The plan of one surface."""
         return self._bound_of(surface).plan
+
+    @staticmethod
+    def read_of(batch: Batch, *others: str) -> Batch:
+        """The batch with only what features are read from, and `others` of its requests' columns: what has to travel."""
+        requests = [name for name in (*_READ_OF_REQUESTS, *others) if name in batch.requests]
+        candidates = [name for name in _READ_OF_CANDIDATES if name in batch.candidates]
+        return Batch(batch.requests.only(requests), batch.candidates.only(candidates), batch.offsets, batch.meta)
 
     def run(self, batch: Batch, context: Context, rows: Mapping[Entity, I32] | None = None) -> Batch:
         """Set `features` f32[m, F] and `feature_status` u8[m, F]; meta['features'] names the columns.
