@@ -12,6 +12,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -20,7 +21,10 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.hop import Hop, Listening
 from serve_app.replicas import StageProcess, begin, ledger_of
+from serve_app.serving import scope
+from serve_app.serving.budgets import stretched
 from serve_app.serving.local_rpc import HungUp
+from serve_app.serving.relay import alone
 from serve_app.settings import DeploymentsSettings, Settings
 from serve_app.state_owner import LedgerReplica, OwnerHandle
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from serve_app.serving.library import Pins
     from serve_app.serving.nearby import Nearby
     from serve_app.serving.stages import Stages
+    from serve_app.serving.threads import Turns
 
 __all__ = [
     "DecisionReplica",
@@ -47,19 +52,24 @@ __all__ = [
 
 
 class _StageReplica:
-    """A replica of one stage: `run` is called by Serve and, from its own host, over a local socket."""
+    """A replica of one stage: `answer` is called by threads that read calls from its own host, `run` by Serve."""
 
     _process: StageProcess
     _listening: Listening | None = None
-    run: Callable[..., Awaitable[Any]]
+    answer: Callable[..., Any]
+    """The stage's work, in the thread that calls it and whose turn it is."""
 
     async def _begin(self) -> None:
         await self._process.start()
         await self._warm_up()
-        self._listening = await self._process.listen(self.run)
+        self._listening = self._process.listen(self.answer)
 
     async def _warm_up(self) -> None:
         """What a replica does before it is called."""
+
+    async def run(self, *arguments: Any) -> Any:
+        """Called by Serve."""
+        return await self._process.work(lambda: self.answer(*arguments))
 
     def check_health(self) -> None:
         """Called by Serve."""
@@ -85,10 +95,10 @@ class RetrievalReplica(_StageReplica):
         self._host = RetrievalHost(self._process.library)
         await self._begin()
 
-    async def run(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None) -> Batch:
+    def answer(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None) -> Batch:
         """See RetrievalHost."""
-        await self._process.catch_up(pins)
-        return await self._process.work(lambda: self._host.run(batch, pins, kinds))
+        self._process.catch_up(pins)
+        return self._host.run(batch, pins, kinds)
 
 
 class FeaturesReplica(_StageReplica):
@@ -101,10 +111,21 @@ class FeaturesReplica(_StageReplica):
         self._host = FeaturesHost(self._process.library)
         await self._begin()
 
-    async def run(self, batch: Batch, pins: Pins) -> FeatureMatrix:
+    def answer(self, batch: Batch, pins: Pins) -> FeatureMatrix:
         """See FeaturesHost."""
-        await self._process.catch_up(pins)
-        return await self._process.work(lambda: self._host.run(batch, pins))
+        self._process.catch_up(pins)
+        return self._host.run(batch, pins)
+
+
+class _RemoteFeatures:
+    """Features of their deployment, within their budget."""
+
+    def __init__(self, hop: Hop, turns: Turns, features_ms: float) -> None:
+        self._hop, self._turns, self._budget_s = hop, turns, features_ms / 1000
+
+    def run(self, batch: Batch, pins: Pins) -> FeatureMatrix:
+        matrix: FeatureMatrix = self._hop.wait(self._turns, stretched(self._budget_s, len(batch)), batch, pins)
+        return matrix
 
 
 class RankingReplica(_StageReplica):
@@ -114,21 +135,18 @@ class RankingReplica(_StageReplica):
         self._process = StageProcess(settings, "ranking", owner)
         from serve_app.serving.hosts import RankingHost
         from serve_app.serving.library import Role
-        from serve_app.serving.stages import RankFlow
+        from serve_app.serving.stages import LocalScores
 
-        host = RankingHost(self._process.library, self._process.journal())
-        hop = self._process.hop(features, Role.features)
-
-        async def read(batch: Batch, pins: Pins) -> FeatureMatrix:
-            return await hop(batch, pins)
-
-        self._flow = RankFlow(host, read, self._process.pool, features_ms=settings.budgets.features_ms)
+        host, features_ms = RankingHost(self._process.library, self._process.journal()), settings.budgets.features_ms
+        read = _RemoteFeatures(self._process.hop(features, Role.features), self._process.pool.turns, features_ms)
+        self._scores = LocalScores(read, host, features_ms=features_ms)
         await self._begin()
 
-    async def run(self, call: RankCall) -> Batch:
-        """See RankFlow."""
-        await self._process.catch_up(call.pins)
-        return await self._flow(call)
+    def answer(self, call: RankCall) -> Batch:
+        """See RankingHost."""
+        self._process.catch_up(call.pins)
+        with nullcontext() if scope.current() else scope.of_requests(call.batch.requests["request_id"]):
+            return self._scores.scored(call, alone(), 0)
 
 
 class DecisionReplica(_StageReplica):
@@ -139,10 +157,11 @@ class DecisionReplica(_StageReplica):
         from serve_app.serving.deciding import DecideFlow
         from serve_app.serving.library import Role
 
+        hop, turns = self._process.hop(ranking, Role.ranking), self._process.pool.turns
         self._flow = DecideFlow(
             self._process.library,
             ledger_of(self._process.owner, settings),
-            self._process.hop(ranking, Role.ranking),
+            lambda call, within_s: hop.wait(turns, within_s, call),
             self._process.journal(),
             self._process.pool,
             ranking_ms=settings.budgets.ranking_ms,
@@ -159,10 +178,11 @@ class DecisionReplica(_StageReplica):
         pins = Pins(library.releases.current, library.policies.current, library.seq)
         await warm_decisions(pins, library.edition(pins), self._flow)
 
-    async def run(self, call: DecideCall) -> Decided:
+    def answer(self, call: DecideCall) -> Decided:
         """See DecideFlow."""
-        await self._process.catch_up(call.pins)
-        return await self._flow(call)
+        began_s = self._process.pool.turns.asked_s
+        self._process.catch_up(call.pins)
+        return self._flow.decided(call, began_s)
 
 
 class WorkerReplica:

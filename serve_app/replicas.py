@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.hop import Hop, Listening
+from serve_app.serving.local_rpc import NotTaken
+from serve_app.serving.threads import Left, WorkThreads
 from serve_app.settings import DeploymentSettings, Settings
 from serve_app.state_owner import OwnerHandle
 
@@ -91,14 +94,17 @@ class StageProcess:
         from serve_app.policies import read_policy
         from serve_app.serving.follower import Follower
         from serve_app.serving.library import ALL_ROLES, Library, Role
-        from serve_app.serving.threads import WorkThreads
 
         role = Role(part)
         self.settings = settings
         self.owner = OwnerHandle(owner)
         self.name = name
         self.deployment: DeploymentSettings = getattr(settings.deployments, role.value)
-        self.pool = WorkThreads(self.deployment.threads, role.value, stuck_s=settings.budgets.stuck_s)
+        # Threads that wait, for others or for their turn, are as many as calls under way.
+        threads = self.deployment.threads
+        most = max(threads, self.deployment.max_ongoing)
+        self.pool = WorkThreads(most, role.value, stuck_s=settings.budgets.stuck_s, at_once=threads)
+        self._loop = asyncio.get_running_loop()
         roles = ALL_ROLES if whole else {role}
         self.library = Library(settings.data, roles, lambda revision: read_policy(settings.data, revision))
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
@@ -114,28 +120,48 @@ class StageProcess:
         """The way to another deployment."""
         return Hop(handle, role, self.owner.nearby, self.settings.deployments)
 
-    async def listen(self, run: Callable[..., Awaitable[Any]]) -> Listening:
+    def listen(self, run: Callable[..., Any]) -> Listening:
         """Take calls of `run` from this host, now that everything is ready for them."""
-        listening = Listening(run, self.deployment.max_ongoing)
-        self.owner.announce(await listening.start())
+        listening = Listening(run, self.pool.turns, self.deployment.max_ongoing)
+        self.owner.announce(listening.address)
         return listening
 
     def check_health(self) -> None:
         """HindcastError where a thread is stuck."""
         self.pool.check()
 
-    async def catch_up(self, pins: Pins) -> None:
-        """Learn the catalogue changes up to `pins.seq`."""
-        if self.library.seq < pins.seq:
-            await self._learn()
+    def catch_up(self, pins: Pins) -> None:
+        """Learn the catalogue changes up to `pins.seq`; in a thread that works. TimeoutError where the owner is silent."""
+        if self.library.seq >= pins.seq:
+            return
+        learning = asyncio.run_coroutine_threadsafe(self._learn(), self._loop)
+        try:
+            with self.pool.turns.given_up():
+                learning.result(self.settings.budgets.request_ms / 1000)
+        except TimeoutError:
+            learning.cancel()
+            raise
 
     async def _learn(self) -> None:
         live = await self.owner.live(np.empty(0, np.uint64), self.library.seq)
         self.library.learn(live.changes)
 
     async def work(self, function: Callable[[], T]) -> T:
-        """Run blocking work off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, function)
+        """Run blocking work off the event loop; whoever does not wait for it any more is not worked for."""
+        from serve_app.serving.stages import in_pool
+
+        gone = False
+
+        def begun() -> T:
+            if gone:
+                raise Left
+            return function()
+
+        try:
+            return await in_pool(self.pool, begun)
+        except asyncio.CancelledError:
+            gone = True
+            raise
 
     def journal(self) -> JournalHost:
         """This process's own journal."""
@@ -152,7 +178,20 @@ class StageProcess:
 
 
 def ledger_of(owner: OwnerHandle, settings: Settings) -> LedgerClient:
-    from serve_app.serving.assemble import bridged
+    """The ledger for worker threads: over a line of the thread's own where its owner is near. A read that takes too long is
+    given up, a write goes on, its outcome unknown."""
+    from serve_app.serving.assemble import bridge
+    from serve_app.serving.ledger_client import LedgerClient
 
-    budgets = settings.budgets
-    return bridged(owner.call, asyncio.get_running_loop(), budgets.commit_ms / 1000, budgets.ledger_ms / 1000)
+    read_s, write_s = settings.budgets.ledger_ms / 1000, settings.budgets.commit_ms / 1000
+    far = bridge(owner.call, asyncio.get_running_loop(), write_s, read_s)
+
+    def ask(method: str, *arguments: Any, **keywords: Any) -> Any:
+        near, reads = owner.near(), method == "read"
+        if near is not None:
+            with contextlib.suppress(NotTaken):
+                within_s = read_s if reads else write_s
+                return near.wait(within_s, "call", method, *arguments, call_off=reads, **keywords)
+        return far(method, *arguments, **keywords)
+
+    return LedgerClient(ask)

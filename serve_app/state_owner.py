@@ -5,6 +5,7 @@ It is an application of its own on a cluster (`serve_app.served:state`): a rolli
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.serving import spans
-from serve_app.serving.nearby import Nearby
+from serve_app.serving.local_rpc import NotTaken
+from serve_app.serving.nearby import Nearby, Peer
 from serve_app.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class LedgerReplica:
         from serve_app.release.registry import read_current
         from serve_app.replicas import begin
         from serve_app.serving.board import Board
-        from serve_app.serving.local_rpc import RpcServer
+        from serve_app.serving.local_servers import LoopServer
         from serve_app.serving.owner import StateOwner
 
         begin(settings, "ledger")
@@ -50,7 +52,7 @@ class LedgerReplica:
             redis_url=settings.ledger.redis_url,
             durability=settings.ledger.durability,
         )
-        self._near = RpcServer({name: getattr(self, name) for name in ("call", "live", "change_user")})
+        self._near = LoopServer({name: getattr(self, name) for name in ("call", "live", "change_user")})
         board = Board(release, policy, epoch=now_us(), near={"ledger": (self._near.address,)})
         self._owner = StateOwner(
             ledger,
@@ -121,10 +123,14 @@ class OwnerHandle:
         """This process listens at `address`; the board hears of it with the next report."""
         self._listens_at = address
 
+    def near(self) -> Peer | None:
+        """The owner on this host, where it can be called there."""
+        return None if spans.active() else self.nearby.choose("ledger")
+
     async def _ask(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        near = None if spans.active() else self.nearby.choose("ledger")
-        if near is not None:
-            return await near.ask(method, *arguments, **keywords)
+        if (near := self.near()) is not None:
+            with contextlib.suppress(NotTaken):
+                return await near.ask(method, *arguments, **keywords)
         return await self._far[method].remote(*arguments, **keywords)
 
     async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:

@@ -11,19 +11,26 @@ from serve_app.ledger.protocol import Ledger
 from serve_app.serving.deciding import DecideFlow
 from serve_app.serving.hosts import FeaturesHost, RankingHost, RetrievalHost
 from serve_app.serving.journalling import JournalHost
-from serve_app.serving.ledger_client import LedgerClient
+from serve_app.serving.ledger_client import LedgerCall, LedgerClient
 from serve_app.serving.library import Library
 from serve_app.serving.stages import LocalStages
 from serve_app.settings import Settings
 
-__all__ = ["bridged", "local_stages"]
+__all__ = ["bridge", "bridged", "local_stages"]
 
 
 def bridged(
     call: Callable[..., Any], loop: asyncio.AbstractEventLoop, timeout_s: float, read_s: float | None = None
 ) -> LedgerClient:
-    """A ledger for worker threads over the owner's coroutine `call`, which runs on `loop`. read_s: how long a read may take
-    (default: as long as anything); it is given up then. A write that takes too long goes on, its outcome unknown."""
+    """A ledger for worker threads over the owner's coroutine `call`; see `bridge`."""
+    return LedgerClient(bridge(call, loop, timeout_s, read_s))
+
+
+def bridge(
+    call: Callable[..., Any], loop: asyncio.AbstractEventLoop, timeout_s: float, read_s: float | None = None
+) -> LedgerCall:
+    """`call`, which runs on `loop`, for worker threads. read_s: how long a read may take (default: as long as anything); it
+    is given up then. A write that takes too long goes on, its outcome unknown."""
 
     def ask(method: str, *arguments: Any, **keywords: Any) -> Any:
         asked = asyncio.run_coroutine_threadsafe(call(method, *arguments, **keywords), loop)
@@ -35,7 +42,7 @@ def bridged(
             asked.cancel()
             raise
 
-    return LedgerClient(ask)
+    return ask
 
 
 def local_stages(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from serve_app.serving.budgets import stretched
 from serve_app.serving.hosts import RankCall, flagged, with_news
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Library, Pins
-from serve_app.serving.lost import called_off
 from serve_app.serving.measuring import measure_decisions
 from serve_app.serving.meters import count, timed
 from serve_app.serving.relay import Baton, Detour, relayed
@@ -38,8 +36,8 @@ __all__ = ["DecideCall", "DecideFlow", "Decided"]
 
 _LOG = logging.getLogger("hindcast.serving")
 
-Ranked = Callable[[RankCall], Awaitable[Batch]]
-"""Ranks a batch somewhere."""
+Ranked = Callable[[RankCall, float], Batch]
+"""Ranks a batch somewhere within so many seconds, or raises; the calling thread waits."""
 
 
 @dataclass(slots=True)
@@ -86,7 +84,7 @@ class DecideFlow:
         ranking_ms: float,
         max_attempts: int,
     ) -> None:
-        """scores: where candidates are ranked, far away or in this process."""
+        """scores: where candidates are ranked, in another process or in this one."""
         self._library, self._ledger, self._scores, self._journal, self._pool = library, ledger, scores, journal, pool
         self._ranking_s, self._max_attempts = ranking_ms / 1000, max_attempts
         self._stage = Decision()
@@ -95,24 +93,26 @@ class DecideFlow:
         """Decide one batch. Never raises for a ledger that is away: such rows are closed with the reason."""
         began = monotonic_s()
         with nullcontext() if scope.current() else scope.of_requests(call.batch.requests["request_id"]):
-            if not self._wants_scores(call):
-                return await in_pool(self._pool, lambda: self._in_time(call, call.batch, began))
-            if isinstance(self._scores, LocalScores):
+            if isinstance(self._scores, LocalScores) and self._wants_scores(call):
                 return await self._in_one_go(call, self._scores, began)
-            scored = await self._scored(call, self._scores)
-            return await in_pool(self._pool, lambda: self._in_time(call, scored, began))
+            return await in_pool(self._pool, lambda: self.decided(call, began))
+
+    def decided(self, call: DecideCall, began: float) -> Decided:
+        """The same in the calling thread, which waits for scores from elsewhere. began: when the call came."""
+        with nullcontext() if scope.current() else scope.of_requests(call.batch.requests["request_id"]):
+            return self._in_time(call, self._scored(call) if self._wants_scores(call) else call.batch, began)
 
     def _wants_scores(self, call: DecideCall) -> bool:
         held = self._library.edition(call.pins).held
         return "notification" in held.heads and call.batch.candidates.rows > 0
 
-    async def _scored(self, call: DecideCall, rank: Ranked) -> Batch:
+    def _scored(self, call: DecideCall) -> Batch:
+        rank = self._scores
+        assert not isinstance(rank, LocalScores)
         try:
-            async with asyncio.timeout(stretched(self._ranking_s, len(call.batch))):
-                return with_news(call.batch, await rank(_rank_call(call, afar=True)))
-        except (Exception, asyncio.CancelledError) as error:
-            if called_off(error):
-                raise
+            ranked = rank(_rank_call(call, afar=True), stretched(self._ranking_s, len(call.batch)))
+            return with_news(call.batch, ranked)
+        except Exception as error:  # noqa: BLE001 - without scores the gates fail closed
             return _unscored(call, error)
 
     async def _in_one_go(self, call: DecideCall, scores: LocalScores, began: float) -> Decided:

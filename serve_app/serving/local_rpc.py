@@ -1,12 +1,15 @@
-"""Remote calls between processes of one user on one host, over a Unix socket.
+"""Remote calls between processes of one user on one host, over Unix sockets: the callers' side (`local_servers`: the other).
 
 A call through a deployment handle of Ray Serve costs milliseconds of processor on both sides (routing, metrics, gRPC in
 Python). `serve_app.serving.nearby` finds out who can be called so.
 
-Words: a *frame* is a length (u32, little endian), the call's number (u64) and a pickle (protocol 5). A request's pickle is
-(method, arguments, keywords), or None: the call of that number is called off. A response's is (whether it succeeded, what it
-gave or raised). Many calls share a connection, in no order. Calls are numbered from 1. Number 0 with None is a *farewell*: a
-server that is to end says it, its client says it back behind its last call, and so no call is lost between them.
+Words: a *frame* is a length (u32, little endian) and a pickle (protocol 5). A *line* is a connection; it carries one call at
+a time: a request (method, arguments, keywords), then a response (whether it succeeded, what it gave or raised). A request
+of None calls the one before it off. `Line` is for threads, which wait in the kernel and wake nobody else; `AsyncLine` for
+an event loop.
+
+A server that is to end shuts the receiving half of its lines (shutdown(2)): it answers what has come whole, and the kernel
+refuses what is sent later. So both sides know which calls were begun, and none is lost between them.
 
 The socket has an abstract name (unix(7)): no file is left when its process is killed. Pickles run code, so both ends ask the
 kernel who the other is (SO_PEERCRED) and hang up on any other user.
@@ -15,262 +18,238 @@ kernel who the other is (SO_PEERCRED) and hang up on any other user.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
-import math
+import contextlib
 import os
 import pickle
-import secrets
 import socket
 import struct
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from serve_app.serving.lost import called_off
+from serve_app.clock import monotonic_s
 
-__all__ = ["Busy", "Connection", "HungUp", "RpcServer", "connect"]
+__all__ = ["AsyncLine", "Frames", "HungUp", "Line", "NotTaken", "framed", "same_user", "widen"]
 
-_LOG = logging.getLogger("hindcast.serving")
-_HEAD = struct.Struct("<IQ")
+_HEAD = struct.Struct("<I")
 _PEER = struct.Struct("3i")
 _PROTOCOL = 5
-_FAREWELL = 0
+_ROOM = 1 << 16
+_KEPT_ROOM = 1 << 22
+_LEAST_S = 1e-3
+_SEND_ROOM = 1 << 20
 
 
 class HungUp(ConnectionResetError):
     """The process at the other end has ended, or was about to; whether it did what was asked is unknown."""
 
 
-class Busy(Exception):
-    """The process works on as many calls as it may; it has not begun this one."""
+class NotTaken(Exception):
+    """The process did not take the call: it has its fill, or (`ending`) is about to end. It has not begun it."""
+
+    def __init__(self, said: str, *, ending: bool = False) -> None:
+        super().__init__(said)
+        self.ending = ending
 
 
-class _Frames(asyncio.Protocol):
-    """Cuts a stream into frames and hands each to `_received`."""
+def framed(said: Any) -> bytes:
+    """One frame."""
+    content = pickle.dumps(said, _PROTOCOL)
+    return _HEAD.pack(len(content)) + content
+
+
+class Frames:
+    """Cuts what is received into frames: bytes go to `room`, `received` is told how many they were."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._transport: asyncio.Transport | None = None
+        self._held, self._end = bytearray(_ROOM), 0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # not every event loop's is derived from it
+    def room(self) -> memoryview:
+        """Where the next bytes go; never empty."""
+        return memoryview(self._held)[self._end :]
 
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        at = 0
-        while len(self._buffer) - at >= _HEAD.size:
-            length, number = _HEAD.unpack_from(self._buffer, at)
-            end = at + _HEAD.size + length
-            if len(self._buffer) < end:
+    def received(self, count: int) -> list[Any]:
+        """What the frames say that are whole now."""
+        self._end += count
+        said, at, wanted = [], 0, _ROOM
+        while self._end - at >= _HEAD.size:
+            end = at + _HEAD.size + _HEAD.unpack_from(self._held, at)[0]
+            if end > self._end:
+                wanted = end - at
                 break
-            self._received(number, pickle.loads(memoryview(self._buffer)[at + _HEAD.size : end]))  # noqa: S301 - our own user's
+            said.append(pickle.loads(memoryview(self._held)[at + _HEAD.size : end]))  # noqa: S301 - our own user's
             at = end
-        del self._buffer[:at]
-
-    def _received(self, number: int, said: Any) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Hang up."""
-        if self._transport is not None:
-            self._transport.close()
-
-    def _say_farewell(self) -> None:
-        self._send(_FAREWELL, pickle.dumps(None, _PROTOCOL))
-
-    def _send(self, number: int, payload: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(_HEAD.pack(len(payload), number) + payload)
+        rest = self._end - at
+        if wanted > len(self._held) or len(self._held) > max(wanted, _KEPT_ROOM):
+            held = bytearray(wanted)
+            held[:rest] = memoryview(self._held)[at : self._end]
+            self._held = held
+        elif at and rest:
+            self._held[:rest] = self._held[at : self._end]
+        self._end = rest
+        return said
 
 
-def _same_user(peer: socket.socket) -> bool:
+_OFF = framed(None)
+
+
+def same_user(peer: socket.socket) -> bool:
+    """Whether the process at the other end is this one's user's."""
     _, uid, _ = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
     return bool(uid == os.getuid())
 
 
-class RpcServer:
-    """Answers calls with the coroutine functions it was given, by name. It begins when `start` is called."""
-
-    def __init__(self, methods: dict[str, Callable[..., Any]], *, most: float = math.inf) -> None:
-        """most: calls it works on at once; to others it says Busy."""
-        self.methods, self.most = methods, most
-        self.under_way = 0
-        self._server: asyncio.AbstractServer | None = None
-        self._connections = set[_Answering]()
-        self._changed = asyncio.Event()
-        self.address = f"hindcast-{secrets.token_hex(16)}"
-
-    async def start(self) -> None:
-        """Listen at `address`."""
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listening.setblocking(False)
-        listening.bind(f"\0{self.address}")
-        self._server = await asyncio.get_running_loop().create_unix_server(lambda: _Answering(self), sock=listening)
-
-    async def retire(self) -> None:
-        """Accept nobody any more, answer what was asked, and hang up when all callers know."""
-        if self._server is not None:
-            self._server.close()
-        for one in self._connections:
-            one.retire()
-        while self.under_way or not all(one.left for one in self._connections):
-            self._changed.clear()
-            await self._changed.wait()
-        self.close()
-
-    def close(self) -> None:
-        """Accept nobody any more, and hang up: whoever waits hears of it."""
-        if self._server is not None:
-            self._server.close()
-        for one in tuple(self._connections):
-            one.close()
-
-    def connected(self, connection: _Answering, *, living: bool) -> None:
-        """A connection was made or lost."""
-        (self._connections.add if living else self._connections.discard)(connection)
-        self.changed()
-
-    def ended(self) -> None:
-        """A call under way has ended."""
-        self.under_way -= 1
-        self.changed()
-
-    def changed(self) -> None:
-        """Whoever waits for everybody to leave should look again."""
-        self._changed.set()
+def widen(line: socket.socket) -> None:
+    """Let a whole micro-batch lie in the line, where the kernel allows it: nobody wakes twice for it."""
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_ROOM)
 
 
-class _Answering(_Frames):
-    """A server's end of a connection. Calls go on when it is lost, as what is begun is never cancelled."""
-
-    def __init__(self, server: RpcServer) -> None:
-        super().__init__()
-        self._server = server
-        self._running: dict[int, asyncio.Task[None]] = {}
-        self._refused = False
-        self.left = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._server.connected(self, living=True)
-        with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as peer:
-            self._refused = not _same_user(peer)
-        if self._refused:
-            _LOG.error("a process of another user called at a local socket: hung up")
-            self.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        self._server.connected(self, living=False)
-
-    def data_received(self, data: bytes) -> None:
-        if not self._refused:
-            super().data_received(data)
-
-    def retire(self) -> None:
-        """Ask the caller to say farewell; `left` says that it has."""
-        self._say_farewell()
-
-    def _received(self, number: int, said: Any) -> None:
-        if number == _FAREWELL:
-            self.left = True
-            self._server.changed()
-        elif said is None:
-            if (task := self._running.get(number)) is not None:
-                task.cancel()
-        elif self._server.under_way >= self._server.most:
-            self._send(number, pickle.dumps((False, Busy("works on as many calls as it may")), _PROTOCOL))
-        else:
-            self._server.under_way += 1
-            task = asyncio.get_running_loop().create_task(self._answer(number, *said))
-            self._running[number] = task
-            task.add_done_callback(lambda _: self._ended(number))
-
-    def _ended(self, number: int) -> None:
-        self._running.pop(number, None)
-        self._server.ended()
-
-    async def _answer(self, number: int, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        try:
-            answer = True, await self._server.methods[method](*arguments, **keywords)
-        except (Exception, asyncio.CancelledError) as error:  # it is raised where the call was made
-            if called_off(error):
-                raise
-            answer = False, error if isinstance(error, Exception) else RuntimeError(f"{method} was cut short")
-        self._send(number, _pickled(answer))
-
-
-def _pickled(answer: tuple[bool, Any]) -> bytes:
-    try:
-        content = pickle.dumps(answer, _PROTOCOL)
-        if not answer[0]:
-            pickle.loads(content)  # noqa: S301 - one that its caller could not read would end everybody's connection
-        return content
-    except Exception as error:  # noqa: BLE001 - an answer that no frame can hold is the caller's to hear of
-        return pickle.dumps((False, RuntimeError(f"{answer[1]!r} cannot be sent: {error}")), _PROTOCOL)
-
-
-class Connection(_Frames):
-    """A client's end. `ask` makes a call. `lost`: none will be answered any more; `retired`: none should be made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._numbers = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self.lost = self.retired = False
-
-    @property
-    def under_way(self) -> int:
-        """Calls that have not been answered."""
-        return len(self._waiting)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = self.retired = True
-        waiting, self._waiting = self._waiting, {}
-        for answer in waiting.values():
-            if not answer.done():
-                answer.set_exception(HungUp(f"the process asked has ended: {exc or 'it hung up'}"))
-
-    async def ask(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        """What `method` gives over there. Raises what it raised, HungUp where the other process has ended, Busy where it has
-        no room; a caller that goes away calls the method off."""
-        if self.lost:
-            raise HungUp("the process asked has ended")
-        number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
-        try:
-            self._send(number, pickle.dumps((method, arguments, keywords), _PROTOCOL))
-            return await answer
-        except asyncio.CancelledError:
-            self._send(number, pickle.dumps(None, _PROTOCOL))
-            raise
-        finally:
-            self._waiting.pop(number, None)
-
-    def _received(self, number: int, said: Any) -> None:
-        if number == _FAREWELL:
-            self.retired = True
-            self._say_farewell()
-            return
-        answer = self._waiting.get(number)
-        if answer is None or answer.done():
-            return
-        succeeded, value = said
-        if succeeded:
-            answer.set_result(value)
-        else:
-            answer.set_exception(value)
-
-
-async def connect(address: str) -> Connection:
+def _connected(address: str) -> socket.socket:
     """Raises OSError where nobody of this user listens at `address` on this host."""
     line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         line.setblocking(False)
         line.connect(f"\0{address}")  # at once, or not at all
-        if not _same_user(line):
+        if not same_user(line):
             raise ConnectionRefusedError(f"{address} belongs to another user")
-        _, connection = await asyncio.get_running_loop().create_unix_connection(Connection, sock=line)
+        widen(line)
     except BaseException:
         line.close()
         raise
-    return connection
+    return line
+
+
+def _given(answer: tuple[bool, Any]) -> Any:
+    succeeded, value = answer
+    if succeeded:
+        return value
+    raise value
+
+
+class Line:
+    """A caller's end of a line, for threads. `open`: it can be used (again). Raises OSError where it cannot be made."""
+
+    def __init__(self, address: str) -> None:
+        self._socket, self._frames = _connected(address), Frames()
+        self.open = True
+
+    def ask(
+        self,
+        within_s: float,
+        method: str,
+        arguments: Sequence[Any] = (),
+        keywords: Mapping[str, Any] | None = None,
+        *,
+        call_off: bool = True,
+    ) -> Any:
+        """What `method` gives over there. Raises what it raised; NotTaken; HungUp where the other process has ended;
+        TimeoutError after `within_s`: it is called off then, or goes on by itself (`call_off` False)."""
+        request = framed((method, tuple(arguments), dict(keywords or {})))
+        try:
+            answer = self._answer(request, within_s)
+        except BaseException as error:
+            if call_off and isinstance(error, TimeoutError):
+                with contextlib.suppress(OSError):
+                    self._socket.settimeout(0)
+                    self._socket.send(_OFF)
+            self.close()
+            raise
+        return _given(answer)
+
+    def _answer(self, request: bytes, within_s: float) -> tuple[bool, Any]:
+        ends_s = monotonic_s() + within_s
+        self._socket.settimeout(within_s)
+        try:
+            self._socket.sendall(request)
+        except TimeoutError:
+            raise
+        except OSError as error:  # what has not come whole is not begun
+            raise NotTaken("the process asked has ended", ending=True) from error
+        while True:
+            try:
+                count = self._socket.recv_into(self._frames.room())
+            except ConnectionError:
+                count = 0
+            if not count:
+                raise HungUp("the process asked has ended")
+            if said := self._frames.received(count):
+                answer: tuple[bool, Any] = said[0]
+                return answer
+            self._socket.settimeout(max(ends_s - monotonic_s(), _LEAST_S))
+
+    def close(self) -> None:
+        """Hang up."""
+        self.open = False
+        self._socket.close()
+
+
+class AsyncLine:
+    """A caller's end of a line, for the event loop that runs. `open`: it can be used (again). `ended` is called where the
+    other end hangs up. Raises OSError where it cannot be made."""
+
+    def __init__(self, address: str, ended: Callable[[AsyncLine], None]) -> None:
+        self._socket, self._frames = _connected(address), Frames()
+        self._loop, self._ended = asyncio.get_running_loop(), ended
+        self._waiting: asyncio.Future[tuple[bool, Any]] | None = None
+        self.open = True
+        self._loop.add_reader(self._socket.fileno(), self._readable)
+
+    async def ask(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        """What `method` gives over there. Raises what it raised; NotTaken; HungUp where the other process has ended. A
+        caller that goes away calls the method off."""
+        request = framed((method, arguments, keywords))
+        self._waiting = waiting = self._loop.create_future()
+        try:
+            await self._send(request)
+            answer = await waiting
+        except BaseException as error:
+            if self.open and isinstance(error, asyncio.CancelledError):
+                with contextlib.suppress(OSError):
+                    self._socket.send(_OFF)
+            waiting.cancel()
+            self.close()
+            raise
+        finally:
+            self._waiting = None
+        return _given(answer)
+
+    async def _send(self, request: bytes) -> None:
+        try:
+            try:
+                sent = self._socket.send(request)
+            except BlockingIOError:
+                sent = 0
+            if sent < len(request):
+                await self._loop.sock_sendall(self._socket, memoryview(request)[sent:])
+        except OSError as error:  # what has not come whole is not begun
+            raise NotTaken("the process asked has ended", ending=True) from error
+
+    def _readable(self) -> None:
+        try:
+            count = self._socket.recv_into(self._frames.room())
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        waiting = self._waiting
+        if not count:
+            self.close()
+            self._ended(self)
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(HungUp("the process asked has ended"))
+            return
+        try:
+            said = self._frames.received(count)
+        except Exception as error:  # noqa: BLE001 - an answer that cannot be read is its caller's to hear of
+            self.close()
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(error)
+            return
+        if said and waiting is not None and not waiting.done():
+            waiting.set_result(said[0])
+
+    def close(self) -> None:
+        """Hang up."""
+        if self.open:
+            self.open = False
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()

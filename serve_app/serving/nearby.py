@@ -1,77 +1,154 @@
-"""Who can be called over a local socket: processes say to the promotion board where they listen, its orders name them all.
+"""Who can be called over local sockets: processes say to the promotion board where they listen, its orders name them all.
 
 Nobody asks which of them are on this host: a name of another host's process is refused at once; it is tried now and then.
-A connection lasts until its other end retires or dies, whatever the orders say meanwhile: a board that has just begun knows
-nobody.
+A process that was reached is called until it retires or dies, whatever the orders say meanwhile: a board that has just begun
+knows nobody.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from serve_app.serving.local_rpc import Connection, connect
+from serve_app.clock import monotonic_s
+from serve_app.serving.local_rpc import AsyncLine, Line, NotTaken
 
-__all__ = ["Nearby"]
+__all__ = ["Nearby", "Peer"]
 
 _LOG = logging.getLogger("hindcast.serving")
 _AGAIN_S = 5.0
+_KEPT = 64
 
 
-class _Role:
-    """The processes of one role."""
+class Peer:
+    """A process that listens, called over an idle line or, where all are taken, a new one. `gone`: it should not be called
+    any more; idle lines of the event loop tell."""
 
-    def __init__(self) -> None:
-        self.open: dict[str, Connection] = {}
-        self.connecting: dict[str, asyncio.Task[None]] = {}
-        self.not_before_s: dict[str, float] = {}
+    def __init__(self, address: str) -> None:
+        """On the event loop. OSError where nobody of this user listens at `address` on this host."""
+        self._address = address
+        self._lock = threading.Lock()
+        self.under_way = 0
+        self.gone = False
+        self._waiters: list[Line] = []
+        self._lines = [AsyncLine(address, self._ended)]
+
+    async def ask(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        """See AsyncLine; on the event loop."""
+        with self._one_more():
+            line = self._lines.pop() if self._lines else self._opened_async()
+            try:
+                return await line.ask(method, *arguments, **keywords)
+            finally:
+                self._back(line, self._lines)
+
+    def wait(self, within_s: float, method: str, *arguments: Any, call_off: bool = True, **keywords: Any) -> Any:
+        """See Line; in a thread. The time is no method's keyword."""
+        with self._one_more():
+            try:
+                line = self._waiters.pop()
+            except IndexError:
+                line = self._opened()
+            try:
+                return line.ask(within_s, method, arguments, keywords, call_off=call_off)
+            finally:
+                self._back(line, self._waiters)
+
+    @contextmanager
+    def _one_more(self) -> Iterator[None]:
+        with self._lock:
+            self.under_way += 1
+        try:
+            yield
+        except NotTaken as error:
+            self.gone |= error.ending
+            raise
+        finally:
+            with self._lock:
+                self.under_way -= 1
+
+    def _opened(self) -> Line:
+        try:
+            return Line(self._address)
+        except OSError as error:
+            raise _not_reached(error) from error
+
+    def _opened_async(self) -> AsyncLine:
+        try:
+            return AsyncLine(self._address, self._ended)
+        except OSError as error:
+            raise _not_reached(error) from error
+
+    def _back(self, line: Any, idle: list[Any]) -> None:
+        if line.open and not self.gone and len(idle) < _KEPT:
+            idle.append(line)
+        else:
+            line.close()
+
+    def _ended(self, line: AsyncLine) -> None:
+        self.gone = True
+        if line in self._lines:
+            self._lines.remove(line)
+
+    def close(self) -> None:
+        """Hang up idle lines; on the event loop."""
+        self.gone = True
+        for idle in (self._waiters, self._lines):
+            while idle:
+                idle.pop().close()
+
+
+def _not_reached(error: OSError) -> NotTaken:
+    return NotTaken(f"nobody takes calls there: {error}", ending=not isinstance(error, BlockingIOError))
 
 
 class Nearby:
-    """Connections to the processes of some roles. Nobody waits for one to be made. Used from one event loop."""
+    """The processes of some roles that are on this host. `learn` on one event loop, `choose` anywhere."""
 
     def __init__(self) -> None:
-        self._roles: dict[str, _Role] = {}
+        self._open: dict[str, dict[str, Peer]] = {}
+        self._not_before_s: dict[str, dict[str, float]] = {}
         self._turn = 0
 
     def call(self, role: str) -> None:
         """This process calls `role`."""
-        self._roles.setdefault(role, _Role())
+        self._open.setdefault(role, {})
+        self._not_before_s.setdefault(role, {})
 
     def learn(self, addresses: Mapping[str, Sequence[str]]) -> None:
-        """Begin to connect to those of `addresses` (of each role) that there is no connection to."""
-        loop = asyncio.get_running_loop()
-        for name, role in self._roles.items():
-            named = addresses.get(name, ())
-            role.not_before_s = {one: when for one, when in role.not_before_s.items() if one in named}
+        """Connect to those of `addresses` (of each role) that there is no connection to."""
+        for role, known in self._open.items():
+            named = addresses.get(role, ())
+            living = {address: one for address, one in known.items() if not one.gone}
+            for one in known.values():
+                if one.gone:
+                    one.close()
+            not_before_s = {one: when for one, when in self._not_before_s[role].items() if one in named}
             for address in named:
-                known = address in role.open or address in role.connecting
-                if not known and loop.time() >= role.not_before_s.get(address, -math.inf):
-                    role.connecting[address] = loop.create_task(self._connect(name, role, address))
+                if address not in living and monotonic_s() >= not_before_s.get(address, -math.inf):
+                    try:
+                        living[address] = Peer(address)
+                        not_before_s.pop(address, None)
+                    except OSError as error:  # another host's, or it has ended
+                        if address not in not_before_s:
+                            _LOG.debug("no local connection to %s: %s", role, error)
+                        not_before_s[address] = monotonic_s() + _AGAIN_S
+            self._open[role], self._not_before_s[role] = living, not_before_s
 
-    def choose(self, role: str, spread_from: float = math.inf) -> Connection | None:
+    def choose(self, role: str, spread_from: float = math.inf) -> Peer | None:
         """The process with the fewest of our calls. None where there is none here now, and where each has `spread_from` of
         our calls while others of its role are elsewhere: whoever knows the way there should spread them."""
-        known = self._roles[role]
-        if gone := [address for address, one in known.open.items() if one.retired]:
-            for address in gone:
-                known.open.pop(address)
-        living = list(known.open.values())
+        living = self.peers(role)
         if not living:
             return None
         self._turn += 1
         least = min((living[(self._turn + n) % len(living)] for n in range(len(living))), key=lambda one: one.under_way)
-        return None if known.not_before_s and least.under_way >= spread_from else least
+        return None if self._not_before_s[role] and least.under_way >= spread_from else least
 
-    async def _connect(self, name: str, role: _Role, address: str) -> None:
-        try:
-            role.open[address] = await connect(address)
-            role.not_before_s.pop(address, None)
-        except OSError as error:  # another host's, or it has ended
-            if address not in role.not_before_s:
-                _LOG.debug("no local connection to %s: %s", name, error)
-            role.not_before_s[address] = asyncio.get_running_loop().time() + _AGAIN_S
-        finally:
-            role.connecting.pop(address)
+    def peers(self, role: str) -> list[Peer]:
+        """Those of a role that can be called."""
+        return [one for one in self._open[role].values() if not one.gone]

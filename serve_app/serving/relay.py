@@ -17,7 +17,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__ = ["Baton", "Detour", "Limit", "Overtaken", "relayed"]
+__all__ = ["Baton", "Detour", "Limit", "Overtaken", "alone", "relayed"]
 
 T = TypeVar("T")
 
@@ -72,6 +72,11 @@ class Baton:
     def past(self, legs: int) -> None:
         """So many legs have ended. Overtaken where this thread must stop."""
         self._race.past(self, legs)
+
+
+def alone() -> Baton:
+    """For work that nobody overtakes: its legs keep their times themselves."""
+    return _Race().baton()
 
 
 @dataclass(frozen=True, slots=True)

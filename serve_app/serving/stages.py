@@ -6,17 +6,14 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from serve_app.batch import Batch
-from serve_app.serving import scope
 from serve_app.serving.budgets import stretched
 from serve_app.serving.hosts import FeatureMatrix, FeaturesHost, RankCall, RankingHost, RetrievalHost
 from serve_app.serving.library import Pins
-from serve_app.serving.lost import called_off
 from serve_app.serving.meters import count, timed
 from serve_app.serving.relay import Baton, Detour, Limit, relayed
 
@@ -24,12 +21,11 @@ if TYPE_CHECKING:
     from serve_app.serving.deciding import DecideCall, Decided
 
 __all__ = [
-    "FeaturesCall",
+    "FeaturesSource",
     "ListTrip",
     "LocalScores",
     "LocalStages",
     "PageTrip",
-    "RankFlow",
     "Stages",
     "TripTimes",
     "in_pool",
@@ -52,43 +48,17 @@ class Stages(Protocol):
         """Send decisions; see serve_app.serving.deciding."""
 
 
-class FeaturesCall(Protocol):
-    """Features of one batch, from wherever they are."""
+class FeaturesSource(Protocol):
+    """Features of one batch, from this process or another; the calling thread waits for them."""
 
-    async def __call__(self, batch: Batch, pins: Pins) -> FeatureMatrix:
-        """The matrix of a batch's candidates."""
-
-
-class RankFlow:
-    """Ranking with its features: fetch within a budget, fall back to declared defaults, rank in a worker thread."""
-
-    def __init__(self, host: RankingHost, features: FeaturesCall, pool: Executor, *, features_ms: float) -> None:
-        self._host, self._features, self._pool, self._budget_s = host, features, pool, features_ms / 1000
-
-    async def __call__(self, call: RankCall) -> Batch:
-        """See Stages.rank."""
-        with nullcontext() if scope.current() else scope.of_requests(call.batch.requests["request_id"]):
-            return await self._ranked(call)
-
-    async def _ranked(self, call: RankCall) -> Batch:
-        kept = self._host.kept(call)
-        degraded = False
-        try:
-            with timed("hindcast_stage_ms", stage="features"):
-                async with asyncio.timeout(stretched(self._budget_s, len(kept))):
-                    matrix = await self._features(kept, call.pins)
-        except (Exception, asyncio.CancelledError) as error:  # any failure of features has the one declared fall-back
-            if called_off(error):
-                raise
-            _features_failed(error)
-            matrix, degraded = self._host.defaults(call, kept.candidates.rows), True
-        return await in_pool(self._pool, lambda: self._host.run(call, kept, matrix, degraded=degraded))
+    def run(self, batch: Batch, pins: Pins) -> FeatureMatrix:
+        """See FeaturesHost."""
 
 
 class LocalScores:
     """Features and ranking in the calling thread."""
 
-    def __init__(self, features: FeaturesHost, ranking: RankingHost, *, features_ms: float) -> None:
+    def __init__(self, features: FeaturesSource, ranking: RankingHost, *, features_ms: float) -> None:
         self._features, self._ranking, self.features_s = features, ranking, features_ms / 1000
 
     def scored(self, call: RankCall, baton: Baton, legs: int) -> Batch:

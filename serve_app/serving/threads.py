@@ -8,39 +8,74 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from serve_app.clock import monotonic_s
 from serve_app.errors import HindcastError
 
-__all__ = ["WorkThreads"]
+__all__ = ["Left", "Turns", "WorkThreads"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_LOOK_S = 0.05
 
 
-class WorkThreads(ThreadPoolExecutor):
-    """A pool of threads that says when one of them is stuck."""
+class Left(BaseException):
+    """Whoever is worked for has left. Not an Exception: it is none of the failures that work may have."""
 
-    def __init__(self, threads: int, name: str, *, stuck_s: float) -> None:
+
+class Turns:
+    """How many threads of a process work at once, and how long each has been at it."""
+
+    def __init__(self, at_once: int, name: str, *, stuck_s: float) -> None:
         """stuck_s: no piece of work takes as long."""
-        super().__init__(threads, thread_name_prefix=name)
-        self._stuck_s = stuck_s
+        self._name, self._stuck_s = name, stuck_s
+        self._free = threading.Semaphore(at_once)
         self._began: dict[int, float] = {}
+        self._own = threading.local()
 
-    def submit(self, function: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> Future[T]:
-        """See ThreadPoolExecutor."""
-        return super().submit(self._timed, function, *arguments, **keywords)
+    @property
+    def asked_s(self) -> float:
+        """When the calling thread, whose turn it is, began to wait for it."""
+        asked_s: float = self._own.asked_s
+        return asked_s
 
-    def _timed(self, function: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> T:
+    @contextmanager
+    def taken(self, left: Callable[[], bool]) -> Iterator[None]:
+        """The calling thread works, as soon as it is its turn. Left where `left` says so after it had to wait."""
+        self._own.asked_s, self._own.left = monotonic_s(), left
+        if not self._free.acquire(blocking=False):
+            self._wait(left)
         me = threading.get_ident()
         self._began[me] = monotonic_s()
         try:
-            return function(*arguments, **keywords)
+            yield
         finally:
             del self._began[me]
+            self._free.release()
+
+    def _wait(self, left: Callable[[], bool]) -> None:
+        while not self._free.acquire(timeout=_LOOK_S):
+            if left():
+                raise Left
+        if left():
+            self._free.release()
+            raise Left
+
+    @contextmanager
+    def given_up(self) -> Iterator[None]:
+        """The calling thread, whose turn it is, waits for another process: others may work meanwhile. Left where whoever it
+        works for did not wait as long."""
+        self._free.release()
+        try:
+            yield
+        finally:
+            self._free.acquire()
+            if self._own.left():
+                raise Left
 
     def longest_s(self) -> float:
         """How long the thread that has been at it longest has been at it."""
@@ -51,7 +86,32 @@ class WorkThreads(ThreadPoolExecutor):
         """HindcastError where a thread is stuck. One that compiles is not, nor are those that wait for it."""
         longest = self.longest_s()
         if longest > self._stuck_s and not _compiling():
-            raise HindcastError(f"a {self._thread_name_prefix} thread has been at one thing for {longest:.0f} s")
+            raise HindcastError(f"a {self._name} thread has been at one thing for {longest:.0f} s")
+
+
+class WorkThreads(ThreadPoolExecutor):
+    """A pool of threads that says when one of them is stuck."""
+
+    def __init__(self, threads: int, name: str, *, stuck_s: float, at_once: int | None = None) -> None:
+        """stuck_s: see Turns. at_once: threads that work while the others wait for their turn; None: all."""
+        super().__init__(threads, thread_name_prefix=name)
+        self.turns = Turns(at_once or threads, name, stuck_s=stuck_s)
+
+    def submit(self, function: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> Future[T]:
+        """See ThreadPoolExecutor."""
+        return super().submit(self._in_turn, function, *arguments, **keywords)
+
+    def _in_turn(self, function: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> T:
+        with self.turns.taken(_stays):
+            return function(*arguments, **keywords)
+
+    def check(self) -> None:
+        """HindcastError where a thread is stuck."""
+        self.turns.check()
+
+
+def _stays() -> bool:
+    return False
 
 
 def _compiling() -> bool:

@@ -120,13 +120,13 @@ def test_a_thread_that_hangs_fails_the_check_until_it_ends() -> None:
     with WorkThreads(2, "test", stuck_s=0.01) as pool:
         pool.check()
         stuck = pool.submit(go_on.wait, 60)
-        while pool.longest_s() <= 0.01:
+        while pool.turns.longest_s() <= 0.01:
             pool.submit(int).result(30)
         with pytest.raises(HindcastError, match="test thread"):
             pool.check()
         go_on.set()
         assert stuck.result(30)
-        while pool.longest_s():
+        while pool.turns.longest_s():
             pool.submit(int).result(30)
         pool.check()
 
@@ -142,7 +142,7 @@ def test_a_thread_that_compiles_is_not_stuck() -> None:
     with WorkThreads(2, "test", stuck_s=0.01) as pool:
         done = pool.submit(compile_something)
         assert held.wait(60)
-        while pool.longest_s() <= 0.01:
+        while pool.turns.longest_s() <= 0.01:
             pool.submit(int).result(30)
         pool.check()
         go_on.set()

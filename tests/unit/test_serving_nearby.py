@@ -7,69 +7,73 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from serve_app.serving.board import Board, Report
-from serve_app.serving.local_rpc import Connection, RpcServer
-from serve_app.serving.nearby import Nearby
+from serve_app.serving.local_servers import LoopServer, ThreadServer
+from serve_app.serving.nearby import Nearby, Peer
+from serve_app.serving.threads import Turns
 
 
 def _run(main: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(main(), 30))
 
 
-async def _server(method: Callable[..., Any]) -> RpcServer:
-    server = RpcServer({"run": method})
+def _double(n: int) -> int:
+    return 2 * n
+
+
+def _server() -> ThreadServer:
+    server = ThreadServer({"run": _double}, Turns(2, "test", stuck_s=60), most=8)
+    server.start()
+    return server
+
+
+async def _slow_server(method: Callable[..., Any]) -> LoopServer:
+    server = LoopServer({"run": method})
     await server.start()
     return server
 
 
-def _calling_ranking() -> Nearby:
+def _calling_ranking(*servers: ThreadServer | LoopServer) -> Nearby:
     nearby = Nearby()
     nearby.call("ranking")
+    nearby.learn({"ranking": tuple(server.address for server in servers), "decision": ("another",)})
     return nearby
 
 
-async def _chosen(nearby: Nearby, role: str = "ranking") -> Connection:
-    while (one := nearby.choose(role)) is None:
-        await asyncio.sleep(0)
+def _chosen(nearby: Nearby) -> Peer:
+    one = nearby.choose("ranking")
+    assert one is not None
     return one
-
-
-async def _all_connected(nearby: Nearby, count: int) -> None:
-    while len({id(nearby.choose("ranking")) for _ in range(4 * count)} - {id(None)}) < count:
-        await asyncio.sleep(0)
 
 
 def test_a_named_process_is_called_and_its_successor_after_it() -> None:
     async def main() -> None:
-        async def double(n: int) -> int:
-            return 2 * n
-
-        first, nearby = await _server(double), _calling_ranking()
-        nearby.learn({"ranking": (first.address,), "decision": ("another",)})
-        assert nearby.choose("ranking") is None  # it is being made
-        assert await (await _chosen(nearby)).ask("run", 2) == 4
-        second = await _server(double)
+        first = _server()
+        nearby = _calling_ranking(first)
+        one = _chosen(nearby)
+        assert await one.ask("run", 2) == 4
+        second = _server()
         nearby.learn({"ranking": (first.address, second.address)})
-        await first.retire()
-        one = await _chosen(nearby)
-        while one.retired:
-            one = await _chosen(nearby)
-        assert await one.ask("run", 3) == 6
-        second.close()
+        await asyncio.to_thread(first.retire)
+        while not one.gone:
+            await asyncio.sleep(0)
+        for _ in range(3):
+            assert _chosen(nearby) is not one
+        assert await _chosen(nearby).ask("run", 3) == 6
+        nearby.learn({"ranking": (first.address, second.address)})
+        assert await asyncio.to_thread(_chosen(nearby).wait, 30, "run", 4) == 8
+        await asyncio.to_thread(second.retire)
 
     _run(main)
 
 
 def test_a_board_that_knows_nobody_yet_ends_no_connection() -> None:
     async def main() -> None:
-        async def double(n: int) -> int:
-            return 2 * n
-
-        server, nearby = await _server(double), _calling_ranking()
-        nearby.learn({"ranking": (server.address,)})
-        line = await _chosen(nearby)
+        server = _server()
+        nearby = _calling_ranking(server)
+        peer = _chosen(nearby)
         nearby.learn({})
-        assert nearby.choose("ranking") is line
-        server.close()
+        assert nearby.choose("ranking") is peer
+        assert await peer.ask("run", 1) == 2
 
     _run(main)
 
@@ -77,19 +81,16 @@ def test_a_board_that_knows_nobody_yet_ends_no_connection() -> None:
 def test_calls_go_to_whoever_has_the_fewest() -> None:
     async def main() -> None:
         gate = asyncio.Event()
-        servers = [await _server(gate.wait) for _ in range(3)]
-        nearby = _calling_ranking()
-        nearby.learn({"ranking": tuple(server.address for server in servers)})
-        await _all_connected(nearby, 3)
+        servers = [await _slow_server(gate.wait) for _ in range(3)]
+        nearby = _calling_ranking(*servers)
         asked = []
-        for _ in range(9):
-            line = nearby.choose("ranking")
-            assert line is not None
-            asked.append(asyncio.ensure_future(line.ask("run")))
-            await asyncio.sleep(0)
-        while sum(server.under_way for server in servers) < 9:
-            await asyncio.sleep(0)
-        assert [server.under_way for server in servers] == [3, 3, 3]
+        for turn in range(9):
+            peer = _chosen(nearby)
+            call = peer.ask("run") if turn % 2 else asyncio.to_thread(peer.wait, 30, "run")
+            asked.append(asyncio.ensure_future(call))
+            while sum(one.under_way for one in nearby.peers("ranking")) <= turn:
+                await asyncio.sleep(0)
+        assert [one.under_way for one in nearby.peers("ranking")] == [3, 3, 3]
         gate.set()
         await asyncio.gather(*asked)
         for server in servers:
@@ -101,19 +102,18 @@ def test_calls_go_to_whoever_has_the_fewest() -> None:
 def test_a_busy_neighbour_gives_way_only_where_others_are_elsewhere() -> None:
     async def main() -> None:
         gate = asyncio.Event()
-        server, nearby = await _server(gate.wait), _calling_ranking()
-        nearby.learn({"ranking": (server.address,)})
-        line = await _chosen(nearby)
-        asked = [asyncio.ensure_future(line.ask("run")) for _ in range(2)]
+        server = await _slow_server(gate.wait)
+        nearby = _calling_ranking(server)
+        peer = _chosen(nearby)
+        asked = [asyncio.ensure_future(peer.ask("run")) for _ in range(2)]
         await asyncio.sleep(0)
-        assert nearby.choose("ranking", 2) is line
+        assert nearby.choose("ranking", 2) is peer
         nearby.learn({"ranking": (server.address, "hindcast-on-another-host")})
-        while nearby.choose("ranking", 2) is not None:
-            await asyncio.sleep(0)
-        assert nearby.choose("ranking", 3) is line
+        assert nearby.choose("ranking", 2) is None
+        assert nearby.choose("ranking", 3) is peer
         gate.set()
         await asyncio.gather(*asked)
-        assert nearby.choose("ranking", 2) is line
+        assert nearby.choose("ranking", 2) is peer
         server.close()
 
     _run(main)
