@@ -136,10 +136,11 @@ def _defer(connection: Connection, key: int, request: int, until: int, size: int
 
 
 def _drop(connection: Connection, key: int, request: int) -> bool:
-    query = "DELETE FROM deferrals WHERE key = ? AND request_id = ? RETURNING record"
-    gone = connection.execute(query, (key, request)).fetchall()
-    _drop_records(connection, gone)
-    return bool(gone)
+    query = "SELECT record FROM deferrals WHERE key = ? AND request_id = ?"
+    kept = connection.execute(query, (key, request)).fetchall()
+    connection.execute("DELETE FROM deferrals WHERE key = ? AND request_id = ?", (key, request))
+    _drop_records(connection, kept)
+    return bool(kept)
 
 
 def _drop_records(connection: Connection, kept: list[tuple[int | bytes]]) -> None:
@@ -268,7 +269,6 @@ def ack_records(connection: Connection, ids: Sequence[int], row_bits: int) -> No
 
 def forget(connection: Connection, user: int) -> None:
     """Erase a user's id, consents, deferrals and outbox rows."""
-    gone = connection.execute("DELETE FROM deferrals WHERE key = ? RETURNING record", (to_key(user),)).fetchall()
-    _drop_records(connection, gone)
-    for table in ("user_ids", "consents", "outbox"):
+    _drop_records(connection, connection.execute("SELECT record FROM deferrals WHERE key = ?", (to_key(user),)).fetchall())
+    for table in ("user_ids", "consents", "deferrals", "outbox"):
         connection.execute(f"DELETE FROM {table} WHERE key = ?", (to_key(user),))
