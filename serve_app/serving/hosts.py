@@ -21,7 +21,6 @@ from serve_app.serving.given import KindPolicies
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.meters import count
-from serve_app.serving.pages import without_repeats
 from serve_app.stages.extend import extended
 from serve_app.stages.features.plan import FeaturePlan
 from serve_app.stages.stage import Context
@@ -192,11 +191,9 @@ class RankingHost:
         batch = flagged(call.batch, StageBit.features) if degraded else call.batch
         rows = Batch(batch.requests, kept.candidates, kept.offsets, kept.meta)
         featured = extended(rows, {"features": matrix.names}, features=matrix.features, feature_status=matrix.status)
-        ranked = edition.held.ranking.run(featured, edition.context)
+        ranked = edition.held.ranking.run(featured, edition.context, call.page)
         if _surface(batch) == Surface.notification:
             return news(call.batch, ranked) if call.afar else ranked
-        if call.page is not None:
-            ranked = without_repeats(ranked, call.page, edition)
         return self._told(call, batch, ranked, edition)
 
     def _told(self, call: RankCall, batch: Batch, ranked: Batch, edition: Edition) -> Batch:

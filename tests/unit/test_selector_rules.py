@@ -124,6 +124,43 @@ def test_a_request_alone_gets_the_list_it_gets_among_others(batch: SelectorInput
         assert lone.p_slot.tobytes() == whole.p_slot[rows].tobytes()
 
 
+@given(some_batch(), some_settings(), st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_lists_of_one_page_are_made_one_after_the_other_without_what_stands_before(
+    batch: SelectorInput, rules: ListSettings, seed: int
+) -> None:
+    rng, n = np.random.default_rng(seed), len(batch.slots)
+    page = rng.integers(-1, 2, n).astype(np.int32)
+    thing = rng.integers(0, 9, len(batch.value)).astype(np.int32)
+    value, allowed = batch.value.tobytes(), batch.allowed.tobytes()
+    made = select(replace(batch, page=page, thing=thing), [rules, rules])
+    assert (batch.value.tobytes(), batch.allowed.tobytes()) == (value, allowed), "what was given was changed"
+    shown: dict[int, set[int]] = {}
+    for r in range(n):
+        rows = np.arange(batch.offsets[r], batch.offsets[r + 1])
+        before = shown.setdefault(int(page[r]), set()) if page[r] >= 0 else set()
+        repeated = np.isin(thing[rows], list(before))
+        alone = select(
+            replace(
+                batch,
+                offsets=np.array([0, len(rows)]),
+                request_id=batch.request_id[r : r + 1],
+                slots=batch.slots[r : r + 1],
+                setting=batch.setting[r : r + 1],
+                identity=batch.identity[rows],
+                category=batch.category[rows],
+                value=np.where(repeated, np.nan, batch.value[rows]),
+                allowed=batch.allowed[rows] & ~repeated,
+                vector_row=batch.vector_row[rows] if batch.vector_row is not None else None,
+            ),
+            [rules, rules],
+        )
+        assert made.repeated[rows].tolist() == repeated.tolist()
+        assert made.slot[rows].tobytes() == alone.slot.tobytes()
+        assert made.p_slot[rows].tobytes() == alone.p_slot.tobytes()
+        before |= set(thing[rows[made.slot[rows] >= 0]].tolist())
+
+
 def simple(value: list[float], category: list[int], slots: int, **more: object) -> SelectorInput:
     m = len(value)
     return SelectorInput(

@@ -47,7 +47,8 @@ class SelectorInput:
     offsets i64[n + 1]; request_id u64[n] keys the noise; slots i32[n] length asked for; setting i32[n] index into the
     settings. Per candidate: identity u64[m] (stable hash, distinct within a request), category u64[m] (0: none),
     value f64[m], allowed bool[m]. For cosine redundancy: vectors f32[rows, d] of unit length and their row per candidate
-    (i32[m]; outside: similar to nothing).
+    (i32[m]; outside: similar to nothing). Lists that stand on one page hold nothing twice: page i32[n] (-1: on none), in
+    order of row, and thing i32[m], what a candidate is. What stands in an earlier list of its page is not allowed.
     """
 
     offsets: I64
@@ -60,16 +61,20 @@ class SelectorInput:
     allowed: Bool
     vectors: F32 | None = None
     vector_row: I32 | None = None
+    page: I32 | None = None
+    thing: I32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """slot i32[m] (-1: not chosen), p_slot f64[m] (NaN where not chosen), relaxed bool[m]: the window rule was relaxed for
-    that slot. distributions: where asked for, per request f64[slots made, candidates], each row summing to 1."""
+    that slot. repeated bool[m]: the candidate stands in an earlier list of its page. distributions: where asked for, per
+    request f64[slots made, candidates], each row summing to 1."""
 
     slot: I32
     p_slot: F64
     relaxed: Bool
+    repeated: Bool
     distributions: list[F64] | None = None
 
 
@@ -258,9 +263,23 @@ def _one_list(
 
 
 @kernel
+def _strike_repeats(r: int, offsets: I64, pages: tuple[I32, I32, Bool], slot: I32, value: F64, allowed: Bool) -> None:
+    """What stands in an earlier list of its page is not to be had by request r."""
+    page, thing, repeated = pages
+    for q in range(r):
+        if page[q] == page[r]:
+            for c in range(offsets[q], offsets[q + 1]):
+                if slot[c] >= 0:
+                    for own in range(offsets[r], offsets[r + 1]):
+                        if thing[own] == thing[c]:
+                            repeated[own], allowed[own], value[own] = True, False, np.nan
+
+
+@kernel
 def _make_lists(
     offsets: I64,
     requests: tuple[U64, I32, I32],
+    pages: tuple[I32, I32, Bool],
     candidates: tuple[U64, U64, F64, Bool, F32, I32],
     settings: tuple[U64, F64, I32],
     follow: I32,
@@ -268,14 +287,16 @@ def _make_lists(
     tables: F64,
     tables_at: I64,
 ) -> None:
-    """requests: request_id, slots, setting. settings: salt u64[k], real f64[k, 2], whole i32[k, 4]. tables: flat, those of
-    request r at tables_at[r]:tables_at[r + 1]."""
+    """requests: request_id, slots, setting. pages: page (empty: none), thing, repeated. settings: salt u64[k],
+    real f64[k, 2], whole i32[k, 4]. tables: flat, those of request r at tables_at[r]:tables_at[r + 1]."""
     request_id, slots, setting = requests
     salt, real, whole = settings
     for r in range(len(offsets) - 1):
         begin, end, k = offsets[r], offsets[r + 1], setting[r]
         key = absorb(salt[k], request_id[r])
         table = tables[tables_at[r] : tables_at[r + 1]].reshape(-1, max(end - begin, 1))
+        if len(pages[0]) and pages[0][r] >= 0:
+            _strike_repeats(r, offsets, pages, out[0], candidates[2], candidates[3])
         length = min(end - begin, max(slots[r], 0))
         _one_list(begin, end, length, key, candidates, real[k], whole[k], follow, out, table)
 
@@ -301,6 +322,10 @@ def select(
         raise InvalidInput("redundancy by embedding needs the items' embeddings", field="redundancy")
     count = len(given.identity)
     slot, p_slot, relaxed = np.full(count, -1, np.int32), np.full(count, np.nan), np.zeros(count, np.bool_)
+    value, allowed, repeated = given.value, given.allowed, np.zeros(count, np.bool_)
+    page = thing = np.empty(0, np.int32)
+    if given.page is not None and given.thing is not None:
+        page, thing, value, allowed = dense(given.page), dense(given.thing), value.copy(), allowed.copy()
     at = np.zeros(len(given.offsets), np.int64)
     if distributions:
         lengths = np.diff(given.offsets)
@@ -312,7 +337,8 @@ def select(
     _make_lists(
         dense(given.offsets),
         (dense(given.request_id), dense(given.slots), dense(given.setting)),
-        (*map(dense, (given.identity, given.category, given.value, given.allowed)), frozen(vectors), dense(rows)),  # type: ignore[arg-type]
+        (page, thing, repeated),
+        (*map(dense, (given.identity, given.category, value, allowed)), frozen(vectors), dense(rows)),  # type: ignore[arg-type]
         _settings_arrays(tuple(settings)),
         np.empty(0, np.int32) if follow is None else dense(follow),
         (slot, p_slot, relaxed),
@@ -320,9 +346,9 @@ def select(
         at,
     )
     if not distributions:
-        return Selection(slot, p_slot, relaxed)
+        return Selection(slot, p_slot, relaxed, repeated)
     each = [tables[at[r] : at[r + 1]].reshape(wanted[r], lengths[r]) for r in range(len(lengths))]
-    return Selection(slot, p_slot, relaxed, [table[~np.isnan(table).any(axis=1)] for table in each])
+    return Selection(slot, p_slot, relaxed, repeated, [table[~np.isnan(table).any(axis=1)] for table in each])
 
 
 def dense(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch, Columns
-from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
+from serve_app.batch import Batch
 from serve_app.errors import InvalidInput
 from serve_app.kernels import kernel
 from serve_app.stages.extend import extended
@@ -28,8 +27,6 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
 
-_READ_OF_REQUESTS = ("surface", "policy", "variant", "request_id", "slots")
-_READ_OF_CANDIDATES = ("item", "widget", "review", "category")
 _KIND = {Surface.related: "item", Surface.gateway: "item", Surface.widgets: "widget", Surface.reviews: "review"}
 
 
@@ -86,9 +83,13 @@ class Ranking:
         self.models = models
         self._identities = identities
 
-    def run(self, batch: Batch, context: Context) -> Batch:
+    def run(self, batch: Batch, context: Context, page: I32 | None = None) -> Batch:
         """Set heads f32[m, H] (NaN where dropped), value, slot, p_slot; meta['heads'] names the columns. Notifications get
-        heads alone: Decision weighs them by message class. All requests must be served by one head set."""
+        heads alone: Decision weighs them by message class. All requests must be served by one head set.
+
+        page: i32[n] number of the page each list stands on, -1: none. Lists of a page are made in row order and hold nothing
+        twice: what stands in an earlier one is dropped as excluded before a list's noise is drawn, so that its propensities
+        are conditional on the page so far, as a slot's are on its prefix."""
         heads = self._head_set(batch)
         kept = batch.candidates["drop_reason"] == DropReason.kept if "drop_reason" in batch.candidates else None
         if kept is None:
@@ -99,8 +100,14 @@ class Ranking:
             return extended(batch, meta, heads=scores)
         settings, setting = _settings_of(batch, context)
         value = values_of(scores, heads.names, settings, setting, batch.offsets, kept)
-        chosen = self.choose(batch, context, settings, setting, value, kept)
-        return extended(batch, meta, heads=scores, value=value, slot=chosen.slot, p_slot=chosen.p_slot)
+        chosen = self.choose(batch, context, settings, setting, value, kept, page=page)
+        made = extended(batch, meta, heads=scores, value=value, slot=chosen.slot, p_slot=chosen.p_slot)
+        if not chosen.repeated.any():
+            return made
+        scores[chosen.repeated], value[chosen.repeated] = np.nan, np.nan
+        reasons = batch.candidates["drop_reason"].copy()
+        reasons[chosen.repeated] = DropReason.excluded
+        return extended(made, {}, drop_reason=reasons)
 
     def fall_back(self, batch: Batch) -> Batch:
         """The declared failure mode: retrieval's order of the kept candidates, certain (p = 1); nothing is scored."""
@@ -126,17 +133,6 @@ class Ranking:
         kept = ~np.isnan(ranked.candidates["value"])
         return self.choose(ranked, context, settings, setting, ranked.candidates["value"], kept, distributions)
 
-    @staticmethod
-    def read_by_choice(batch: Batch) -> Batch:
-        """The batch with only what `choose` reads beside values: whoever takes parts of a batch copies all it holds."""
-        requests = {name: batch.requests[name] for name in _READ_OF_REQUESTS if name in batch.requests}
-        candidates = {name: batch.candidates[name] for name in _READ_OF_CANDIDATES if name in batch.candidates}
-        return Batch(
-            Columns(len(batch), REQUEST_COLUMNS, requests),
-            Columns(batch.candidates.rows, CANDIDATE_COLUMNS, candidates),
-            batch.offsets,
-        )
-
     def choose(
         self,
         batch: Batch,
@@ -146,8 +142,9 @@ class Ranking:
         value: F64,
         kept: Bool,
         distributions: bool = False,
+        page: I32 | None = None,
     ) -> Selection:
-        """Lists from values; settings[setting[r]] are those of request r."""
+        """Lists from values; settings[setting[r]] are those of request r. page: see `run`."""
         identities: Identities = context.parts.get("identities", self._identities)
         kind = _KIND[Surface(int(batch.requests["surface"][0]))] if len(batch) else "item"
         rows = batch.candidates[kind]
@@ -166,6 +163,8 @@ class Ranking:
             allowed=kept & ~np.isnan(value),
             vectors=identities.vectors if kind == "item" else None,
             vector_row=rows if kind == "item" and identities.vectors is not None else None,
+            page=page,
+            thing=rows,
         )
         return select(given, settings, distributions=distributions)
 
