@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -398,6 +400,42 @@ def test_a_server_that_retires_answers_what_was_asked_and_loses_nothing(run: Run
         assert server.under_way == 0
         with pytest.raises(OSError, match="refused"):
             Peer(server.address)
+
+    run(main)
+
+
+_SERVER = """
+import threading
+from serve_app.serving.local_servers import ThreadServer
+from serve_app.serving.threads import Turns
+methods = {"never": threading.Event().wait, "busy": lambda: server.under_way}
+server = ThreadServer(methods, Turns(4, "test", stuck_s=60), most=8)
+server.start()
+print(server.address, flush=True)
+threading.Event().wait()
+"""
+
+
+def test_a_process_that_is_killed_is_heard_of_at_once_and_not_called_again(run: Run) -> None:
+    async def main() -> None:
+        with subprocess.Popen([sys.executable, "-c", _SERVER], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            peer = Peer(process.stdout.readline().strip())
+            asked = [
+                asyncio.ensure_future(peer.ask("never")),
+                asyncio.ensure_future(asyncio.to_thread(peer.wait, _LONG_S, "never")),
+            ]
+            while await peer.ask("busy") < 3:
+                pass
+            assert await asyncio.to_thread(peer.wait, _LONG_S, "busy") == 3  # it leaves an idle line behind
+            process.kill()
+        for one in asked:
+            with pytest.raises(HungUp):
+                await one
+        with pytest.raises(NotTaken) as refused:
+            await asyncio.to_thread(peer.wait, _LONG_S, "busy")
+        assert refused.value.ending
+        assert peer.gone
 
     run(main)
 
