@@ -289,7 +289,7 @@ class SqliteLedger:
                 return False
             connection = self._group.connection
             self._write_through(np.asarray([user], np.uint64))
-            erase_from_blocks(connection, self._index.forget(connection, user), user)
+            erase_from_blocks(connection, self._index.forget(connection, user), user, _ROW_BITS)
             self._journal.forget()
             shelves.forget(connection, user)
             self._erased_since_truncate = True

@@ -16,6 +16,7 @@ from serve_app.ledger.hashing import EventIds
 from serve_app.ledger.records import Records
 from serve_app.ledger.sqlite_checkpoint import Checkpoint
 from serve_app.ledger.sqlite_index import DecisionIndex, checked_block
+from serve_app.ledger.sqlite_shelves import erased_records
 from serve_app.ledger.table import UserTable
 
 __all__ = ["BlockKind", "Progress", "erase_from_blocks", "replay"]
@@ -97,7 +98,7 @@ def _replay_commits(
     index.add(users, requests, at, position, columns["idem"], columns["digests"])
 
 
-def erase_from_blocks(connection: sqlite3.Connection, commits: set[int], user: int) -> None:
+def erase_from_blocks(connection: sqlite3.Connection, commits: set[int], user: int, row_bits: int) -> None:
     """Rewrite the blocks that hold the user: the given commit blocks, and all blocks of viewed items still kept."""
     viewed = {seq for (seq,) in connection.execute("SELECT seq FROM blocks WHERE kind = ?", (int(BlockKind.viewed),))}
     for seq in sorted(commits | viewed):
@@ -115,6 +116,8 @@ def erase_from_blocks(connection: sqlite3.Connection, commits: set[int], user: i
         connection.execute(
             "UPDATE blocks SET sum = ?, body = ?, records = ? WHERE seq = ?", (checksum(body), body, records, seq)
         )
+        if kind == BlockKind.commits:
+            erased_records(connection, seq, np.flatnonzero(mine).tolist(), row_bits)
 
 
 def _without_viewed(columns: dict[str, Any], mine: npt.NDArray[np.bool_]) -> dict[str, Any]:

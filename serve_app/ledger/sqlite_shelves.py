@@ -42,6 +42,7 @@ __all__ = [
     "drop_consents",
     "drop_deferral",
     "due_deferrals",
+    "erased_records",
     "forget",
     "load_names",
     "pending_records",
@@ -260,11 +261,22 @@ def ack_records(connection: Connection, ids: Sequence[int], row_bits: int) -> No
     for number in ids:
         per_block[number >> row_bits].append(number)
     for seq, numbers in per_block.items():
-        first, last = seq << row_bits, (seq + 1 << row_bits) - 1
         connection.executemany("INSERT OR IGNORE INTO acked VALUES (?)", ((number,) for number in numbers))
-        done = connection.execute("SELECT count(*) FROM acked WHERE id BETWEEN ? AND ?", (first, last)).fetchone()[0]
-        if connection.execute("UPDATE blocks SET acked = 1 WHERE seq = ? AND records <= ?", (seq, done)).rowcount:
-            connection.execute("DELETE FROM acked WHERE id BETWEEN ? AND ?", (first, last))
+        _finish(connection, seq, row_bits)
+
+
+def erased_records(connection: Connection, seq: int, rows: list[int], row_bits: int) -> None:
+    """Records that block `seq` does not count any more stand for none of those that it still has."""
+    connection.executemany("DELETE FROM acked WHERE id = ?", ((seq << row_bits | row,) for row in rows))
+    _finish(connection, seq, row_bits)
+
+
+def _finish(connection: Connection, seq: int, row_bits: int) -> None:
+    """A block all of whose records were acknowledged is done."""
+    span = seq << row_bits, (seq + 1 << row_bits) - 1
+    done = connection.execute("SELECT count(*) FROM acked WHERE id BETWEEN ? AND ?", span).fetchone()[0]
+    if connection.execute("UPDATE blocks SET acked = 1 WHERE seq = ? AND records <= ?", (seq, done)).rowcount:
+        connection.execute("DELETE FROM acked WHERE id BETWEEN ? AND ?", span)
 
 
 def forget(connection: Connection, user: int) -> None:

@@ -120,6 +120,7 @@ def compare(steps: list[tuple[Any, ...]], open_other: Callable[[], Ledger]) -> N
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(operation, max_size=25))
+@example([("commit", USERS, 0, 0, 0, False), ("ack",), ("delete", 1), ("commit", [1], 0, 0, 0, False), ("ack",), ("ack",)])
 @example([("dedupe", [0], True), ("commit", [1], 0, 0, 5, False), ("reopen",), ("view", [1], 0), ("dedupe", [0], False)])
 @example([("dedupe", [0], True), ("commit", [1], 0, 0, 5, False), ("reopen",), ("reopen",), ("dedupe", [0], False)])
 def test_the_sqlite_ledger_answers_as_the_memory_ledger(steps: list[tuple[Any, ...]]) -> None:
