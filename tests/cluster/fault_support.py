@@ -189,7 +189,7 @@ class FaultyServer(_InProcess):
             if lane.in_flight or lane.queued:
                 return f"{name}: {lane}"
         for pool in (server._pool, server._fall_backs, self.owner._pool):
-            if pool.longest_s():
+            if pool.turns.longest_s():
                 return f"a thread of {pool}"
         if server.journal._waiting:
             return f"{len(server.journal._waiting)} appends"
