@@ -21,13 +21,15 @@ _END = b"\r\n\r\n"
 
 
 class Connection(asyncio.Protocol):
-    """One connection's requests, one after the other."""
+    """One connection's requests, one after the other. Where the server ends it, which it may announce, a new one follows."""
 
     def __init__(self, run: _Run, at: int) -> None:
         self._run, self._at = run, at
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
         self._sent = 0.0
+        self._announced = False
+        self._connecting: asyncio.Task[None] | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -61,11 +63,31 @@ class Connection(asyncio.Protocol):
             self._run.first_failure = bytes(self._buffer[:600]).decode(errors="replace")
         self._run.answered(status, time.perf_counter() - self._sent)
         self._buffer.clear()
-        self._send()
+        if b"\r\nconnection: close" in headers:
+            self._announced = True
+            self._reconnect()
+        else:
+            self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self.over.done():  # closed by the server, which an error of ours would not be
-            del error
+        del error
+        if self._announced:
+            self._announced = False
+        elif not self.over.done():  # closed by the server, whatever became of what was asked last
+            self._run.failed += 1
+            self._buffer.clear()
+            self._reconnect()
+
+    def _reconnect(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+        self._connecting = asyncio.get_running_loop().create_task(self.connect())
+
+    async def connect(self) -> None:
+        """Open the connection and send its first request; nothing more is sent where nobody listens."""
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self._run.port)
+        except OSError:
             self._run.failed += 1
             self._finish()
 
@@ -77,8 +99,8 @@ class Connection(asyncio.Protocol):
 
 
 class _Run:
-    def __init__(self, requests: list[bytes], end: float) -> None:
-        self.requests, self.end = requests, end
+    def __init__(self, port: int, requests: list[bytes], end: float) -> None:
+        self.port, self.requests, self.end = port, requests, end
         self.latency = HdrHistogram(1, 600_000_000, 3)
         self.refusal = HdrHistogram(1, 600_000_000, 3)
         self.good = self.refused = self.failed = 0
@@ -105,15 +127,13 @@ async def hammer(port: int, path: str, bodies: list[Any], connections: int, seco
         kind = f"Content-Type: application/json\r\nContent-Length: {len(raw)}"
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{kind}\r\n\r\n"
         requests.append(head.encode() + raw)
-    loop = asyncio.get_running_loop()
     began, cpu = time.perf_counter(), time.process_time()
-    run = _Run(requests, began + seconds)
+    run = _Run(port, requests, began + seconds)
     step = max(1, len(requests) // connections)
-    opened = [
-        await loop.create_connection(lambda n=n: Connection(run, n * step), "127.0.0.1", port)  # type: ignore[misc]
-        for n in range(connections)
-    ]
-    done, waiting = await asyncio.wait([one.over for _, one in opened], timeout=seconds + 30)
+    opened = [Connection(run, n * step) for n in range(connections)]
+    for one in opened:
+        await one.connect()
+    done, waiting = await asyncio.wait([one.over for one in opened], timeout=seconds + 30)
     del done
     return {
         "seconds": time.perf_counter() - began,

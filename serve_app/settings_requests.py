@@ -102,8 +102,9 @@ class BatchingSettings(Group):
     in_flight_chain: int | None = Field(None, ge=1, le=256)
     """Micro-batches under way at once when stages are deployments of their own; null: as many as the ingress's machine has
     cores, at least two. More of them would only be smaller, and a micro-batch costs something by itself."""
-    in_flight_fused: int = Field(2, ge=1, le=256)
-    """Micro-batches under way at once when stages run in the ingress process."""
+    in_flight_fused: int | None = Field(None, ge=1, le=256)
+    """Micro-batches under way at once when stages run in the ingress process; null: two, or one where there are at least as
+    many ingresses (`deployments.ingress.min_replicas`) as its machine has cores."""
     max_queued: int = Field(512, ge=1, le=100_000)
     """Requests of one surface waiting for a micro-batch; the next one is refused with 503 and Retry-After."""
     refusals_per_s: float = Field(200, gt=0, le=1_000_000)

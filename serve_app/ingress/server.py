@@ -101,6 +101,14 @@ class _Owner:
         return ask
 
 
+def _lanes(settings: Settings) -> int:
+    batching, cores = settings.batching, os.cpu_count() or 2
+    if settings.topology == "chain":
+        return batching.in_flight_chain or max(2, cores)
+    # Ingresses that share a core with others lose more by smaller micro-batches than they gain by having two of them.
+    return batching.in_flight_fused or (1 if settings.deployments.ingress.min_replicas >= cores else 2)
+
+
 class IngressServer:
     """See the module. `start` before the first request, `stop` after the last."""
 
@@ -143,9 +151,7 @@ class IngressServer:
         self.app = self._build(KeyRing(settings.security.keys_file, admin_token), metrics)
 
     def _build(self, keys: KeyRing, metrics: Callable[[], Sequence[str]] | None) -> FastAPI:
-        batching = self.settings.batching
-        chain = batching.in_flight_chain or max(2, os.cpu_count() or 2)
-        lanes = chain if self.settings.topology == "chain" else batching.in_flight_fused
+        lanes = _lanes(self.settings)
         capacity = self.settings.testing.capacity_per_s
         throttle = None if capacity is None else Throttle(capacity)
         self.recommend_routes = RecommendRoutes(self.recommender, self.library, self.settings, lanes, throttle)
@@ -162,7 +168,7 @@ class IngressServer:
         app = FastAPI(title="Hindcast", docs_url=None, redoc_url=None, openapi_url=None)
         install_problem_handlers(app)
         tell = call_log(self.settings.logs.calls)
-        refusals = RefusalPace(batching.refusals_per_s, 0.1 * self.settings.budgets.request_ms / 1000)
+        refusals = RefusalPace(self.settings.batching.refusals_per_s, 0.1 * self.settings.budgets.request_ms / 1000)
         add_calls(app, calls, keys, body_s=self.settings.limits.body_s, tell=tell, refusals=refusals)
         document = openapi_of(calls, version=code_version())
         app.openapi = lambda: document  # type: ignore[method-assign]

@@ -28,7 +28,12 @@ class Server(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if body.get("break_off"):
+            self.close_connection = True
+            return
         self.send_response(body["status"])
+        if body.get("close"):
+            self.send_header("Connection", "close")
         if body.get("chunked"):
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
@@ -57,6 +62,18 @@ def test_the_client_counts_answers_and_times_them(port, body) -> None:
     assert found["failed"] == 0
     latency = HdrHistogram.decode(base64.b64decode(found["latency"]))
     assert latency.get_total_count() == found["good"]
+
+
+def test_the_client_connects_anew_where_a_server_says_that_it_closes(port) -> None:
+    found = asyncio.run(hammer(port, "/x", [{"status": 200, "close": True}], 2, 0.3))
+    assert found["good"] > 2
+    assert found["failed"] == 0
+
+
+def test_a_request_that_a_server_breaks_off_has_failed_and_the_client_goes_on(port) -> None:
+    found = asyncio.run(hammer(port, "/x", [{"break_off": True}, {"status": 200}], 1, 0.3))
+    assert found["failed"] > 1
+    assert found["good"] > 1
 
 
 def test_the_client_tells_refusals_from_answers(port) -> None:
