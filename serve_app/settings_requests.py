@@ -51,7 +51,7 @@ class HttpSettings(Group):
 
     under_way_per_ingress: int = Field(48, ge=1, le=100_000)
     """Requests HAProxy sends to one ingress at once. More wait in HAProxy."""
-    queue_ms: int = Field(300, ge=1, le=60_000)
+    queue_ms: int = Field(100, ge=1, le=60_000)
     """Time a request waits in HAProxy for an ingress; then 503 with Retry-After, which costs the ingress nothing."""
 
     @property
@@ -110,7 +110,7 @@ class BatchingSettings(Group):
     refusals_per_s: float = Field(200, gt=0, le=1_000_000)
     """Calls a second that an ingress refuses at once. Beyond that refusals leave at this pace, none later than a tenth
     of a request's budget, so that callers who ask again at once do not take the processor from those who are served."""
-    wait_share: float = Field(0.7, gt=0, le=1)
+    wait_share: float = Field(0.4, gt=0, le=1)
     """Share of its budget that a request may wait for a micro-batch; one that would wait longer, as fast as requests are
     answered now, is refused at once."""
     run_share: float = Field(0.25, gt=0, le=1)
