@@ -33,8 +33,10 @@ class VersionStore(Generic[T]):
         self._lock = threading.Lock()
 
     def prepare(self, version: str) -> T:
-        """Load `version` beside the others, if it is not there yet."""
+        """Load `version` beside the others, if it is not there yet. It stays until `keep` is told of others: a request that
+        ends meanwhile takes its own version along at most."""
         with self._lock:
+            self._wanted |= {version}
             if version in self._loaded:
                 return self._loaded[version]
         made = self._load(version)
