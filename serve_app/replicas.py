@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import secrets
 import sys
@@ -16,7 +15,6 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.hop import Hop, Listening
-from serve_app.serving.local_rpc import NotTaken
 from serve_app.serving.threads import Left, WorkThreads
 from serve_app.settings import DeploymentSettings, Settings
 from serve_app.state_owner import OwnerHandle
@@ -178,20 +176,8 @@ class StageProcess:
 
 
 def ledger_of(owner: OwnerHandle, settings: Settings) -> LedgerClient:
-    """The ledger for worker threads: over a line of the thread's own where its owner is near. A read that takes too long is
-    given up, a write goes on, its outcome unknown."""
-    from serve_app.serving.assemble import bridge
-    from serve_app.serving.ledger_client import LedgerClient
+    from serve_app.serving.assemble import bridged
 
-    read_s, write_s = settings.budgets.ledger_ms / 1000, settings.budgets.commit_ms / 1000
-    far = bridge(owner.call, asyncio.get_running_loop(), write_s, read_s)
-
-    def ask(method: str, *arguments: Any, **keywords: Any) -> Any:
-        near, reads = owner.near(), method == "read"
-        if near is not None:
-            with contextlib.suppress(NotTaken):
-                within_s = read_s if reads else write_s
-                return near.wait(within_s, "call", method, *arguments, call_off=reads, **keywords)
-        return far(method, *arguments, **keywords)
-
-    return LedgerClient(ask)
+    budgets = settings.budgets
+    read_s, write_s = budgets.ledger_ms / 1000, budgets.commit_ms / 1000
+    return bridged(owner.call, asyncio.get_running_loop(), write_s, read_s, owner.near)

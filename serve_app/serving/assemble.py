@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
@@ -11,38 +12,42 @@ from serve_app.ledger.protocol import Ledger
 from serve_app.serving.deciding import DecideFlow
 from serve_app.serving.hosts import FeaturesHost, RankingHost, RetrievalHost
 from serve_app.serving.journalling import JournalHost
-from serve_app.serving.ledger_client import LedgerCall, LedgerClient
+from serve_app.serving.ledger_client import LedgerClient
 from serve_app.serving.library import Library
+from serve_app.serving.local_rpc import NotTaken
+from serve_app.serving.nearby import Peer
 from serve_app.serving.stages import LocalStages
 from serve_app.settings import Settings
 
-__all__ = ["bridge", "bridged", "local_stages"]
+__all__ = ["bridged", "local_stages"]
 
 
 def bridged(
-    call: Callable[..., Any], loop: asyncio.AbstractEventLoop, timeout_s: float, read_s: float | None = None
+    call: Callable[..., Any],
+    loop: asyncio.AbstractEventLoop,
+    timeout_s: float,
+    read_s: float | None = None,
+    near: Callable[[], Peer | None] = lambda: None,
 ) -> LedgerClient:
-    """A ledger for worker threads over the owner's coroutine `call`; see `bridge`."""
-    return LedgerClient(bridge(call, loop, timeout_s, read_s))
-
-
-def bridge(
-    call: Callable[..., Any], loop: asyncio.AbstractEventLoop, timeout_s: float, read_s: float | None = None
-) -> LedgerCall:
-    """`call`, which runs on `loop`, for worker threads. read_s: how long a read may take (default: as long as anything); it
-    is given up then. A write that takes too long goes on, its outcome unknown."""
+    """A ledger for worker threads: over a line of the thread's own where the owner is `near`, else by the owner's coroutine
+    `call`, which runs on `loop`. read_s: how long a read may take (default: as long as anything); it is given up then. A
+    write that takes too long goes on, its outcome unknown."""
 
     def ask(method: str, *arguments: Any, **keywords: Any) -> Any:
+        limit_s = read_s if method == "read" else None
+        gives_up, within_s = limit_s is not None, timeout_s if limit_s is None else limit_s
+        if (peer := near()) is not None:
+            with contextlib.suppress(NotTaken):
+                return peer.wait(within_s, "call", method, *arguments, call_off=gives_up, **keywords)
         asked = asyncio.run_coroutine_threadsafe(call(method, *arguments, **keywords), loop)
-        if method != "read" or read_s is None:
-            return asked.result(timeout_s)
         try:
-            return asked.result(read_s)
+            return asked.result(within_s)
         except TimeoutError:
-            asked.cancel()
+            if gives_up:
+                asked.cancel()
             raise
 
-    return ask
+    return LedgerClient(ask)
 
 
 def local_stages(
