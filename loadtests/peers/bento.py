@@ -11,7 +11,7 @@ from typing import Any
 
 import bentoml
 
-from loadtests.peers.model import Lean
+from loadtests.peers.model import Lean, dealt
 
 __all__ = ["Front", "Ranking", "Retrieval"]
 
@@ -53,6 +53,10 @@ class Ranking:
         return self.lean.rank(surface, found, self.lean.features(surface, found, user), slots)
 
     @bentoml.api
+    def order(self, widgets: int) -> list[dict[str, str]]:
+        return self.lean.order(widgets)
+
+    @bentoml.api
     def decide(self, user: str, candidates: list[dict[str, Any]]) -> dict[str, Any]:
         return self.lean.decide(user, candidates)
 
@@ -73,9 +77,10 @@ class Front:
 
     @bentoml.api(route="/v1/recommendations/gateway")
     async def gateway(self, user: str | None = None, widgets: int = 4, slots: int = 6) -> dict[str, Any]:
+        order = await self.ranking.to_async.order(widgets=widgets)
         rows = await self.retrieval.to_async.taste(user=user)
         items = await self.ranking.to_async.rank(surface="gateway", rows=rows, slots=widgets * slots, user=user)
-        return {"widgets": [{"items": items[n * slots :][:slots]} for n in range(widgets)]}
+        return {"widgets": dealt(order, items, slots)}
 
     @bentoml.api(route="/v1/notifications/decide")
     async def decide(self, user: str, candidates: list[dict[str, Any]]) -> dict[str, Any]:

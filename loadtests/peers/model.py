@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import xgboost
 
-__all__ = ["CANDIDATES", "Lean"]
+__all__ = ["CANDIDATES", "Lean", "dealt"]
 
 CANDIDATES = 200
 F32 = npt.NDArray[np.float32]
@@ -144,26 +144,36 @@ class Lean:
 
     def gateway(self, user: str | None, widgets: int, slots: int) -> list[dict[str, Any]]:
         """A page: the best products dealt to the widgets, whose order has a model of its own."""
+        order = self.order(widgets)
+        rows = self.taste(user)
+        items = self.rank("gateway", rows, self.features("gateway", rows, user), widgets * slots)
+        return dealt(order, items, slots)
+
+    def order(self, widgets: int) -> list[dict[str, str]]:
+        """The page's widgets, best first."""
         own = self._surface["widgets"]
         matrix = own.matrix(len(self._widgets))
         own.fill(matrix, "widget", self._tables["widget"].values[: len(self._widgets)])
-        order = np.argsort(-own.value(matrix))[:widgets]
-        rows = self.taste(user)
-        items = self.rank("gateway", rows, self.features("gateway", rows, user), widgets * slots)
-        return [
-            {"id": self._widgets[at][0], "title": self._widgets[at][1], "items": items[n * slots : (n + 1) * slots]}
-            for n, at in enumerate(order.tolist())
-        ]
+        best = [self._widgets[at] for at in np.argsort(-own.value(matrix))[:widgets].tolist()]
+        return [{"id": name, "title": title} for name, title in best]
 
     def decide(self, user: str, candidates: list[dict[str, Any]]) -> dict[str, Any]:
         """Send the best message above the threshold, unless the user has had enough."""
+        return self.choose(user, candidates, self.message_features(user, candidates))
+
+    def message_features(self, user: str, candidates: list[dict[str, Any]]) -> F32:
+        """The matrix of a decision's candidates."""
         own = self._surface["notification"]
         rows = np.array([self._campaigns[one["campaign"]][0] for one in candidates])
         matrix = own.matrix(len(rows))
         own.fill(matrix, "campaign", self._tables["campaign"].values[rows])
         if (at := self._user.get(user, -1)) >= 0:
             own.fill(matrix, "user", self._user_features[at])
-        values = own.value(matrix)
+        return matrix
+
+    def choose(self, user: str, candidates: list[dict[str, Any]], matrix: F32) -> dict[str, Any]:
+        """The decision, from its candidates' features."""
+        values = self._surface["notification"].value(matrix)
         best = int(np.argmax(values))
         if values[best] < _THRESHOLD or self.sent.get(user, 0) >= _MOST_SENDS:
             return {"action": "suppress", "campaign": None, "channel": None}
@@ -171,6 +181,11 @@ class Lean:
         chosen = candidates[best]
         return {"action": "send", "campaign": chosen["campaign"],
                 "channel": chosen.get("channel") or self._campaigns[chosen["campaign"]][1][0]}  # fmt: skip
+
+
+def dealt(order: list[dict[str, str]], items: list[str], slots: int) -> list[dict[str, Any]]:
+    """Widgets with the items that fall to each."""
+    return [{**widget, "items": items[n * slots : (n + 1) * slots]} for n, widget in enumerate(order)]
 
 
 def _scann(folder: Path) -> Any:

@@ -1,4 +1,5 @@
 """A Ray Serve application as its tutorial would have it: four deployments, default settings, a matrix that travels.
+It does what the leanest server does (`model.Lean`), each step where it belongs.
 
 Annotations are types here, not texts: the app travels to its replicas by value, and there FastAPI could not find what texts
 name.
@@ -13,7 +14,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from loadtests.peers.lean_fastapi import Decide, Gateway, Related
-from loadtests.peers.model import Lean
+from loadtests.peers.model import Lean, dealt
 
 __all__ = ["Features", "Ingress", "Ranking", "Retrieval"]
 
@@ -46,6 +47,9 @@ class Features:
     def matrix(self, surface: str, rows: Rows, user: str | None) -> Matrix:
         return self.lean.features(surface, rows, user)
 
+    def message_matrix(self, user: str, candidates: list[dict[str, Any]]) -> Matrix:
+        return self.lean.message_features(user, candidates)
+
 
 @serve.deployment
 class Ranking:
@@ -57,8 +61,11 @@ class Ranking:
     def rank(self, surface: str, rows: Rows, matrix: Matrix, slots: int) -> list[str]:
         return self.lean.rank(surface, rows, matrix, slots)
 
-    def decide(self, user: str, candidates: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.lean.decide(user, candidates)
+    def order(self, widgets: int) -> list[dict[str, str]]:
+        return self.lean.order(widgets)
+
+    def decide(self, user: str, candidates: list[dict[str, Any]], matrix: Matrix) -> dict[str, Any]:
+        return self.lean.choose(user, candidates, matrix)
 
 
 @serve.deployment
@@ -81,12 +88,14 @@ class Ingress:
 
     @api.post("/v1/recommendations/gateway")
     async def gateway(self, body: Gateway) -> dict[str, Any]:
+        order = await self.ranking.order.remote(body.widgets)
         rows = await self.retrieval.taste.remote(body.user)
         matrix = await self.features.matrix.remote("gateway", rows, body.user)
         items = await self.ranking.rank.remote("gateway", rows, matrix, body.widgets * body.slots)
-        return {"widgets": [{"items": items[n * body.slots :][: body.slots]} for n in range(body.widgets)]}
+        return {"widgets": dealt(order, items, body.slots)}
 
     @api.post("/v1/notifications/decide")
     async def decide(self, body: Decide) -> dict[str, Any]:
-        made: dict[str, Any] = await self.ranking.decide.remote(body.user, body.candidates)
+        matrix = await self.features.message_matrix.remote(body.user, body.candidates)
+        made: dict[str, Any] = await self.ranking.decide.remote(body.user, body.candidates, matrix)
         return made
