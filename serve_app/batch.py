@@ -7,9 +7,10 @@ Which columns exist, their dtypes and meanings: `serve_app.columns`.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ __all__ = ["Batch", "Columns", "Ragged", "lengths_to_offsets"]
 
 I64 = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
+_BUFFERS_APART = 5  # the protocol of pickles from which on they may lie beside it (PEP 574)
 
 
 def lengths_to_offsets(lengths: npt.ArrayLike) -> I64:
@@ -185,9 +187,10 @@ class Columns(Mapping[str, Any]):
             out._data[name] = values.slice(begin, end) if isinstance(values, Ragged) else values[begin:end]
         return out
 
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
         parts = {n: (v.values, v.offsets) if isinstance(v, Ragged) else (v, None) for n, v in self._data.items()}
-        return (_columns_from_wire, (self._specs is REQUEST_COLUMNS, self._rows, *pack(parts)))
+        packed = pack(parts, apart=operator.index(protocol) >= _BUFFERS_APART)
+        return (_columns_from_wire, (self._specs is REQUEST_COLUMNS, self._rows, *packed))
 
 
 def _columns_from_wire(of_requests: bool, rows: int, *packed: Any) -> Columns:

@@ -3,10 +3,9 @@
 A call through a deployment handle of Ray Serve costs milliseconds of processor on both sides (routing, metrics, gRPC in
 Python). `serve_app.serving.nearby` finds out who can be called so.
 
-Words: a *frame* is a length (u32, little endian) and a pickle (protocol 5). A *line* is a connection; it carries one call at
-a time: a request (method, arguments, keywords), then a response (whether it succeeded, what it gave or raised). A request
-of None calls the one before it off. `Line` is for threads, which wait in the kernel and wake nobody else; `AsyncLine` for
-an event loop.
+Words: a *line* is a connection; it carries one call at a time, in frames (`line_frames`): a request (method, arguments,
+keywords), then a response (whether it succeeded, what it gave or raised). A request of None calls the one before it off.
+`Line` is for threads, which wait in the kernel and wake nobody else; `AsyncLine` for an event loop.
 
 A server that is to end shuts the receiving half of its lines (shutdown(2)): it answers what has come whole, and the kernel
 refuses what is sent later. So both sides know which calls were begun, and none is lost between them.
@@ -20,23 +19,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import pickle
 import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from serve_app.clock import monotonic_s
+from serve_app.serving.line_frames import Frames, Parts, framed, send
 
-__all__ = ["AsyncLine", "Frames", "HungUp", "Line", "NotTaken", "framed", "same_user", "widen"]
+__all__ = ["AsyncLine", "HungUp", "Line", "NotTaken", "same_user", "widen"]
 
-_HEAD = struct.Struct("<I")
 _PEER = struct.Struct("3i")
-_PROTOCOL = 5
-_ROOM = 1 << 16
-_KEPT_ROOM = 1 << 22
 _LEAST_S = 1e-3
 _SEND_ROOM = 1 << 20
+_OFF = b"".join(framed(None))
 
 
 class HungUp(ConnectionResetError):
@@ -49,47 +45,6 @@ class NotTaken(Exception):
     def __init__(self, said: str, *, ending: bool = False) -> None:
         super().__init__(said)
         self.ending = ending
-
-
-def framed(said: Any) -> bytes:
-    """One frame."""
-    content = pickle.dumps(said, _PROTOCOL)
-    return _HEAD.pack(len(content)) + content
-
-
-class Frames:
-    """Cuts what is received into frames: bytes go to `room`, `received` is told how many they were."""
-
-    def __init__(self) -> None:
-        self._held, self._end = bytearray(_ROOM), 0
-
-    def room(self) -> memoryview:
-        """Where the next bytes go; never empty."""
-        return memoryview(self._held)[self._end :]
-
-    def received(self, count: int) -> list[Any]:
-        """What the frames say that are whole now."""
-        self._end += count
-        said, at, wanted = [], 0, _ROOM
-        while self._end - at >= _HEAD.size:
-            end = at + _HEAD.size + _HEAD.unpack_from(self._held, at)[0]
-            if end > self._end:
-                wanted = end - at
-                break
-            said.append(pickle.loads(memoryview(self._held)[at + _HEAD.size : end]))  # noqa: S301 - our own user's
-            at = end
-        rest = self._end - at
-        if wanted > len(self._held) or len(self._held) > max(wanted, _KEPT_ROOM):
-            held = bytearray(wanted)
-            held[:rest] = memoryview(self._held)[at : self._end]
-            self._held = held
-        elif at and rest:
-            self._held[:rest] = self._held[at : self._end]
-        self._end = rest
-        return said
-
-
-_OFF = framed(None)
 
 
 def same_user(peer: socket.socket) -> bool:
@@ -155,11 +110,12 @@ class Line:
             raise
         return _given(answer)
 
-    def _answer(self, request: bytes, within_s: float) -> tuple[bool, Any]:
+    def _answer(self, request: Parts, within_s: float) -> tuple[bool, Any]:
         ends_s = monotonic_s() + within_s
         self._socket.settimeout(within_s)
         try:
-            self._socket.sendall(request)
+            while request := send(self._socket, request):
+                self._socket.settimeout(max(ends_s - monotonic_s(), _LEAST_S))
         except TimeoutError:
             raise
         except OSError as error:  # what has not come whole is not begun
@@ -212,14 +168,12 @@ class AsyncLine:
             self._waiting = None
         return _given(answer)
 
-    async def _send(self, request: bytes) -> None:
+    async def _send(self, request: Parts) -> None:
         try:
-            try:
-                sent = self._socket.send(request)
-            except BlockingIOError:
-                sent = 0
-            if sent < len(request):
-                await self._loop.sock_sendall(self._socket, memoryview(request)[sent:])
+            with contextlib.suppress(BlockingIOError):
+                request = send(self._socket, request)
+            for part in request:
+                await self._loop.sock_sendall(self._socket, part)
         except OSError as error:  # what has not come whole is not begun
             raise NotTaken("the process asked has ended", ending=True) from error
 

@@ -13,7 +13,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from serve_app.serving.local_rpc import Frames, NotTaken, framed, same_user, widen
+from serve_app.serving.line_frames import Frames, Parts, framed, send_all
+from serve_app.serving.local_rpc import NotTaken, same_user, widen
 from serve_app.serving.lost import called_off
 from serve_app.serving.threads import Left, Turns
 
@@ -42,7 +43,7 @@ def _strange(line: socket.socket) -> bool:
     return True
 
 
-def _framed(answer: tuple[bool, Any]) -> bytes:
+def _framed(answer: tuple[bool, Any]) -> Parts:
     try:
         if not answer[0]:
             pickle.loads(pickle.dumps(answer))  # noqa: S301 - one that its caller could not read would end its line
@@ -116,7 +117,7 @@ class _Answering(asyncio.BufferedProtocol):
             answer = False, error if isinstance(error, Exception) else RuntimeError(f"{method} was cut short")
         self._running = None
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(_framed(answer))
+            self._transport.writelines(_framed(answer))
 
     def close(self) -> None:
         """Hang up."""
@@ -201,17 +202,17 @@ class ThreadServer:
             has_room = self.under_way < self._most
             self.under_way += has_room
         if not has_room:
-            line.sendall(framed((False, NotTaken("it works on as many calls as it may"))))
+            send_all(line, framed((False, NotTaken("it works on as many calls as it may"))))
             return
         try:
             with self._turns.taken(lambda: _hung_up(line)):
                 answer = self._worked(method, arguments, keywords)
-            line.sendall(answer)
+            send_all(line, answer)
         finally:
             with self._changed:
                 self.under_way -= 1
 
-    def _worked(self, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bytes:
+    def _worked(self, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Parts:
         try:
             answer = True, self._methods[method](*arguments, **keywords)
         except Exception as error:  # noqa: BLE001 - it is raised where the call was made

@@ -68,3 +68,28 @@ def test_strided_columns_travel_too(rows: int) -> None:
     came = pickle.loads(pickle.dumps(batch, 5))
     assert np.array_equal(came.candidates["features"], every.T)
     assert came.candidates["item"].tolist() == list(range(0, 2 * rows, 2))
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_large_columns_arrive_whatever_holds_the_pickle(protocol: int) -> None:
+    rows = 3_000
+    scores = np.arange(rows * 5, dtype=np.float32).reshape(rows, 5)
+    fixed = np.broadcast_to(np.float64(0.5), rows)  # nobody may write to it, nor does it lie in a row
+    columns = Columns(
+        rows,
+        CANDIDATE_COLUMNS,
+        {
+            "item": np.arange(rows, dtype=np.int32),
+            "retrieval_score": fixed,
+            "source_scores": scores,
+            "slot": scores[:, 0].astype(np.int32),
+        },
+    )
+    batch = Batch(Columns(1, REQUEST_COLUMNS), columns, np.array([0, rows]))
+    came = pickle.loads(pickle.dumps(batch, protocol))
+    for name, values in columns.items():
+        assert np.array_equal(came.candidates[name], values)
+        assert came.candidates[name].dtype is CANDIDATE_COLUMNS[name].dtype
+        assert came.candidates[name].flags.carray
+    came.candidates["source_scores"][:] = 0
+    assert scores.any()
