@@ -57,8 +57,19 @@ def node_switches(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     }
+    chosen |= _allocation()
     chosen |= tracing_switches(settings)
     return chosen | _haproxy(settings, folder) if settings.http.haproxy else chosen
+
+
+def _allocation() -> dict[str, str]:
+    """glibc's allocator (mallopt(3)): memory of a micro-batch's matrices is kept for the next, up to 32 MB a thread. By
+    default much of it goes back to the system each time and is fetched again page by page: 100 faults a gateway page."""
+    return {
+        "MALLOC_TRIM_THRESHOLD_": str(32 << 20),
+        "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
+        "MALLOC_TOP_PAD_": str(1 << 20),
+    }
 
 
 def set_switches(settings: Settings, folder: Path) -> dict[str, str]:
