@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy.typing as npt
 
@@ -64,8 +64,8 @@ class LazyColumns(Columns):
             out[name] = one
         return out
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return self.made().__reduce__()
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
+        return self.made().__reduce_ex__(protocol)
 
 
 def replaced(columns: Columns, specs: Mapping[str, ColumnSpec], new: Mapping[str, Array | Ragged]) -> Columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,12 @@ def test_a_lazy_column_is_made_once_and_only_when_asked_for() -> None:
     assert type(taken) is Columns
     assert {name: taken[name].tolist() for name in taken} == {"decided_at": [2], "env_seq": [2]}
     assert LazyArrays({"x": lambda: np.ones(2)})["x"].sum() == 2
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_lazy_columns_travel_as_they_would_be_made(protocol: int) -> None:
+    made = {"decided_at": np.arange(900, dtype=np.int64), "slots": np.full(900, 3, np.int32)}
+    columns = LazyColumns(900, REQUEST_COLUMNS, {name: lambda name=name: made[name] for name in made})
+    came = pickle.loads(pickle.dumps(columns, protocol))
+    assert came.rows == 900
+    assert {name: came[name].tolist() for name in came} == {name: values.tolist() for name, values in made.items()}
