@@ -87,7 +87,7 @@ class Journal:
     def close(self) -> None:
         """Sync and release the current file; a later append begins a new one."""
         with self._sync_lock, self._write_lock:
-            self._release()
+            self._release(sync=True)
 
     def __enter__(self) -> Journal:
         return self
@@ -105,7 +105,7 @@ class Journal:
             raise ResourceShortage(f"only {written} of {len(frame)} bytes fit on {self._folder}", field="journal")
 
     def _rotate(self) -> None:
-        self._release()
+        self._release(sync=self._disk)
         self._key = secrets.randbits(64)
         path = self._folder / f"{time.time_ns():020d}-{self._key:016x}.frames"
         unlocked = path.with_suffix(".new")  # readers must not see it before the lock says that its writer lives
@@ -113,15 +113,19 @@ class Journal:
             self._handle = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o644)
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             unlocked.rename(path)
-            sync_folder(self._folder)
+            if self._disk:
+                sync_folder(self._folder)
         except OSError as error:
             raise ResourceShortage(f"cannot create {path}: {error}", field="journal") from error
         self._size = 0
 
-    def _release(self) -> None:
+    def _release(self, *, sync: bool) -> None:
+        """sync: wait for the disk. Where only the process's death is to be survived, no append waits for it: a disk may take
+        longer for a whole file than an append has."""
         if self._handle >= 0:
-            os.fsync(self._handle)
-            self._synced = self._appended
+            if sync:
+                os.fsync(self._handle)
+                self._synced = self._appended
             os.close(self._handle)
             self._handle = -1
 

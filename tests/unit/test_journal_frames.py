@@ -167,6 +167,21 @@ def test_threads_append_side_by_side_and_files_rotate(tmp_path: Path, durability
     assert len(journal_files(tmp_path)) > 1
 
 
+@pytest.mark.parametrize("durability", ["process", "disk"])
+def test_only_who_was_promised_the_disk_waits_for_it(
+    tmp_path: Path, durability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[int] = []
+    monkeypatch.setattr("os.fsync", waited.append)
+    journal = Journal(tmp_path, "w", durability=durability, file_bytes=1)  # type: ignore[arg-type]
+    for n in range(3):
+        journal.append({"events": events([n])})
+    assert len(journal_files(tmp_path)) == 3
+    assert bool(waited) is (durability == "disk")
+    journal.close()
+    assert waited
+
+
 def test_a_living_writers_unfinished_frame_is_not_called_torn(tmp_path: Path) -> None:
     with Journal(tmp_path, "w") as journal:
         journal.append({"events": events([1])})
