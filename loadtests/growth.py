@@ -93,7 +93,7 @@ def trend(times: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     n, score = len(values), float(np.sign(rises).sum())
     _, ties = np.unique(values, return_counts=True)
     variance = (n * (n - 1) * (2 * n + 5) - float((ties * (ties - 1) * (2 * ties + 5)).sum())) / 18
-    return slope, 0.0 if variance <= 0 else (score - np.sign(score)) / variance**0.5
+    return slope, 0.0 if variance <= 0 else float((score - np.sign(score)) / variance**0.5)
 
 
 def judged(name: str, what: str, series: Series, limits: Limits) -> Growth:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import psutil
 import pytest
@@ -45,6 +47,7 @@ def test_what_does_not_grow_is_no_fault(values, what) -> None:
 def test_a_leak_is_a_fault_of_about_its_size(values, what, growth) -> None:
     found = of(values, what)
     assert found.fault
+    assert json.loads(json.dumps(found.told))["fault"]
     assert found.growth == pytest.approx(growth, rel=0.15)
     assert what in found.words
     assert "Ranking 1" in found.words
