@@ -1,7 +1,8 @@
 """Hours of ordinary traffic, while every process of the server is watched: memory, handles and files must not grow.
 
 Run: ``python -m loadtests.soak --duration 1h --out bench-results``. It makes a demo world (or takes ``--data``, which it
-writes to), starts `hindcast up` on it, runs `hindcast load soak` against it, and samples every process the server started.
+writes to), starts `hindcast up` on it (with upkeep ten times a run at least), runs `hindcast load soak` against it, and
+samples every process the server started.
 A process that ends during the run is a failure, too: a restart would hide what had grown. Exit codes as of `hindcast load`:
 its own, or 10 where something grew.
 """
@@ -29,6 +30,7 @@ from rich.console import Console
 from loadtests.decide_server import served
 from loadtests.growth import Growth, Limits, Series, judged
 from loadtests.soak_report import write_soak
+from serve_app.settings import JournalSettings
 
 __all__ = ["Watch", "main"]
 
@@ -128,6 +130,12 @@ def _seconds(text: str) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
+def _upkeep(length_s: float) -> dict[str, str]:
+    """Settings that compact the journal ten times in a run, or as often as a server does: between two times it grows."""
+    often_s = min(JournalSettings().upkeep_s, length_s / 10)
+    return {"HINDCAST_JOURNAL__UPKEEP_S": f"{often_s:g}"}
+
+
 def main(
     duration: Annotated[str, typer.Option(help="As 5m or 1h.")] = "1h",
     rate: Annotated[float, typer.Option(help="Requests a second.")] = 50.0,
@@ -147,7 +155,7 @@ def main(
         folder = data or scratch / "data"
         if data is None:
             _prepare(folder, console)
-        server = stack.enter_context(served(folder, {}, topology))
+        server = stack.enter_context(served(folder, _upkeep(length), topology))
         # Logs and ledgers grow with traffic by design, and are told; what must not pile up is judged.
         folders = {name: folder / name for name in ("journal", "log", "ledger", "run")} | {
             "temporary": _temporary(server.process)

@@ -7,7 +7,6 @@ Which columns exist, their dtypes and meanings: `serve_app.columns`.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
@@ -189,7 +188,7 @@ class Columns(Mapping[str, Any]):
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
         parts = {n: (v.values, v.offsets) if isinstance(v, Ragged) else (v, None) for n, v in self._data.items()}
-        packed = pack(parts, apart=operator.index(protocol) >= _BUFFERS_APART)
+        packed = pack(parts, apart=int(protocol) >= _BUFFERS_APART)
         return (_columns_from_wire, (self._specs is REQUEST_COLUMNS, self._rows, *packed))
 
 

@@ -39,7 +39,8 @@ def _pad(size: int) -> int:
 
 
 def framed(said: Any) -> Parts:
-    """One frame, in parts to be sent one after the other. They show arrays of `said` as they are then."""
+    """One frame, in parts to be sent one after the other. Those of large arrays show what the arrays hold when they are
+    sent: nobody may write to them before."""
     arrays: list[memoryview] = []
 
     def lies_inside(array: pickle.PickleBuffer) -> bool:
@@ -98,7 +99,7 @@ class Frames:
             size, arrays = _HEAD.unpack_from(self._held, at)
             begin = at + _HEAD.size + 4 * arrays
             if begin > self._end:
-                wanted = begin + _pad(begin)
+                wanted = begin + _pad(begin) - at
                 break
             sizes = struct.unpack_from(f"<{arrays}I", self._held, at + _HEAD.size)
             places = list(_places(begin, (size, *sizes)))
@@ -107,8 +108,8 @@ class Frames:
                 break
             apart = [self._held[low : low + length] for low, length in zip(places[1:], sizes, strict=False)]
             said.append(pickle.loads(self._held[places[0] : places[0] + size], buffers=apart))  # noqa: S301 - our own user's
+            self._room_for = min(max(places[-1] - at, _ROOM), _MOST_ROOM)
             at, given = places[-1], given or bool(arrays)
-            self._room_for = min(max(at, _ROOM), _MOST_ROOM)
         self._keep(at, wanted, given=given)
         return said
 

@@ -118,6 +118,23 @@ def test_a_call_gives_what_the_method_gave_however_large(run: Run, served: Serve
     run(main)
 
 
+def test_an_answer_is_what_the_method_gave_though_its_arrays_change_later(run: Run) -> None:
+    kept = np.ones(1 << 20)
+
+    async def look() -> Any:
+        asyncio.get_running_loop().call_soon(kept.fill, 0.0)  # as soon as it was answered
+        return kept
+
+    async def main() -> None:
+        server = LoopServer({"look": look})
+        await server.start()
+        assert (await Peer(server.address).ask("look")).all()
+        assert not kept.any()
+        server.close()
+
+    run(main)
+
+
 def test_errors_are_raised_where_the_call_was_made_and_harm_nobody_else(run: Run, served: Served) -> None:
     async def main() -> None:
         server = await served()
