@@ -37,7 +37,8 @@ def pack(columns: Mapping[str, tuple[Array, Array | None]], *, apart: bool = Fal
     large: dict[str, pickle.PickleBuffer] = {}
     for name, (values, offsets) in columns.items():
         if apart and offsets is None and values.nbytes >= LARGE and values.flags.c_contiguous and values.flags.writeable:
-            large[name] = pickle.PickleBuffer(values.data)
+            # Not of `values.data`: CPython 3.11 crashes where the garbage collector meets a buffer of a memoryview in a cycle.
+            large[name] = pickle.PickleBuffer(values)
             continue
         for one in (values,) if offsets is None else (offsets, values):
             parts.append(one if one.flags.c_contiguous else one.tobytes())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -106,6 +108,28 @@ def test_a_batch_of_any_size_arrives_with_its_columns(requests: int, each: int) 
         assert arrived.candidates[name].dtype is values.dtype
         assert np.array_equal(arrived.candidates[name], values)
         assert arrived.candidates[name].flags.aligned
+
+
+_IN_A_CYCLE = """
+import gc
+from serve_app.serving.line_frames import Frames, framed
+from tests.unit.test_serving_line_frames import batch_of, received
+batch = batch_of(8, 300)
+[arrived] = received(Frames(), b"".join(framed(batch)), [7_000])
+for one in (batch, arrived):
+    for made in (framed, lambda batch: [batch.candidates.__reduce_ex__(5)], lambda batch: [batch]):
+        held = made(one)
+        held.append(held)
+        del held
+        gc.collect()
+"""
+
+
+def test_what_is_sent_may_end_as_garbage() -> None:
+    """An error's traceback holds the frame that sent the call, and that frame the answer with the error. The process that
+    collects such a cycle must live: hence a process of its own."""
+    done = subprocess.run([sys.executable, "-c", _IN_A_CYCLE], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_frame_larger_than_the_line_takes_at_once_is_sent_whole() -> None:
