@@ -4,7 +4,7 @@
 
     chain                                          fused
     HTTP -> Ingress -> Retrieval                   HTTP -> Ingress (all stages) -> Ledger
-                    -> Ranking  -> Features
+                    -> Ranking  -> Features, Retrieval
                     -> Decision -> Ranking
             every replica -> Ledger (state, live changes, promotions)
     Worker -> Decision (chain), or all stages in itself (fused): deferrals and the outbox
@@ -48,7 +48,7 @@ def build_application(settings: Settings, *, admin_token: str = "", state: Deplo
         return ingress.bind(settings, admin_token, ledger, None, worker.bind(settings, ledger))
     retrieval = deployment(RetrievalReplica, "Retrieval").bind(settings, ledger)
     features = deployment(FeaturesReplica, "Features").bind(settings, ledger)
-    ranking = deployment(RankingReplica, "Ranking").bind(settings, ledger, features)
+    ranking = deployment(RankingReplica, "Ranking").bind(settings, ledger, retrieval, features)
     decision = deployment(DecisionReplica, "Decision").bind(settings, ledger, ranking)
     return ingress.bind(
         settings, admin_token, ledger, (retrieval, ranking, decision), worker.bind(settings, ledger, decision)

@@ -9,6 +9,7 @@ up with the catalogue's changes before it serves a request that knows newer ones
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,10 +36,11 @@ if TYPE_CHECKING:
     from serve_app.serving.deciding import DecideCall, Decided
     from serve_app.serving.hosts import FeatureMatrix, RankCall
     from serve_app.serving.journalling import JournalHost
-    from serve_app.serving.library import Pins
+    from serve_app.serving.library import Library, Pins
     from serve_app.serving.nearby import Nearby
     from serve_app.serving.stages import Stages
     from serve_app.serving.threads import Turns
+    from serve_app.serving.trips import PageAnswer, PageTrip, TripTimes
 
 __all__ = [
     "DecisionReplica",
@@ -96,9 +98,11 @@ class RetrievalReplica(_StageReplica):
         await self._begin()
 
     def answer(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None) -> Batch:
-        """See RetrievalHost."""
+        """`news` of what RetrievalHost makes of the batch."""
+        from serve_app.serving.hosts import news
+
         self._process.catch_up(pins)
-        return self._host.run(batch, pins, kinds)
+        return news(batch, self._host.run(batch, pins, kinds))
 
 
 class FeaturesReplica(_StageReplica):
@@ -124,29 +128,54 @@ class _RemoteFeatures:
         self._hop, self._turns, self._budget_s = hop, turns, features_ms / 1000
 
     def run(self, batch: Batch, pins: Pins) -> FeatureMatrix:
-        matrix: FeatureMatrix = self._hop.wait(self._turns, stretched(self._budget_s, len(batch)), batch, pins)
+        from serve_app.stages.features.stage import Features
+
+        within_s = stretched(self._budget_s, len(batch))
+        matrix: FeatureMatrix = self._hop.wait(self._turns, within_s, Features.read_of(batch), pins)
         return matrix
 
 
-class RankingReplica(_StageReplica):
-    """Lists, and scores of notifications. Fetches its features itself and journals what it made."""
+class _RemoteRetrieval:
+    """Candidates of their deployment, within their budget."""
 
-    async def __init__(self, settings: Settings, owner: DeploymentHandle, features: DeploymentHandle) -> None:  # type: ignore[misc]
-        self._process = StageProcess(settings, "ranking", owner)
+    def __init__(self, hop: Hop, turns: Turns, retrieval_ms: float) -> None:
+        self._hop, self._turns, self._budget_s = hop, turns, retrieval_ms / 1000
+
+    def run(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
+        from serve_app.serving.hosts import with_found
+        from serve_app.stages.retrieval import Retrieval
+
+        asked = Retrieval.read_of(batch), pins, kinds
+        return with_found(batch, self._hop.wait(self._turns, stretched(self._budget_s, len(batch)), *asked))
+
+
+class RankingReplica(_StageReplica):
+    """Lists, pages of lists, and scores of notifications. Fetches features, and what stands in a page's lists, itself and
+    journals what it made."""
+
+    async def __init__(  # type: ignore[misc]
+        self, settings: Settings, owner: DeploymentHandle, retrieval: DeploymentHandle, features: DeploymentHandle
+    ) -> None:
+        process = self._process = StageProcess(settings, "ranking", owner)
         from serve_app.serving.hosts import RankingHost
         from serve_app.serving.library import Role
-        from serve_app.serving.stages import LocalScores
+        from serve_app.serving.trips import LocalScores, Trips
 
-        host, features_ms = RankingHost(self._process.library, self._process.journal()), settings.budgets.features_ms
-        read = _RemoteFeatures(self._process.hop(features, Role.features), self._process.pool.turns, features_ms)
-        self._scores = LocalScores(read, host, features_ms=features_ms)
+        turns, budgets = process.pool.turns, settings.budgets
+        find = _RemoteRetrieval(process.hop(retrieval, Role.retrieval), turns, budgets.retrieval_ms)
+        read = _RemoteFeatures(process.hop(features, Role.features), turns, budgets.features_ms)
+        host = RankingHost(process.library, process.journal())
+        self._trips = Trips(find, LocalScores(read, host, features_ms=budgets.features_ms), process.library)
         await self._begin()
 
-    def answer(self, call: RankCall) -> Batch:
-        """See RankingHost."""
-        self._process.catch_up(call.pins)
-        with nullcontext() if scope.current() else scope.of_requests(call.batch.requests["request_id"]):
-            return self._scores.scored(call, alone(), 0)
+    def answer(self, call: RankCall | PageTrip) -> Batch | PageAnswer:
+        """See RankingHost and Trips."""
+        from serve_app.serving.hosts import RankCall
+
+        root = call if isinstance(call, RankCall) else call.root
+        self._process.catch_up(root.pins)
+        with nullcontext() if scope.current() else scope.of_requests(root.batch.requests["request_id"]):
+            return self._trips.scores.scored(call, alone(), 0) if isinstance(call, RankCall) else self._trips.answer(call)
 
 
 class DecisionReplica(_StageReplica):
@@ -213,19 +242,30 @@ class WorkerReplica:
 class _RemoteStages:
     """The stages in their deployments."""
 
-    def __init__(self, handles: Sequence[DeploymentHandle], nearby: Nearby, settings: DeploymentsSettings) -> None:
+    def __init__(
+        self, handles: Sequence[DeploymentHandle], nearby: Nearby, settings: DeploymentsSettings, library: Library
+    ) -> None:
         """handles: of Retrieval, Ranking and Decision."""
         from serve_app.serving.library import Role
 
         roles = (Role.retrieval, Role.ranking, Role.decision)
         hops = (Hop(handle, role, nearby, settings) for handle, role in zip(handles, roles, strict=True))
         self._retrieve, self._rank, self._decide = hops
+        self._library = library
 
     async def retrieve(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
-        return await self._retrieve(batch, pins, kinds)
+        from serve_app.serving.hosts import with_found
+        from serve_app.stages.retrieval import Retrieval
+
+        return with_found(batch, await self._retrieve(Retrieval.read_of(batch), pins, kinds))
 
     async def rank(self, call: RankCall) -> Batch:
         return await self._rank(call)
+
+    async def page(self, trip: PageTrip, times: TripTimes) -> Batch | None:
+        async with asyncio.timeout(times.page_s):
+            answer: PageAnswer = await self._rank(trip)
+        return answer.told(trip, self._library.edition(trip.root.pins))
 
     async def decide(self, call: DecideCall) -> Decided:
         from serve_app.ingress.batcher import overloaded
@@ -265,7 +305,7 @@ class _Ingress:
 
         def make(journal: JournalHost, pool: ThreadPoolExecutor) -> Stages:
             if stages is not None:
-                return _RemoteStages(stages, port.nearby, settings.deployments)
+                return _RemoteStages(stages, port.nearby, settings.deployments, library)
             return local_stages(settings, library, ledger_of(port, settings))(journal, pool)
 
         self._server = IngressServer(settings, name, library, port, make, admin_token=admin_token, metrics=metrics_pages)

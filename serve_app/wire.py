@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ def pack(columns: Mapping[str, tuple[Array, Array | None]], *, apart: bool = Fal
     for name, (values, offsets) in columns.items():
         if apart and offsets is None and values.nbytes >= LARGE and values.flags.c_contiguous and values.flags.writeable:
             # Not of `values.data`: CPython 3.11 crashes where the garbage collector meets a buffer of a memoryview in a cycle.
-            large[name] = pickle.PickleBuffer(values)
+            large[name] = pickle.PickleBuffer(cast(Any, values))  # numpy declares its buffers from Python 3.12 on
             continue
         for one in (values,) if offsets is None else (offsets, values):
             parts.append(one if one.flags.c_contiguous else one.tobytes())

@@ -8,22 +8,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batch import Batch, Columns, Ragged
-from serve_app.columns import CANDIDATE_COLUMNS
+from serve_app.batch import Batch, Ragged
 from serve_app.ids import hash_id, hash_ids
-from serve_app.ingress.quality import narrowed
 from serve_app.ledger.protocol import Recents, UserState
 from serve_app.policy.assign import assign
-from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.zones import local_second_of_day
 from serve_app.regions import region_index
-from serve_app.release.rows import CatalogueRows
 from serve_app.segments.shelf import lookup
 from serve_app.serving.asking import release_places
 from serve_app.serving.library import Edition
+from serve_app.serving.list_requests import category_rows, list_sizes
 from serve_app.vocabulary import Origin, Surface
 
-__all__ = ["DEVICES", "Ask", "Known", "child_batch", "request_batch", "users_of"]
+__all__ = ["DEVICES", "Ask", "Known", "request_batch", "users_of"]
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -83,7 +80,8 @@ def request_batch(
     recents, ages, bought = _histories(asks, user_row, at, edition, known.recents, recents_kept)
     drawn = assign(policy.trials, np.where(users == 0, _ids(asks), users), at)
     segments, segments_at = lookup(edition, users)
-    slots, width = _sizes(asks, drawn.variant, policy, quality)
+    surfaces = [ask.surface.name for ask in asks]
+    slots, width = list_sizes(surfaces, [ask.slots for ask in asks], drawn.variant, policy, quality)
     n, ids = len(asks), _ids(asks)
     return Batch.of_requests(
         request_id=ids,
@@ -106,7 +104,7 @@ def request_batch(
         recents_age_s=ages,
         bought=bought,
         excluded=_rows_of_each([ask.exclude for ask in asks], edition),
-        categories=_categories(asks, rows),
+        categories=category_rows([ask.categories for ask in asks], rows),
         width=width,
         slots=slots,
         context_hour=(local_second_of_day(at, zone) // _HOUR_S).astype(np.int8),
@@ -119,33 +117,6 @@ def request_batch(
         availability_seq=np.full(n, edition.view.seq, np.int64),
         read_version=np.full(n, -1, np.int64),
     )
-
-
-def child_batch(
-    roots: Batch, owners: Sequence[int], asks: Sequence[Ask], edition: Edition, *, quality: float = 1.0
-) -> Batch:
-    """`request_batch` of asks about other lists of the same requests: ask i stands for row owners[i] of `roots`, and
-    differs in surface, ids, slots and categories alone."""
-    own, policy = roots.requests.take(np.asarray(owners, np.int64)), edition.policy
-    ids, users = _ids(asks), own["user"]
-    own["request_id"] = ids
-    own["root_id"] = np.array([ask.request_id if ask.root_id is None else ask.root_id for ask in asks], np.uint64)
-    own["parent_request_id"] = np.array([ask.parent_request_id for ask in asks], np.uint64)
-    own["surface"] = np.array([ask.surface for ask in asks], np.int8)
-    if not users.all():  # who has no name is drawn for by the request
-        for name, values in assign(policy.trials, np.where(users == 0, ids, users), own["decided_at"]).columns().items():
-            own[name] = values
-    own["categories"] = _categories(asks, edition.release.catalogue)
-    own["slots"], own["width"] = _sizes(asks, own["variant"], policy, quality)
-    return Batch(own, Columns(0, CANDIDATE_COLUMNS), np.zeros(len(asks) + 1, np.int64))
-
-
-def _sizes(asks: Sequence[Ask], variant: npt.NDArray[np.int16], policy: CompiledPolicy, quality: float) -> tuple[I32, I32]:
-    """Slots to fill and candidates to look at."""
-    surfaces = [policy.variants[v].surfaces.by_name(a.surface.name) for v, a in zip(variant.tolist(), asks, strict=True)]
-    slots = [own.slots if ask.slots is None else ask.slots for own, ask in zip(surfaces, asks, strict=True)]
-    width = [narrowed(own.width, max(own.min_width, most), quality) for own, most in zip(surfaces, slots, strict=True)]
-    return np.array(slots, np.int32), np.array(width, np.int32)
 
 
 def _ids(asks: Sequence[Ask]) -> U64:
@@ -169,15 +140,6 @@ def _rows_of_each(lists: Sequence[Sequence[str]], edition: Edition) -> Ragged:
         found = edition.view.rows_of(hash_ids(ids)) if ids else np.empty(0, np.int32)
         out.append(found[found >= 0])
     return Ragged.of(out, np.int32)
-
-
-def _categories(asks: Sequence[Ask], rows: CatalogueRows) -> Ragged:
-    if not any(ask.categories for ask in asks):
-        return Ragged.empty(len(asks), np.int32)
-    index = {name: at for at, name in enumerate(rows.category_names)}
-    # A limit to categories nobody carries must not become no limit: -2 is no item's category.
-    lists = [[index[c] for c in ask.categories if c in index] or ([-2] if ask.categories else []) for ask in asks]
-    return Ragged.of(lists, np.int32)
 
 
 def _places(

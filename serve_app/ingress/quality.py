@@ -14,14 +14,9 @@ import math
 
 from serve_app.settings import QualitySettings
 
-__all__ = ["Quality", "narrowed"]
+__all__ = ["Quality"]
 
 _WHOLE, _LEAST = 1.0, 0.01
-
-
-def narrowed(width: int, least: int, quality: float) -> int:
-    """Candidates to rank: `quality` of `width`, never fewer than `least`, never more than `width`."""
-    return min(width, max(least, math.floor(quality * width + 0.5)))
 
 
 class Quality:

@@ -19,18 +19,19 @@ from serve_app.noise import hash_key, salt_of
 from serve_app.serving.hosts import RankCall, flagged
 from serve_app.serving.journalling import JournalHost
 from serve_app.serving.library import Edition, Library, Pins
+from serve_app.serving.list_requests import PageFill, Shelves
 from serve_app.serving.lost import called_off
 from serve_app.serving.meters import count, observe, timed
 from serve_app.serving.owner import LiveAnswer
 from serve_app.serving.pages import unranked
-from serve_app.serving.stages import ListTrip, LocalStages, PageTrip, Stages, TripTimes, in_pool
+from serve_app.serving.stages import LocalStages, Stages, in_pool
+from serve_app.serving.trips import ListTrip, PageTrip, TripTimes
 from serve_app.settings import BudgetSettings
-from serve_app.stages.extend import extended
 from serve_app.stages.retrieval import SurfaceRetrieval
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import Source, StageBit, Surface
 
-__all__ = ["FillPage", "Lists", "ListsOptions", "LiveCall", "Recommender", "Shelves"]
+__all__ = ["Lists", "ListsOptions", "LiveCall", "Recommender"]
 
 _LOG = logging.getLogger("hindcast.ingress")
 _RETRY_SALT = salt_of("request answered by a fall-back")
@@ -57,23 +58,6 @@ class Lists:
     batch: Batch
     edition: Edition
     cold: npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Shelves:
-    """Where the lists of a batch of pages stand: widgets i32[n] and their kinds, page i32[n] (see RankCall)."""
-
-    widgets: npt.NDArray[np.int32]
-    kinds: Sequence[str]
-    page: npt.NDArray[np.int32]
-
-    def marked(self, found: Batch) -> Batch:
-        """Candidates with the widget they would fill, so that the log says which shelf a list stood on."""
-        return extended(found, {}, widget=np.repeat(self.widgets, np.diff(found.offsets)))
-
-
-FillPage = Callable[[Lists], tuple[Batch, Shelves] | None]
-"""The lists that a page asks for once its widgets are known. May run in a worker thread, and twice."""
 
 
 class _PopularOnly:
@@ -130,56 +114,50 @@ class Recommender:
         """Request columns of the asks. quality: see request_batch."""
         return request_batch(asks, edition, known, recents_kept=self._recents_kept, log_rate=self._log_rate, quality=quality)
 
-    async def listed(
-        self, batch: Batch, pins: Pins, edition: Edition, options: ListsOptions, shelves: Shelves | None = None
-    ) -> Lists:
+    async def listed(self, batch: Batch, pins: Pins, edition: Edition, options: ListsOptions) -> Lists:
         """Candidates, popular items where retrieval fails or is late, and lists, retrieval's order where ranking does."""
-        trip = _trip(batch, pins, options, shelves)
-        if not isinstance(self._stages, LocalStages) or not self._has_models(batch, edition):
-            call = trip.ranked(await self.retrieve(batch, pins, edition, trip.kinds))
-            return self._lists(await self._ranked(call, edition), batch, pins)
+        trip = ListTrip(batch, pins, options.explain, options.log)
+        return self._lists(await self._listed(trip, edition), batch.requests["cold"], pins)
+
+    async def _listed(self, trip: ListTrip, edition: Edition) -> Batch:
+        if not isinstance(self._stages, LocalStages) or not self._has_models(trip.batch, edition):
+            call = trip.found(await self.retrieve(trip.batch, trip.pins, edition, trip.kinds))
+            return await self._ranked(call, edition)
         try:
-            ranked = await self._stages.lists(trip, self._times())
+            return await self._stages.lists(trip, self._times())
         except (Exception, asyncio.CancelledError) as error:  # each stage has its one declared fall-back
             if called_off(error):
                 raise
-            ranked = await self._instead(trip, edition, error)
-        return self._lists(ranked, batch, pins)
+            return await self._instead(trip, edition, error)
 
     async def page(
-        self, given: Batch, pins: Pins, edition: Edition, options: ListsOptions, fill: FillPage, most: int
+        self, given: Batch, pins: Pins, edition: Edition, options: ListsOptions, fill: PageFill
     ) -> tuple[Lists, Lists | None]:
-        """What is `given` ranked, and the lists that `fill` asks for once it is known (None: none). most: lists at most.
-        Fall-backs as of `rank` and `listed`."""
+        """What is `given` ranked, and the lists of what is shown then (None: nothing is). Fall-backs as of `rank` and
+        `listed`."""
+        trip = PageTrip(RankCall(given, pins, options.explain, options.log), fill)
+        filled = await self._page(trip, edition)
+        assert trip.page is not None
+        cold = given.requests["cold"]
+        page = self._lists(trip.page, cold, pins)
+        return page, None if filled is None else self._lists(filled, cold[Shelves.of(trip.page).page], pins)
 
-        def filled(page: Batch) -> ListTrip | None:
-            asked = fill(self._lists(page, given, pins))
-            return None if asked is None else _trip(asked[0], pins, options, asked[1])
-
-        models = self._has_models(given, edition) and Surface.gateway.name in edition.held.heads
-        if not isinstance(self._stages, LocalStages) or not models:
-            page = await self.rank(given, pins, edition, options)
-            return page, await self._fill(fill(page), pins, edition, options)
-        trip = PageTrip(RankCall(given, pins, options.explain, options.log), filled, most)
+    async def _page(self, trip: PageTrip, edition: Edition) -> Batch | None:
+        if not self._has_models(trip.root.batch, edition) or Surface.gateway.name not in edition.held.heads:
+            return await self._shown(trip, await self._ranked(trip.root, edition), edition)
         try:
-            ranked = await self._stages.page(trip, self._times())
+            return await self._stages.page(trip, self._times())
         except (Exception, asyncio.CancelledError) as error:  # each stage has its one declared fall-back
             if called_off(error):
                 raise
-            if trip.page is None:
-                trip.page = await self._unranked_instead(trip.root, edition, error)
-            page = self._lists(trip.page, given, pins)
-            if trip.lists is None:
-                return page, await self._fill(fill(page), pins, edition, options)
-            ranked = await self._instead(trip.lists, edition, error)
-        assert trip.page is not None
-        page = self._lists(trip.page, given, pins)
-        return page, None if ranked is None or trip.lists is None else self._lists(ranked, trip.lists.batch, pins)
+            if trip.page is not None and trip.lists is not None:
+                return await self._instead(trip.lists, edition, error)
+            page = trip.page if trip.page is not None else await self._unranked_instead(trip.root, edition, error)
+            return await self._shown(trip, page, edition)
 
-    async def _fill(
-        self, asked: tuple[Batch, Shelves] | None, pins: Pins, edition: Edition, options: ListsOptions
-    ) -> Lists | None:
-        return None if asked is None else await self.listed(asked[0], pins, edition, options, asked[1])
+    async def _shown(self, trip: PageTrip, page: Batch, edition: Edition) -> Batch | None:
+        lists = trip.shown(page, edition)
+        return None if lists is None else await self._listed(lists, edition)
 
     def _times(self) -> TripTimes:
         budgets = self._budgets
@@ -189,7 +167,7 @@ class Recommender:
         """The fall-back of the stage that a trip did not come to the end of."""
         if trip.call is not None:
             return await self._unranked_instead(trip.call, edition, error)
-        return await self._ranked(trip.ranked(await self._popular_instead(trip.batch, edition, error)), edition)
+        return await self._ranked(trip.found(await self._popular_instead(trip.batch, edition, error)), edition)
 
     async def retrieve(self, batch: Batch, pins: Pins, edition: Edition, kinds: Sequence[str] | None = None) -> Batch:
         """Candidates; popular items by the same filters where retrieval fails or is late. kinds: see RetrievalHost."""
@@ -217,15 +195,14 @@ class Recommender:
     async def rank(self, batch: Batch, pins: Pins, edition: Edition, options: ListsOptions) -> Lists:
         """Lists from candidates; retrieval's order where ranking fails or is late."""
         ranked = await self._ranked(RankCall(batch, pins, options.explain, options.log), edition)
-        return self._lists(ranked, batch, pins)
+        return self._lists(ranked, batch.requests["cold"], pins)
 
-    def _lists(self, ranked: Batch, batch: Batch, pins: Pins) -> Lists:
-        """batch: what was asked."""
+    def _lists(self, ranked: Batch, cold: npt.NDArray[np.bool_], pins: Pins) -> Lists:
         seq = max(ranked.requests["availability_seq"].tolist(), default=pins.seq)
         if seq > self._library.seq:
             raise NotReady("a stage knows catalogue changes that this process has not seen yet", field="availability")
         newest = self._library.edition(Pins(pins.release, pins.policy, max(seq, pins.seq)))
-        return Lists(ranked, newest, batch.requests["cold"])
+        return Lists(ranked, newest, cold)
 
     @staticmethod
     def _has_models(batch: Batch, edition: Edition) -> bool:
@@ -264,15 +241,6 @@ class Recommender:
         if call.log and not self._journal.append(ranked, edition, within_s=within_s):
             ranked = flagged(ranked, StageBit.log)
         return ranked
-
-
-def _trip(batch: Batch, pins: Pins, options: ListsOptions, shelves: Shelves | None) -> ListTrip:
-    def ranked(found: Batch) -> RankCall:
-        if shelves is None:
-            return RankCall(found, pins, options.explain, options.log)
-        return RankCall(shelves.marked(found), pins, options.explain, options.log, shelves.page)
-
-    return ListTrip(batch, pins, None if shelves is None else shelves.kinds, ranked)
 
 
 def _popular(batch: Batch, edition: Edition) -> Batch:

@@ -19,8 +19,10 @@ from serve_app.serving.deciding import DecideCall, Decided
 from serve_app.serving.given import KIND_SOURCES, given_reviews, given_widgets
 from serve_app.serving.hosts import RankCall
 from serve_app.serving.library import Edition, Library, Pins
+from serve_app.serving.list_requests import PageFill
 from serve_app.serving.owner import LiveAnswer
 from serve_app.serving.stages import Stages
+from serve_app.serving.trips import PageTrip, TripTimes
 from serve_app.vocabulary import Surface
 
 __all__ = ["warm_decisions", "warm_up"]
@@ -28,6 +30,7 @@ __all__ = ["warm_decisions", "warm_up"]
 _LOG = logging.getLogger("hindcast.ingress")
 _AGAIN_S = 0.2
 _LIMIT_S = 300.0  # kernels may have to be compiled; a stage that hangs must not keep an ingress from starting
+_NO_HURRY = TripTimes(retrieval_s=_LIMIT_S, ranking_s=_LIMIT_S, latest_s=_LIMIT_S)
 
 
 async def warm_up(library: Library, stages: Stages, recommender: Recommender, live: LiveCall) -> None:
@@ -76,8 +79,12 @@ async def _list(
         kinds = list(KIND_SOURCES) if surface is Surface.gateway else [None]
         for kind in kinds:
             found = await stages.retrieve(batch, pins, None if kind is None else [kind])
-    if surface.name in edition.held.heads:
-        await stages.rank(RankCall(found, pins, explain=False, log=False, page=np.zeros(1, np.int32)))
+    if surface.name not in edition.held.heads:
+        return
+    await stages.rank(RankCall(found, pins, explain=False, log=False, page=np.zeros(1, np.int32)))
+    if surface is Surface.widgets and Surface.gateway.name in edition.held.heads:
+        fill = PageFill(np.full(1, 5, np.int32), [()], 1.0)
+        await stages.page(PageTrip(RankCall(found, pins, explain=False, log=False), fill), _NO_HURRY)
 
 
 async def warm_decisions(pins: Pins, edition: Edition, decide: Callable[[DecideCall], Awaitable[Decided]]) -> None:

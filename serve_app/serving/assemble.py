@@ -17,6 +17,7 @@ from serve_app.serving.library import Library
 from serve_app.serving.local_rpc import NotTaken
 from serve_app.serving.nearby import Peer
 from serve_app.serving.stages import LocalStages
+from serve_app.serving.trips import LocalScores
 from serve_app.settings import Settings
 
 __all__ = ["bridged", "local_stages"]
@@ -57,21 +58,16 @@ def local_stages(
 
     def make(journal: JournalHost, pool: Executor) -> LocalStages:
         budgets = settings.budgets
-        return LocalStages(
-            RetrievalHost(library),
-            FeaturesHost(library),
-            RankingHost(library, journal),
-            lambda scores: DecideFlow(
-                library,
-                ledger,
-                scores,
-                journal,
-                pool,
-                ranking_ms=budgets.ranking_ms,
-                max_attempts=settings.ledger.max_attempts,
-            ),
+        scores = LocalScores(FeaturesHost(library), RankingHost(library, journal), features_ms=budgets.features_ms)
+        decide = DecideFlow(
+            library,
+            ledger,
+            scores,
+            journal,
             pool,
-            features_ms=budgets.features_ms,
+            ranking_ms=budgets.ranking_ms,
+            max_attempts=settings.ledger.max_attempts,
         )
+        return LocalStages(RetrievalHost(library), scores, library, decide, pool)
 
     return make

@@ -26,7 +26,8 @@ from serve_app.serving.library import Library, Pins
 from serve_app.serving.measuring import measure_decisions
 from serve_app.serving.meters import count, timed
 from serve_app.serving.relay import Baton, Detour, relayed
-from serve_app.serving.stages import LocalScores, in_pool
+from serve_app.serving.stages import in_pool
+from serve_app.serving.trips import LocalScores
 from serve_app.serving.unledgered import send_unledgered
 from serve_app.stages.decision import Decision
 from serve_app.stages.features.stage import Features

@@ -36,6 +36,7 @@ __all__ = [
     "default_matrix",
     "flagged",
     "news",
+    "with_found",
     "with_news",
 ]
 
@@ -87,6 +88,13 @@ def with_news(batch: Batch, new: Batch) -> Batch:
         batch.offsets,
         {**batch.meta, **new.meta},
     )
+
+
+def with_found(batch: Batch, found: Batch) -> Batch:
+    """Requests with the candidates found for them. found: `news` of what RetrievalHost made of them, or of a part of their
+    columns."""
+    requests = batch.requests.beside(found.requests)
+    return Batch(requests, found.candidates, found.offsets, {**batch.meta, **found.meta})
 
 
 def flagged(batch: Batch, bit: StageBit) -> Batch:

@@ -140,6 +140,25 @@ def test_a_page_of_which_every_list_is_late_still_leaves_in_time(shop: Shop, ite
     whole_again(shop, items[7])
 
 
+@pytest.mark.parametrize("surface", ["widgets", "gateway"])
+@pytest.mark.parametrize("point", ["retrieval", "features", "ranking"])
+def test_a_page_goes_on_where_a_part_of_it_fails(shop: Shop, items: list[str], point: str, surface: str) -> None:
+    """Its order of widgets and its lists are ranked one after the other; what failed for one does not spoil the other."""
+    with shop.planted(**{point: {"do": "error", "surface": surface}}):
+        answer = shop.ask("/v1/recommendations/gateway", {"user": "somebody", "widgets": 3, "slots": 4, "explain": True})
+        whole = point == "retrieval" and surface == "widgets"  # they are given
+        assert shop.struck(point) is not whole
+    assert answer.status == 200, answer.body
+    assert answer.body["degraded"] == ([] if whole else [point])
+    assert answer.body["widgets"]
+    found = {"widgets": answer.body["explain"], "gateway": [one for own in answer.body["widgets"] for one in own["explain"]]}
+    ranked = {name for name, own in found.items() if all(one["features"] for one in own if one["slot"] is not None)}
+    assert ranked == {"widgets", "gateway"} - ({surface} if point == "ranking" else set())
+    shown = [one["id"] for widget in answer.body["widgets"] for one in widget["items"]]
+    assert len(shown) == len(set(shown)) > 4
+    whole_again(shop, items[7])
+
+
 @pytest.mark.parametrize("do", MODES)
 def test_nothing_is_served_that_cannot_be_verified(shop: Shop, items: list[str], do: str) -> None:
     with shop.planted(availability={"do": do}):

@@ -161,13 +161,18 @@ class Shop:
 
 
 def open_shop(folder: Path, ledger: Ledger, *campaigns: CampaignDocument, **settings: Any) -> Shop:
-    """A shop of two items and the given campaigns in a folder of its own."""
+    """A shop of two items, three widgets and the given campaigns in a folder of its own."""
     staging = folder / "releases" / ".staging"
     items = {
-        "item_id": ["sock", "shoe"], "title": ["", ""], "category": ["", ""], "price": [1.0, 2.0],
+        "item_id": ["sock", "shoe"], "title": ["", ""], "category": ["socks", "shoes"], "price": [1.0, 2.0],
         "currency": ["GBP", "GBP"], "created_at": [0, 0], "available": [True, True],
     }  # fmt: skip
-    write_catalogue(in_row_order(Catalogue(table_of("items", items))), staging / "catalogue")
+    widgets = {
+        "widget_id": ["a", "b", "c"], "title": ["", "", ""], "kind": ["taste", "category", "popular"],
+        "argument": ["", "socks", ""],
+    }  # fmt: skip
+    catalogue = Catalogue(table_of("items", items), widgets=table_of("widgets", widgets))
+    write_catalogue(in_row_order(catalogue), staging / "catalogue")
     nobody, nothing = np.zeros(1, np.int64), np.empty(0, np.int32)
     UserHistories(nobody, nothing, np.empty(0, np.int64), nobody, nothing).save(staging / "histories")
     lineage = Lineage(log_digest="l", catalogue_digest="c", code_version="0", seed=1)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from serve_app.batch import Batch, Ragged
-from serve_app.ingress.asks import Ask, Known, child_batch, request_batch, users_of
-from serve_app.ingress.gateway import child_request_ids
+from serve_app.ingress.asks import Ask, Known, request_batch, users_of
 from serve_app.ledger.memory import MemoryLedger
 from serve_app.ledger.protocol import Recents, UserState
+from serve_app.noise import hash_key, salt_of
+from serve_app.serving.list_requests import PageFill, Shelves, child_batch
 from serve_app.vocabulary import Surface
 from tests.unit.decision_support import at
 from tests.unit.sweep_support import Shop, open_shop
@@ -40,22 +41,51 @@ def known_of(shop: Shop, asks: list[Ask]) -> Known:
     return Known(shop.ledger.recents(users), shop.ledger.read(users).state)
 
 
+LIMITS: list[tuple[str, ...]] = [(), ("shoes",), ("socks", "shoes"), ("never heard of",)]
+SHOWN = [[2, 0, 1], [1], [], [0, 1]]
+"""Rows of the widgets each page shows, in order."""
+
+
 def roots() -> list[Ask]:
     return [
-        Ask(Surface.widgets, 1000 + row, NOW, NOW + 1, user, slots=3, region="KR" if row == 2 else None, device="app")
-        for row, user in enumerate(USERS)
-    ]
-
-
-def children_of(root: Ask) -> list[Ask]:
-    names = [(), ("\0nothing",), ()]
-    return [
-        dataclasses.replace(
-            root, surface=Surface.gateway, request_id=one, root_id=root.request_id, parent_request_id=root.request_id,
-            slots=slots, categories=limit,
+        Ask(
+            Surface.widgets, 1000 + row, NOW, NOW + 1, user, slots=3, region="KR" if row == 2 else None, device="app",
+            categories=LIMITS[row],
         )
-        for one, limit, slots in zip(child_request_ids(root.request_id, 3), names, (6, None, 4), strict=True)
+        for row, user in enumerate(USERS)
     ]  # fmt: skip
+
+
+def children_of(root: Ask, parent: int, shown: list[int], slots: int) -> list[Ask]:
+    """What a caller would ask who knew the page."""
+    asked = []
+    for place, widget in enumerate(shown):
+        limit = root.categories
+        if widget == 1:
+            limit = ("socks",) if not limit or "socks" in limit else ("nobody's",)
+        request_id = int(hash_key(salt_of("child request of a page"), np.uint64(parent), np.array([place], np.uint64))[0])
+        asked.append(
+            dataclasses.replace(
+                root, surface=Surface.gateway, request_id=request_id, root_id=parent, parent_request_id=parent, slots=slots,
+                categories=limit,
+            )
+        )  # fmt: skip
+    return asked
+
+
+def pages_of(batch: Batch, rows: list[int], *, every: bool) -> Batch:
+    """The pages ranked, under other request ids, as a fall-back gives them. every: with the widgets that are not shown."""
+    widgets, slots = [], []
+    for row in rows:
+        own = {widget: place for place, widget in enumerate(SHOWN[row])}
+        listed = range(3) if every else sorted(own)
+        widgets.append(list(listed))
+        slots += [own.get(widget, -1) for widget in listed]
+    found = Ragged.of(widgets, np.int32)
+    pages = batch.with_candidates(found.offsets, widget=found.values, slot=np.array(slots, np.int32))
+    requests = pages.requests.copy()
+    requests["request_id"] = pages.requests["request_id"] + np.uint64(7)
+    return Batch(requests, pages.candidates, pages.offsets)
 
 
 def taken(known: Known, rows: list[int]) -> Known:
@@ -76,24 +106,38 @@ def bits(batch: Batch) -> dict[str, object]:
     }
 
 
+@pytest.mark.parametrize("every", [True, False])
 @pytest.mark.parametrize("quality", [1.0, 0.5])
-@pytest.mark.parametrize("rows", [[0], [1], [0, 1, 2, 3], [3, 2]])
-def test_a_child_is_asked_as_it_would_be_by_itself(shop: Shop, rows: list[int], quality: float) -> None:
+@pytest.mark.parametrize("rows", [[0], [1], [0, 1, 2, 3], [3, 2, 0]])
+def test_a_child_is_asked_as_it_would_be_by_itself(shop: Shop, rows: list[int], quality: float, every: bool) -> None:
     asks = [roots()[row] for row in rows]
     known = known_of(shop, asks)
     batch = request_batch(asks, shop.edition, known, recents_kept=50, log_rate=0.5)
-    owners = [row for row in range(len(asks)) for _ in range(3)]
-    children = [child for ask in asks for child in children_of(ask)]
-    made = child_batch(batch, owners, children, shop.edition, quality=quality)
+    pages = pages_of(batch, rows, every=every)
+    shelves = Shelves.of(pages)
+    fill = PageFill(np.array([4 + row for row in rows], np.int32), [ask.categories for ask in asks], quality)
+    made = child_batch(pages, shelves, batch, fill, shop.edition)
+    owners = [at for at, row in enumerate(rows) for _ in SHOWN[row]]
+    parents = pages.requests["request_id"].tolist()
+    children = [
+        child
+        for ask, row, parent in zip(asks, rows, parents, strict=True)
+        for child in children_of(ask, parent, SHOWN[row], 4 + row)
+    ]
     alone = request_batch(children, shop.edition, taken(known, owners), recents_kept=50, log_rate=0.5, quality=quality)
     assert bits(made) == bits(alone)
     assert made.candidates.rows == 0
     assert len(made.offsets) == len(children) + 1
+    assert shelves.widget.tolist() == [widget for row in rows for widget in SHOWN[row]]
+    assert [list(shelves.of_page(at)) for at in range(len(rows))] == [
+        [row for row, owner in enumerate(owners) if owner == at] for at in range(len(rows))
+    ]
 
 
 def test_the_page_itself_stays_as_it_was(shop: Shop) -> None:
     asks = roots()
     batch = request_batch(asks, shop.edition, known_of(shop, asks), recents_kept=50, log_rate=1.0)
     before = bits(batch)
-    child_batch(batch, [0, 0, 0], children_of(asks[0]), shop.edition)
+    pages = pages_of(batch, [0, 1, 2, 3], every=True)
+    child_batch(pages, Shelves.of(pages), batch, PageFill(np.full(4, 5, np.int32), LIMITS, 1.0), shop.edition)
     assert bits(batch) == before

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.ingress.quality import Quality, narrowed
+from serve_app.ingress.quality import Quality
+from serve_app.serving.list_requests import narrowed
 from serve_app.settings import QualitySettings
 
 SETTINGS = QualitySettings()

@@ -32,6 +32,7 @@ U64 = npt.NDArray[np.uint64]
 
 _MOST_RECENTS = 200
 _SIMILAR, _TASTE, _FRESH = 0, 1, 6  # columns of QUOTA_SOURCES
+_READ = ("surface", "policy", "variant", "anchor", "recents", "region", "categories", "excluded", "bought", "width")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,12 @@ class Retrieval:
         self._query_maps = [_frozen(a) for a in (tables.last_map, tables.mean_map, tables.step_weights)]
         self._memory = threading.local()
         self._rows: _Rows | None = None
+
+    @staticmethod
+    def read_of(batch: Batch) -> Batch:
+        """The batch with only what candidates are found by: what has to travel."""
+        read = [name for name in _READ if name in batch.requests]
+        return Batch(batch.requests.only(read), batch.candidates, batch.offsets, batch.meta)
 
     def run(self, batch: Batch, context: Context) -> Batch:
         """Sets item, category, sources, source_scores, retrieval_score, drop_reason; candidates in blended order.
