@@ -37,7 +37,7 @@ def pack(columns: Mapping[str, tuple[Array, Array | None]], *, apart: bool = Fal
     large: dict[str, pickle.PickleBuffer] = {}
     for name, (values, offsets) in columns.items():
         if apart and offsets is None and values.nbytes >= LARGE and values.flags.c_contiguous and values.flags.writeable:
-            # Not of `values.data`: CPython 3.11 crashes where the garbage collector meets a buffer of a memoryview in a cycle.
+            # Not of `values.data`: CPython 3.11 crashes where it collects a cycle that holds a buffer of a memoryview.
             large[name] = pickle.PickleBuffer(cast(Any, values))  # numpy declares its buffers from Python 3.12 on
             continue
         for one in (values,) if offsets is None else (offsets, values):
