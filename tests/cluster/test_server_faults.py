@@ -32,7 +32,7 @@ SEND_POINTS = {
     "ledger_commit": "outcome-unknown", "decision": "outcome-unknown",
 }  # fmt: skip
 MODES = ("error", "hang")
-CHAIN = (pytest.mark.ray, pytest.mark.long)
+CHAIN = (pytest.mark.ray,)
 
 
 @pytest.fixture(scope="module", params=["fused", pytest.param("chain", marks=CHAIN)])

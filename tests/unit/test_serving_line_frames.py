@@ -112,12 +112,17 @@ def test_a_batch_of_any_size_arrives_with_its_columns(requests: int, each: int) 
 
 _IN_A_CYCLE = """
 import gc
-from serve_app.serving.line_frames import Frames, framed
+from serve_app.serving.line_frames import Frames, framed, unsent
 from tests.unit.test_serving_line_frames import batch_of, received
 batch = batch_of(8, 300)
 [arrived] = received(Frames(), b"".join(framed(batch)), [7_000])
 for one in (batch, arrived):
-    for made in (framed, lambda batch: [batch.candidates.__reduce_ex__(5)], lambda batch: [batch]):
+    for made in (
+        framed,
+        lambda batch: unsent(framed(batch), 9_000),
+        lambda batch: [batch.candidates.__reduce_ex__(5)],
+        lambda batch: [batch],
+    ):
         held = made(one)
         held.append(held)
         del held
