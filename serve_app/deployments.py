@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.hop import Hop, Listening
 from serve_app.replicas import StageProcess, begin, ledger_of
 from serve_app.serving import scope
-from serve_app.serving.budgets import stretched
+from serve_app.serving.budgets import left_of, stretched
 from serve_app.serving.local_rpc import HungUp
 from serve_app.serving.relay import alone
 from serve_app.settings import DeploymentsSettings, Settings
@@ -130,7 +130,7 @@ class _RemoteFeatures:
     def run(self, batch: Batch, pins: Pins) -> FeatureMatrix:
         from serve_app.stages.features.stage import Features
 
-        within_s = stretched(self._budget_s, len(batch))
+        within_s = left_of(stretched(self._budget_s, len(batch)))
         matrix: FeatureMatrix = self._hop.wait(self._turns, within_s, Features.read_of(batch), pins)
         return matrix
 
@@ -146,7 +146,7 @@ class _RemoteRetrieval:
         from serve_app.stages.retrieval import Retrieval
 
         asked = Retrieval.read_of(batch), pins, kinds
-        return with_found(batch, self._hop.wait(self._turns, stretched(self._budget_s, len(batch)), *asked))
+        return with_found(batch, self._hop.wait(self._turns, left_of(self._budget_s), *asked))
 
 
 class RankingReplica(_StageReplica):
@@ -172,10 +172,12 @@ class RankingReplica(_StageReplica):
         """See RankingHost and Trips."""
         from serve_app.serving.hosts import RankCall
 
-        root = call if isinstance(call, RankCall) else call.root
+        root, asked_s = call if isinstance(call, RankCall) else call.root, self._process.pool.turns.asked_s
         self._process.catch_up(root.pins)
         with nullcontext() if scope.current() else scope.of_requests(root.batch.requests["request_id"]):
-            return self._trips.scores.scored(call, alone(), 0) if isinstance(call, RankCall) else self._trips.answer(call)
+            if isinstance(call, RankCall):
+                return self._trips.scores.scored(call, alone(), 0)
+            return self._trips.answer(call, asked_s)
 
 
 class DecisionReplica(_StageReplica):
@@ -262,7 +264,7 @@ class _RemoteStages:
     async def rank(self, call: RankCall) -> Batch:
         return await self._rank(call)
 
-    async def page(self, trip: PageTrip, times: TripTimes) -> Batch | None:
+    async def page(self, trip: PageTrip, times: TripTimes) -> tuple[Batch, Batch | None]:
         async with asyncio.timeout(times.page_s):
             answer: PageAnswer = await self._rank(trip)
         return answer.told(trip, self._library.edition(trip.root.pins))

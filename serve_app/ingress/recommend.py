@@ -121,7 +121,7 @@ class Recommender:
 
     async def _listed(self, trip: ListTrip, edition: Edition) -> Batch:
         if not isinstance(self._stages, LocalStages) or not self._has_models(trip.batch, edition):
-            call = trip.found(await self.retrieve(trip.batch, trip.pins, edition, trip.kinds))
+            call = trip.ranking(await self.retrieve(trip.batch, trip.pins, edition, trip.kinds))
             return await self._ranked(call, edition)
         try:
             return await self._stages.lists(trip, self._times())
@@ -135,29 +135,33 @@ class Recommender:
     ) -> tuple[Lists, Lists | None]:
         """What is `given` ranked, and the lists of what is shown then (None: nothing is). Fall-backs as of `rank` and
         `listed`."""
-        trip = PageTrip(RankCall(given, pins, options.explain, options.log), fill)
-        filled = await self._page(trip, edition)
-        assert trip.page is not None
+        times = self._times()
+        trip = PageTrip(RankCall(given, pins, options.explain, options.log), fill, times.wait_s)
+        ranked, filled = await self._page(trip, times, edition)
         cold = given.requests["cold"]
-        page = self._lists(trip.page, cold, pins)
-        return page, None if filled is None else self._lists(filled, cold[Shelves.of(trip.page).page], pins)
+        page = self._lists(ranked, cold, pins)
+        return page, None if filled is None else self._lists(filled, cold[Shelves.of(ranked).page], pins)
 
-    async def _page(self, trip: PageTrip, edition: Edition) -> Batch | None:
+    async def _page(self, trip: PageTrip, times: TripTimes, edition: Edition) -> tuple[Batch, Batch | None]:
         if not self._has_models(trip.root.batch, edition) or Surface.gateway.name not in edition.held.heads:
-            return await self._shown(trip, await self._ranked(trip.root, edition), edition)
+            return await self._filled(trip, await self._ranked(trip.root, edition), edition)
         try:
-            return await self._stages.page(trip, self._times())
+            with timed("hindcast_stage_ms", stage="page"):
+                return await self._stages.page(trip, times)
         except (Exception, asyncio.CancelledError) as error:  # each stage has its one declared fall-back
             if called_off(error):
                 raise
-            if trip.page is not None and trip.lists is not None:
-                return await self._instead(trip.lists, edition, error)
-            page = trip.page if trip.page is not None else await self._unranked_instead(trip.root, edition, error)
-            return await self._shown(trip, page, edition)
+            page, lists = trip.page, trip.lists  # as they are now: a thread that was overtaken may still change them
+            if page is None:
+                return await self._filled(trip, await self._unranked_instead(trip.root, edition, error), edition)
+            if lists is None:
+                return await self._filled(trip, page, edition)
+            return page, await self._instead(lists, edition, error)
 
-    async def _shown(self, trip: PageTrip, page: Batch, edition: Edition) -> Batch | None:
-        lists = trip.shown(page, edition)
-        return None if lists is None else await self._listed(lists, edition)
+    async def _filled(self, trip: PageTrip, page: Batch, edition: Edition) -> tuple[Batch, Batch | None]:
+        """A page whose root is ranked, and its lists, stage by stage."""
+        lists = trip.asked_by(page, edition)
+        return page, None if lists is None else await self._listed(lists, edition)
 
     def _times(self) -> TripTimes:
         budgets = self._budgets
@@ -167,7 +171,7 @@ class Recommender:
         """The fall-back of the stage that a trip did not come to the end of."""
         if trip.call is not None:
             return await self._unranked_instead(trip.call, edition, error)
-        return await self._ranked(trip.found(await self._popular_instead(trip.batch, edition, error)), edition)
+        return await self._ranked(trip.ranking(await self._popular_instead(trip.batch, edition, error)), edition)
 
     async def retrieve(self, batch: Batch, pins: Pins, edition: Edition, kinds: Sequence[str] | None = None) -> Batch:
         """Candidates; popular items by the same filters where retrieval fails or is late. kinds: see RetrievalHost."""

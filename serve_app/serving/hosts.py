@@ -91,8 +91,8 @@ def with_news(batch: Batch, new: Batch) -> Batch:
 
 
 def with_found(batch: Batch, found: Batch) -> Batch:
-    """Requests with the candidates found for them. found: `news` of what RetrievalHost made of them, or of a part of their
-    columns."""
+    """Requests with the candidates found for them. found: `news` of what RetrievalHost made of them, of the columns it reads
+    at least."""
     requests = batch.requests.beside(found.requests)
     return Batch(requests, found.candidates, found.offsets, {**batch.meta, **found.meta})
 

@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from serve_app.clock import monotonic_s
 from serve_app.serving.local_rpc import AsyncLine, Line, NotTaken
@@ -22,6 +22,52 @@ __all__ = ["Nearby", "Peer"]
 _LOG = logging.getLogger("hindcast.serving")
 _AGAIN_S = 5.0
 _KEPT = 64
+L = TypeVar("L", Line, AsyncLine)
+
+
+class _Idle(Generic[L]):
+    """Open lines that carry no call. The one used last is used first, so that those nobody needs stay behind."""
+
+    def __init__(self, least: int = 0) -> None:
+        """least: that are kept at all events."""
+        self._lock, self._least = threading.Lock(), least
+        self._lines: list[L] = []
+        self._fewest = 0
+
+    def take(self) -> L | None:
+        with self._lock:
+            if not self._lines:
+                return None
+            line = self._lines.pop()
+            self._fewest = min(self._fewest, len(self._lines))
+            return line
+
+    def put(self, line: L) -> bool:
+        """False where there are enough."""
+        with self._lock:
+            if len(self._lines) < _KEPT:
+                self._lines.append(line)
+                return True
+        return False
+
+    def remove(self, line: L) -> None:
+        with self._lock:
+            if line in self._lines:
+                self._lines.remove(line)
+
+    def unneeded(self) -> list[L]:
+        """Those that no call needed since this was last asked; they are taken."""
+        with self._lock:
+            count = max(min(self._fewest, len(self._lines) - self._least), 0)
+            lines, self._lines = self._lines[:count], self._lines[count:]
+            self._fewest = len(self._lines)
+            return lines
+
+    def all(self) -> list[L]:
+        """Every one; they are taken."""
+        with self._lock:
+            lines, self._lines = self._lines, []
+            return lines
 
 
 class Peer:
@@ -34,13 +80,15 @@ class Peer:
         self._lock = threading.Lock()
         self.under_way = 0
         self.gone = False
-        self._waiters: list[Line] = []
-        self._lines = [AsyncLine(address, self._ended)]
+        self._waiters = _Idle[Line]()
+        self._lines = _Idle[AsyncLine](least=1)
+        self._lines.put(AsyncLine(address, self._ended))
+        self._looked_s = monotonic_s()
 
     async def ask(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """See AsyncLine; on the event loop."""
         with self._one_more():
-            line = self._lines.pop() if self._lines else self._opened_async()
+            line = self._lines.take() or self._opened_async()
             try:
                 return await line.ask(method, *arguments, **keywords)
             finally:
@@ -49,10 +97,7 @@ class Peer:
     def wait(self, within_s: float, method: str, *arguments: Any, call_off: bool = True, **keywords: Any) -> Any:
         """See Line; in a thread. The time is no method's keyword."""
         with self._one_more():
-            try:
-                line = self._waiters.pop()
-            except IndexError:
-                line = self._opened()
+            line = self._waiters.take() or self._opened()
             try:
                 return line.ask(within_s, method, arguments, keywords, call_off=call_off)
             finally:
@@ -83,23 +128,31 @@ class Peer:
         except OSError as error:
             raise _not_reached(error) from error
 
-    def _back(self, line: Any, idle: list[Any]) -> None:
-        if line.open and not self.gone and len(idle) < _KEPT:
-            idle.append(line)
-        else:
+    def _back(self, line: L, idle: _Idle[L]) -> None:
+        if not (line.open and not self.gone and idle.put(line)):
             line.close()
 
     def _ended(self, line: AsyncLine) -> None:
         self.gone = True
-        if line in self._lines:
-            self._lines.remove(line)
+        self._lines.remove(line)
+
+    def trim(self) -> None:
+        """Hang up lines that were needed by a rush that is over; on the event loop."""
+        if monotonic_s() >= self._looked_s + _AGAIN_S:
+            self._looked_s = monotonic_s()
+            _hang_up(self._waiters.unneeded())
+            _hang_up(self._lines.unneeded())
 
     def close(self) -> None:
         """Hang up idle lines; on the event loop."""
         self.gone = True
-        for idle in (self._waiters, self._lines):
-            while idle:
-                idle.pop().close()
+        _hang_up(self._waiters.all())
+        _hang_up(self._lines.all())
+
+
+def _hang_up(lines: Sequence[Line | AsyncLine]) -> None:
+    for line in lines:
+        line.close()
 
 
 def _not_reached(error: OSError) -> NotTaken:
@@ -120,13 +173,15 @@ class Nearby:
         self._not_before_s.setdefault(role, {})
 
     def learn(self, addresses: Mapping[str, Sequence[str]]) -> None:
-        """Connect to those of `addresses` (of each role) that there is no connection to."""
+        """Connect to those of `addresses` (of each role) that there is no connection to. Called now and then."""
         for role, known in self._open.items():
             named = addresses.get(role, ())
             living = {address: one for address, one in known.items() if not one.gone}
             for one in known.values():
                 if one.gone:
                     one.close()
+                else:
+                    one.trim()
             not_before_s = {one: when for one, when in self._not_before_s[role].items() if one in named}
             for address in named:
                 if address not in living and monotonic_s() >= not_before_s.get(address, -math.inf):

@@ -32,8 +32,8 @@ class Stages(Protocol):
     async def rank(self, call: RankCall) -> Batch:
         """Lists; see RankingHost.run."""
 
-    async def page(self, trip: PageTrip, times: TripTimes) -> Batch | None:
-        """A page and its lists: the lists, None where there are none. Where it raises, the trip says how far it came."""
+    async def page(self, trip: PageTrip, times: TripTimes) -> tuple[Batch, Batch | None]:
+        """A page and its lists, None where there are none. Where it raises, the trip says how far it came."""
 
     async def decide(self, call: DecideCall) -> Decided:
         """Send decisions; see serve_app.serving.deciding."""
@@ -67,15 +67,16 @@ class LocalStages:
         late = Detour(2, self._features_s(len(trip.batch)), lambda _: self._listed_on_defaults(trip), since=1)
         return await relayed(self._pool, lambda baton: self._trips.lists(trip, baton, 0), (late,), times.limits(0))
 
-    async def page(self, trip: PageTrip, times: TripTimes) -> Batch | None:
+    async def page(self, trip: PageTrip, times: TripTimes) -> tuple[Batch, Batch | None]:
         """See Stages. By one thread."""
 
-        def on_defaults(baton: Baton) -> Batch | None:
-            return self._trips.shown(trip, self._without_features(trip.root), baton)
+        def on_defaults(baton: Baton) -> tuple[Batch, Batch | None]:
+            return self._trips.filled(trip, self._without_features(trip.root), baton)
 
-        def lists_on_defaults(_: Baton) -> Batch | None:
+        def lists_on_defaults(_: Baton) -> tuple[Batch, Batch | None]:
+            assert trip.page is not None
             assert trip.lists is not None
-            return self._listed_on_defaults(trip.lists)
+            return trip.page, self._listed_on_defaults(trip.lists)
 
         late = (
             Detour(1, self._features_s(len(trip.root.batch)), on_defaults),

@@ -7,6 +7,7 @@ plain data: a page's is sent to where lists are ranked, which asks the other sta
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,7 @@ import numpy as np
 
 from serve_app.batch import Batch
 from serve_app.errors import HindcastError
+from serve_app.serving.budgets import over_at
 from serve_app.serving.hosts import FeatureMatrix, RankCall, RankingHost
 from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.list_requests import PageFill, Shelves, child_batch
@@ -35,7 +37,8 @@ __all__ = [
 ]
 
 _LOG = logging.getLogger("hindcast.serving")
-_PAGE_SHARE = 0.7  # of its time a page is waited for elsewhere; the rest is for the fall-backs of its stages
+_PAGE_SHARE = 0.85  # of its time a page is waited for elsewhere; then a process hangs, and its stages are asked once more
+_WAIT_SHARE = 0.75  # of it a page waits for retrieval and features; what is found by then is ranked
 
 
 class RetrievalSource(Protocol):
@@ -100,8 +103,13 @@ class TripTimes:
 
     @property
     def page_s(self) -> float:
-        """Of a PageTrip that is made elsewhere."""
-        return min(2 * self.ranking_s + self.retrieval_s, _PAGE_SHARE * self.latest_s)
+        """How long a page that is made elsewhere is waited for."""
+        return _PAGE_SHARE * self.latest_s
+
+    @property
+    def wait_s(self) -> float:
+        """How long such a page may wait for other stages."""
+        return _WAIT_SHARE * self.latest_s
 
 
 @dataclass(slots=True)
@@ -117,7 +125,7 @@ class ListTrip:
     kinds: Sequence[str] | None = None
     call: RankCall | None = None
 
-    def found(self, candidates: Batch) -> RankCall:
+    def ranking(self, candidates: Batch) -> RankCall:
         """The call that ranks them. On a page they carry the widget they would fill, so that the log says which shelf a list
         stood on."""
         if self.shelves is None:
@@ -129,11 +137,12 @@ class ListTrip:
 
 @dataclass(slots=True)
 class PageTrip:
-    """Pages on their way: what lists stand on is ranked (`root`), then those shown are filled. page: root's answer, lists:
-    what it asks for; each None until it is known, lists also where nothing is shown."""
+    """Pages on their way: what lists stand on is ranked (`root`), then those shown are filled. wait_s: see TripTimes.
+    page: root's answer, lists: what it asks for; each None until it is known, lists also where nothing is shown."""
 
     root: RankCall
     fill: PageFill
+    wait_s: float = math.inf
     page: Batch | None = None
     lists: ListTrip | None = None
 
@@ -142,36 +151,33 @@ class PageTrip:
         """Lists there can be."""
         return int(self.root.batch.requests["slots"].sum())
 
-    def shown(self, page: Batch, edition: Edition) -> ListTrip | None:
-        """Root's answer is known, and so is what it asks for."""
-        self.page, self.lists = page, None
-        shelves = Shelves.of(page)
-        if len(shelves):
-            root, known = self.root, edition.release.catalogue.widget_kinds
-            batch = child_batch(page, shelves, root.batch, self.fill, edition)
-            kinds = [known[widget] for widget in shelves.widget.tolist()]
-            self.lists = ListTrip(batch, root.pins, root.explain, root.log, shelves, kinds)
-        return self.lists
+    def asked_by(self, page: Batch, edition: Edition) -> ListTrip | None:
+        """What root's answer asks for; None: nothing is shown."""
+        shelves, root = Shelves.of(page), self.root
+        if not len(shelves):
+            return None
+        batch, known = child_batch(page, shelves, root.batch, self.fill, edition), edition.release.catalogue.widget_kinds
+        kinds = [known[widget] for widget in shelves.widget.tolist()]
+        return ListTrip(batch, root.pins, root.explain, root.log, shelves, kinds)
 
 
 @dataclass(slots=True)
 class PageAnswer:
     """What became of a page elsewhere. lists: None where nothing is shown, and where a stage failed. failed: what it said.
-    found: candidates that could not be ranked."""
+    unranked: candidates that could not be ranked."""
 
     page: Batch
     lists: Batch | None = None
     failed: str | None = None
-    found: Batch | None = None
+    unranked: Batch | None = None
 
-    def told(self, trip: PageTrip, edition: Edition) -> Batch | None:
-        """The lists. The trip then says how far it came; StageFailed where that is not to its end."""
-        trip.page = self.page
+    def told(self, trip: PageTrip, edition: Edition) -> tuple[Batch, Batch | None]:
+        """The page and its lists. StageFailed where the trip did not come to its end; it says then how far it came."""
         if self.failed is None:
-            return self.lists
-        lists = trip.shown(self.page, edition)
-        if lists is not None and self.found is not None:
-            lists.call = lists.found(self.found)
+            return self.page, self.lists
+        trip.page, trip.lists = self.page, trip.asked_by(self.page, edition)
+        if trip.lists is not None and self.unranked is not None:
+            trip.lists.call = trip.lists.ranking(self.unranked)
         raise StageFailed(self.failed)
 
 
@@ -185,33 +191,34 @@ class Trips:
         """The three legs after the first `legs`: retrieval, features, ranking."""
         with timed("hindcast_stage_ms", stage="retrieval"):
             found = self._retrieval.run(trip.batch, trip.pins, trip.kinds)
-        call = trip.found(found)
+        call = trip.ranking(found)
         baton.past(legs + 1)
         trip.call = call
         with timed("hindcast_stage_ms", stage="ranking"):
             return self.scores.scored(call, baton, legs + 1)
 
-    def page(self, trip: PageTrip, baton: Baton) -> Batch | None:
-        """Features and ranking of the root, then of its lists; None where nothing is shown."""
+    def page(self, trip: PageTrip, baton: Baton) -> tuple[Batch, Batch | None]:
+        """Features and ranking of the root, then of its lists: the page, and the lists or None where nothing is shown."""
         with timed("hindcast_stage_ms", stage="ranking"):
             page = self.scores.scored(trip.root, baton, 0)
-        return self.shown(trip, page, baton)
+        return self.filled(trip, page, baton)
 
-    def shown(self, trip: PageTrip, page: Batch, baton: Baton) -> Batch | None:
-        """The lists of a page whose root is ranked."""
+    def filled(self, trip: PageTrip, page: Batch, baton: Baton) -> tuple[Batch, Batch | None]:
+        """A page whose root is ranked, and its lists."""
+        lists = trip.asked_by(page, self._library.edition(trip.root.pins))
         baton.past(2)
-        lists = trip.shown(page, self._library.edition(trip.root.pins))
-        return None if lists is None else self.lists(lists, baton, 2)
+        trip.page, trip.lists = page, lists
+        return page, None if lists is None else self.lists(lists, baton, 2)
 
-    def answer(self, trip: PageTrip) -> PageAnswer:
-        """For a caller in another process, who has the fall-backs of retrieval and ranking; raises where root fails."""
+    def answer(self, trip: PageTrip, asked_s: float) -> PageAnswer:
+        """For a caller in another process, who has the fall-backs of retrieval and ranking; raises where root fails.
+        asked_s: when the call came, on the monotonic clock."""
         try:
-            lists = self.page(trip, alone())
+            with over_at(asked_s + trip.wait_s):
+                return PageAnswer(*self.page(trip, alone()))
         except Exception as error:
             if trip.page is None:
                 raise
-            found = trip.lists.call if trip.lists is not None else None
+            unranked = trip.lists.call if trip.lists is not None else None
             failed = f"{type(error).__name__}: {error}"
-            return PageAnswer(trip.page, failed=failed, found=None if found is None else found.batch)
-        assert trip.page is not None
-        return PageAnswer(trip.page, lists)
+            return PageAnswer(trip.page, failed=failed, unranked=None if unranked is None else unranked.batch)

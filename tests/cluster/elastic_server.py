@@ -42,8 +42,10 @@ class Nodes:
     """A head and workers of one Ray, all on this host."""
 
     def __init__(self, folder: Path) -> None:
+        from ray._common.utils import get_default_ray_temp_dir
         from ray.cluster_utils import Cluster
 
+        Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)  # Cluster leaves its address there
         head = {"num_cpus": 16, "resources": {"state": 1}, "include_dashboard": False, "temp_dir": str(folder / "ray")}
         self._cluster = Cluster(initialize_head=True, head_node_args={**head, "node_ip_address": "127.0.0.1"})
         self._workers: list[Any] = []

@@ -101,7 +101,9 @@ def clean(server: Running) -> Iterator[Running]:
     before = server.files()
     yield server
     eventually(lambda: server.connections() <= 2)
-    eventually(lambda: all(now <= before[name] + 8 for name, now in server.files().items()))
+    eventually(
+        lambda: all(now <= before[name] + 8 for name, now in server.files().items()), lambda: (before, server.files())
+    )
     with server.client() as client:
         assert client.post(GATEWAY, json=ASK).status_code == 200
 
@@ -117,10 +119,10 @@ def many_files() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def eventually(what: Callable[[], bool], limit_s: float = 60.0) -> None:
+def eventually(what: Callable[[], bool], why: Callable[[], object] = lambda: "", limit_s: float = 60.0) -> None:
     limit = time.monotonic() + limit_s
     while not what():
-        assert time.monotonic() < limit, "it does not come true"
+        assert time.monotonic() < limit, f"it does not come true: {why()}"
         time.sleep(0.2)
 
 

@@ -126,7 +126,7 @@ def right(point: str, answer: Answer) -> None:
             assert {value["status"] for value in values} > {"defaulted"}
 
 
-@pytest.mark.parametrize("point", ["retrieval", "ranking"])
+@pytest.mark.parametrize("point", ["retrieval", "features", "ranking"])
 def test_a_page_of_which_every_list_is_late_still_leaves_in_time(shop: Shop, items: list[str], point: str) -> None:
     """Two rankings follow each other for a page: each has what is left of one budget."""
     with shop.planted(**{point: {"do": "hang"}}):

@@ -27,6 +27,14 @@ def stage(built: RetrievalTables) -> Retrieval:
     return Retrieval(built, REGION_ROWS)
 
 
+@pytest.fixture(autouse=True, params=["of the whole batch", "of what is said to be read"])
+def given(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other processes are sent finds the same candidates as the batch they are asked for."""
+    if request.param == "of what is said to be read":
+        run = Retrieval.run
+        monkeypatch.setattr(Retrieval, "run", lambda self, batch, context: run(self, Retrieval.read_of(batch), context))
+
+
 def run(stage: Retrieval, batch: Batch, overlay: Overlay | None = None) -> Batch:
     return stage.run(batch, Context(parts={"availability": overlay} if overlay else {}))
 

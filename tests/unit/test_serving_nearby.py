@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
+from serve_app.serving import nearby as nearby_module
 from serve_app.serving.board import Board, Report
 from serve_app.serving.local_servers import LoopServer, ThreadServer
 from serve_app.serving.nearby import Nearby, Peer
@@ -143,5 +146,54 @@ def test_the_board_names_who_listens_and_forgets_who_fell_silent() -> None:
         time_s = 60.0
         left = await board.poll(_report("two", "b"), both.epoch, wait_s=0)
         assert left.near["ranking"] == ("b",)
+
+    _run(main)
+
+
+def test_lines_of_a_rush_are_hung_up_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(nearby_module, "monotonic_s", lambda: now)
+
+    async def main() -> None:
+        nonlocal now
+        here = 0
+        rushed = asyncio.Event()
+
+        async def all_at_once(n: int) -> int:
+            nonlocal here
+            here += 1
+            if here >= n:
+                rushed.set()
+            await rushed.wait()
+            return n
+
+        server = await _slow_server(all_at_once)
+        nearby = _calling_ranking(server)
+        one = _chosen(nearby)
+        await asyncio.gather(*(one.ask("run", 20) for _ in range(20)))
+        assert len(server.lines) == 20
+
+        async def look(after_s: float) -> int:
+            nonlocal now
+            now += after_s
+            nearby.learn({"ranking": (server.address,)})
+            assert await one.ask("run", 1) == 1
+            return len(server.lines)
+
+        assert await look(1.0) == 20
+        assert await look(5.0) == 20  # the rush was after the last look
+        await one.ask("run", 1)
+        while await look(5.0) > 1:  # the server hears of it a moment later
+            await asyncio.sleep(0)
+        assert _chosen(nearby) is one
+
+        def called() -> int:
+            return int(one.wait(10.0, "run", 1))
+
+        assert await asyncio.gather(*(asyncio.to_thread(called) for _ in range(5))) == [1] * 5
+        while await look(5.0) > 1:
+            await asyncio.sleep(0)
+        assert not one.gone
+        server.close()
 
     _run(main)
