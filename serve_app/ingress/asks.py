@@ -47,8 +47,6 @@ class Ask:
     exclude: Sequence[str] = ()
     categories: Sequence[str] = ()
     slots: int | None = None
-    root_id: int | None = None
-    parent_request_id: int = 0
     user_hash: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,8 +83,8 @@ def request_batch(
     n, ids = len(asks), _ids(asks)
     return Batch.of_requests(
         request_id=ids,
-        root_id=np.array([ask.request_id if ask.root_id is None else ask.root_id for ask in asks], np.uint64),
-        parent_request_id=np.array([ask.parent_request_id for ask in asks], np.uint64),
+        root_id=ids,
+        parent_request_id=np.zeros(n, np.uint64),
         attempt=np.zeros(n, np.int16),
         surface=np.array([ask.surface for ask in asks], np.int8),
         origin=np.full(n, Origin.client, np.int8),

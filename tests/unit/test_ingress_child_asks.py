@@ -66,8 +66,7 @@ def children_of(root: Ask, parent: int, shown: list[int], slots: int) -> list[As
         request_id = int(hash_key(salt_of("child request of a page"), np.uint64(parent), np.array([place], np.uint64))[0])
         asked.append(
             dataclasses.replace(
-                root, surface=Surface.gateway, request_id=request_id, root_id=parent, parent_request_id=parent, slots=slots,
-                categories=limit,
+                root, surface=Surface.gateway, request_id=request_id, slots=slots, categories=limit,
             )
         )  # fmt: skip
     return asked
@@ -125,6 +124,7 @@ def test_a_child_is_asked_as_it_would_be_by_itself(shop: Shop, rows: list[int], 
         for child in children_of(ask, parent, SHOWN[row], 4 + row)
     ]
     alone = request_batch(children, shop.edition, taken(known, owners), recents_kept=50, log_rate=0.5, quality=quality)
+    alone.requests["root_id"] = alone.requests["parent_request_id"] = pages.requests["request_id"][owners]
     assert bits(made) == bits(alone)
     assert made.candidates.rows == 0
     assert len(made.offsets) == len(children) + 1
