@@ -9,7 +9,6 @@ up with the catalogue's changes before it serves a request that knows newer ones
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,16 +16,13 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
-from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.hop import Hop, Listening
+from serve_app.hop import Listening
 from serve_app.replicas import StageProcess, begin, ledger_of
 from serve_app.serving import scope
-from serve_app.serving.budgets import left_of, stretched
-from serve_app.serving.local_rpc import HungUp
 from serve_app.serving.relay import alone
-from serve_app.settings import DeploymentsSettings, Settings
+from serve_app.settings import Settings
 from serve_app.state_owner import LedgerReplica, OwnerHandle
 
 if TYPE_CHECKING:
@@ -36,11 +32,9 @@ if TYPE_CHECKING:
     from serve_app.serving.deciding import DecideCall, Decided
     from serve_app.serving.hosts import FeatureMatrix, RankCall
     from serve_app.serving.journalling import JournalHost
-    from serve_app.serving.library import Library, Pins
-    from serve_app.serving.nearby import Nearby
+    from serve_app.serving.library import Pins
     from serve_app.serving.stages import Stages
-    from serve_app.serving.threads import Turns
-    from serve_app.serving.trips import PageAnswer, PageTrip, TripTimes
+    from serve_app.serving.trips import PageAnswer, PageTrip
 
 __all__ = [
     "DecisionReplica",
@@ -121,34 +115,6 @@ class FeaturesReplica(_StageReplica):
         return self._host.run(batch, pins)
 
 
-class _RemoteFeatures:
-    """Features of their deployment, within their budget."""
-
-    def __init__(self, hop: Hop, turns: Turns, features_ms: float) -> None:
-        self._hop, self._turns, self._budget_s = hop, turns, features_ms / 1000
-
-    def run(self, batch: Batch, pins: Pins) -> FeatureMatrix:
-        from serve_app.stages.features.stage import Features
-
-        within_s = left_of(stretched(self._budget_s, len(batch)))
-        matrix: FeatureMatrix = self._hop.wait(self._turns, within_s, Features.read_of(batch), pins)
-        return matrix
-
-
-class _RemoteRetrieval:
-    """Candidates of their deployment, within their budget."""
-
-    def __init__(self, hop: Hop, turns: Turns, retrieval_ms: float) -> None:
-        self._hop, self._turns, self._budget_s = hop, turns, retrieval_ms / 1000
-
-    def run(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
-        from serve_app.serving.hosts import with_found
-        from serve_app.stages.retrieval import Retrieval
-
-        asked = Retrieval.read_of(batch), pins, kinds
-        return with_found(batch, self._hop.wait(self._turns, left_of(self._budget_s), *asked))
-
-
 class RankingReplica(_StageReplica):
     """Lists, pages of lists, and scores of notifications. Fetches features, and what stands in a page's lists, itself and
     journals what it made."""
@@ -157,13 +123,14 @@ class RankingReplica(_StageReplica):
         self, settings: Settings, owner: DeploymentHandle, retrieval: DeploymentHandle, features: DeploymentHandle
     ) -> None:
         process = self._process = StageProcess(settings, "ranking", owner)
+        from serve_app.remote_stages import RemoteFeatures, RemoteRetrieval
         from serve_app.serving.hosts import RankingHost
         from serve_app.serving.library import Role
         from serve_app.serving.trips import LocalScores, Trips
 
         turns, budgets = process.pool.turns, settings.budgets
-        find = _RemoteRetrieval(process.hop(retrieval, Role.retrieval), turns, budgets.retrieval_ms)
-        read = _RemoteFeatures(process.hop(features, Role.features), turns, budgets.features_ms)
+        find = RemoteRetrieval(process.hop(retrieval, Role.retrieval), turns, budgets.retrieval_ms)
+        read = RemoteFeatures(process.hop(features, Role.features), turns, budgets.features_ms)
         host = RankingHost(process.library, process.journal())
         self._trips = Trips(find, LocalScores(read, host, features_ms=budgets.features_ms), process.library)
         await self._begin()
@@ -241,46 +208,6 @@ class WorkerReplica:
         self._backroom.check_health()
 
 
-class _RemoteStages:
-    """The stages in their deployments."""
-
-    def __init__(
-        self, handles: Sequence[DeploymentHandle], nearby: Nearby, settings: DeploymentsSettings, library: Library
-    ) -> None:
-        """handles: of Retrieval, Ranking and Decision."""
-        from serve_app.serving.library import Role
-
-        roles = (Role.retrieval, Role.ranking, Role.decision)
-        hops = (Hop(handle, role, nearby, settings) for handle, role in zip(handles, roles, strict=True))
-        self._retrieve, self._rank, self._decide = hops
-        self._library = library
-
-    async def retrieve(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
-        from serve_app.serving.hosts import with_found
-        from serve_app.stages.retrieval import Retrieval
-
-        return with_found(batch, await self._retrieve(Retrieval.read_of(batch), pins, kinds))
-
-    async def rank(self, call: RankCall) -> Batch:
-        return await self._rank(call)
-
-    async def page(self, trip: PageTrip, times: TripTimes) -> tuple[Batch, Batch | None]:
-        async with asyncio.timeout(times.page_s):
-            answer: PageAnswer = await self._rank(trip)
-        return answer.told(trip, self._library.edition(trip.root.pins))
-
-    async def decide(self, call: DecideCall) -> Decided:
-        from serve_app.ingress.batcher import overloaded
-        from serve_app.serving.lost import undecided
-
-        try:
-            return await self._decide(call)
-        except BackPressureError:
-            raise overloaded("too many decisions are waiting already") from None
-        except HungUp as error:
-            raise undecided(error, committing=call.commit) from error
-
-
 class _Ingress:
     """HTTP. With `topology: fused` it gets no stage handles and runs the stages itself."""
 
@@ -307,7 +234,9 @@ class _Ingress:
 
         def make(journal: JournalHost, pool: ThreadPoolExecutor) -> Stages:
             if stages is not None:
-                return _RemoteStages(stages, port.nearby, settings.deployments, library)
+                from serve_app.remote_stages import RemoteStages
+
+                return RemoteStages(stages, port.nearby, settings.deployments, library)
             return local_stages(settings, library, ledger_of(port, settings))(journal, pool)
 
         self._server = IngressServer(settings, name, library, port, make, admin_token=admin_token, metrics=metrics_pages)
