@@ -104,7 +104,7 @@ class TripTimes:
     @property
     def page_s(self) -> float:
         """How long a page that is made elsewhere is waited for."""
-        return _PAGE_SHARE * self.latest_s
+        return min(2 * self.ranking_s + self.retrieval_s, _PAGE_SHARE * self.latest_s)
 
     @property
     def wait_s(self) -> float:
