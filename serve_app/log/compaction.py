@@ -34,7 +34,8 @@ Bools = npt.NDArray[np.bool_]
 _MERGE_BELOW_ROWS = 2_000_000
 _SMALL_ROWS = 65_536
 _FAN_OUT = 8
-_PASS_BYTES = 256 << 20
+_MERGE_BYTES = 128 << 20  # reading, joining and sorting take four times that
+_PASS_BYTES = 64 << 20  # five times that unpacked
 # The columns that say a row is the same row; a row may come twice when an append was retried.
 _IDENTITY = {
     "events": ("user", "event_id"),
@@ -78,8 +79,8 @@ def compact(
     clock = time.time_ns() // 1000 if now_us is None else now_us
     for files in _passes(sizes, pass_bytes):
         with LogWriter(data, groups=groups) as writer:
-            read = read_journal(data, writer.snapshot.consumed, files=files)
-            _one_pass(writer, read, result, clock, merge_below_rows)
+            # Not named here: one pass would be held while the next is read.
+            _one_pass(writer, read_journal(data, writer.snapshot.consumed, files=files), result, clock, merge_below_rows)
         result.commits += 1
         done += sum(sizes[name] for name in files)
         if progress is not None:
@@ -203,22 +204,27 @@ def _known(writer: LogWriter, table: str, rows: pa.Table, identity: tuple[str, .
     return pa.concat_tables([one.cast(parts[0].schema) for one in parts])
 
 
-def merge_rows(writer: LogWriter, table: str, rows: pa.Table, merge_below: int = _MERGE_BELOW_ROWS) -> None:
-    """Write rows, together with such files of the same days and ranges as `_to_merge` says, which they replace."""
+def merge_rows(
+    writer: LogWriter, table: str, rows: pa.Table, merge_below: int = _MERGE_BELOW_ROWS, merge_bytes: int = _MERGE_BYTES
+) -> None:
+    """Write rows, together with such files of the same days and ranges as `_to_merge` says, which they replace: one day and
+    range after the other, so that memory holds the files of one of them. merge_below: rows, merge_bytes: bytes in memory
+    that a file may have and still be written anew."""
     if len(rows) == 0:
         return
-    wanted = _partitions(writer, table, rows)
+    below = min(merge_below, max(merge_bytes * len(rows) // max(rows.nbytes, 1), 1))
     there: dict[tuple[str, int, int], list[LogFile]] = {}
     for one in writer.live():
-        if one.table == table and (one.day, one.low, one.high) in wanted and one.rows < merge_below:
+        if one.table == table and one.rows < below:
             there.setdefault((one.day, one.low, one.high), []).append(one)
-    old = [one for place, files in there.items() for one in _to_merge(files, wanted[place], merge_below)]
-    if old:
-        root = log_folder(writer.data)
-        logged = read_files([str(root / one.path) for one in old], table, in_order=False)
-        rows = pa.concat_tables([_plain(logged), _plain(rows)]).unify_dictionaries()
-        writer.drop(old)
-    writer.write(table, rows)
+    for place, part in _partitions(writer, table, rows):
+        merged = part
+        if old := _to_merge(there.get(place, []), len(part), below):
+            root = log_folder(writer.data)
+            logged = read_files([str(root / one.path) for one in old], table, in_order=False)
+            merged = pa.concat_tables([_plain(logged), _plain(part)]).unify_dictionaries()
+            writer.drop(old)
+        writer.write(table, merged)
 
 
 def _to_merge(files: list[LogFile], rows: int, merge_below: int) -> list[LogFile]:
@@ -255,10 +261,10 @@ def _plain(rows: pa.Table) -> pa.Table:
     return rows.replace_schema_metadata(None).cast(pa.schema([one.remove_metadata() for one in rows.schema]))
 
 
-def _partitions(writer: LogWriter, table: str, rows: pa.Table) -> dict[tuple[str, int, int], int]:
+def _partitions(writer: LogWriter, table: str, rows: pa.Table) -> Iterator[tuple[tuple[str, int, int], pa.Table]]:
     """Rows of each (day, first, last bucket)."""
     day, low, high = writer.ranges(table, rows)
-    _, first, count = np.unique(day * BUCKETS + low, return_index=True, return_counts=True)
-    return {
-        (day_text(int(day[at])), int(low[at]), int(high[at])): int(number) for at, number in zip(first, count, strict=True)
-    }
+    keys, first, number = np.unique(day * BUCKETS + low, return_index=True, return_inverse=True)
+    for at, one in enumerate(first):
+        place = day_text(int(day[one])), int(low[one]), int(high[one])
+        yield place, rows if len(keys) == 1 else rows.filter(pa.array(number == at))

@@ -6,10 +6,13 @@ One worker does it at a time (the log's writer lock); the others find it at work
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
+
+import pyarrow as pa
 
 from serve_app.clock import now_us
 from serve_app.errors import HindcastError, NotReady
@@ -46,8 +49,21 @@ class Upkeeper:
 
     async def once(self) -> UpkeepResult:
         """One run."""
-        result = await in_pool(self._pool, lambda: upkeep(self._data, self._ledger, now_us=self._clock()))
+        result = await in_pool(self._pool, self._kept_up)
         count("hindcast_upkeep", outcome="done")
         if result.copies.unreadable:
             _LOG.error("%d decision records cannot be read: hindcast ledger check", result.copies.unreadable)
         return result
+
+    def _kept_up(self) -> UpkeepResult:
+        try:
+            return upkeep(self._data, self._ledger, now_us=self._clock())
+        finally:
+            _give_back()
+
+
+def _give_back() -> None:
+    """Memory that the work needed goes back to the system: the next run is minutes away."""
+    pa.default_memory_pool().release_unused()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc's
+        trim(0)

@@ -226,6 +226,45 @@ def test_no_row_is_lost_or_doubled_where_files_are_of_all_sizes(batches: list, b
         assert _read(Path(folder)) == _sorted({one for batch in batches for one in batch})
 
 
+def test_files_too_large_for_memory_are_left_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few their rows: candidates are wide."""
+    monkeypatch.setattr(compaction, "_SMALL_ROWS", 1)
+    monkeypatch.setattr(compaction, "_FAN_OUT", 2)
+    rows = 100
+    width = pa.Table.from_batches([events([(1, 1, 1)] * rows)]).nbytes / rows
+    written: set[str] = set()
+    for one in range(40):
+        made = pa.Table.from_batches([events([(number << 54, 0, 1000 * one + number) for number in range(rows)])])
+        with LogWriter(tmp_path, groups=4) as writer:
+            compaction.merge_rows(writer, "events", made, merge_bytes=int(100 * width))
+        files = {file.path: file.rows for file in load_snapshot(tmp_path).files if file.table == "events"}
+        assert written <= set(files), "a file that was large enough was written again"
+        written |= {path for path, count in files.items() if count >= 100}
+    assert written
+    assert max(files.values()) < 2 * 100
+    assert len(_read(tmp_path)) == 40 * rows
+
+
+def test_one_day_and_range_after_the_other_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    real = compaction.read_files
+
+    def read_files(files: list[str], *rest: object, **named: object) -> pa.Table:
+        found: pa.Table = real(files, *rest, **named)  # type: ignore[arg-type]
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(compaction, "read_files", read_files)
+    rows = [(number << 52, day * DAY_US, 10 * day + number) for day in range(2) for number in range(0, 4096, 256)]
+    for shift in range(2):
+        made = pa.Table.from_batches([events([(user, ts, event_id + 5000 * shift) for user, ts, event_id in rows])])
+        with LogWriter(tmp_path, groups=4) as writer:
+            compaction.merge_rows(writer, "events", made)
+    assert read == [len(rows) // 8] * 8
+    assert len(load_snapshot(tmp_path).files) == 8
+    assert len(_read(tmp_path)) == 2 * len(rows)
+
+
 KEYS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
 
 
