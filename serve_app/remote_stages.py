@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RemoteFeatures", "RemoteRetrieval", "RemoteStages"]
 
+_FEATURES_SHARE = 0.6  # of what is left they are waited for; lists are to be ranked without them in the rest
+
 
 class RemoteFeatures:
     """Features of their deployment, within their budget; a FeaturesSource."""
@@ -40,7 +42,7 @@ class RemoteFeatures:
 
     def run(self, batch: Batch, pins: Pins) -> FeatureMatrix:
         """See FeaturesHost."""
-        within_s = left_of(stretched(self._budget_s, len(batch)))
+        within_s = left_of(stretched(self._budget_s, len(batch)), _FEATURES_SHARE)
         matrix: FeatureMatrix = self._hop.wait(self._turns, within_s, Features.read_of(batch), pins)
         return matrix
 

@@ -31,9 +31,9 @@ def over_at(at_s: float) -> Iterator[None]:
         _over_s.reset(token)
 
 
-def left_of(budget_s: float) -> float:
-    """The budget, or what is left of the time for this thread's work. TimeoutError where nothing is."""
-    left_s = _over_s.get() - monotonic_s()
+def left_of(budget_s: float, share: float = 1.0) -> float:
+    """The budget, or this share of what is left of the time for this thread's work. TimeoutError where nothing is."""
+    left_s = share * (_over_s.get() - monotonic_s())
     if left_s <= 0:
         raise TimeoutError("the time for the whole is over")
     return min(budget_s, left_s)

@@ -38,7 +38,7 @@ __all__ = [
 
 _LOG = logging.getLogger("hindcast.serving")
 _PAGE_SHARE = 0.85  # of its time a page is waited for elsewhere; then a process hangs, and its stages are asked once more
-_WAIT_SHARE = 0.75  # of it a page waits for retrieval and features; what is found by then is ranked
+_WAIT_SHARE = 0.88  # of that time a page waits for retrieval and features; what is found by then is ranked
 
 
 class RetrievalSource(Protocol):
@@ -109,7 +109,7 @@ class TripTimes:
     @property
     def wait_s(self) -> float:
         """How long such a page may wait for other stages."""
-        return _WAIT_SHARE * self.latest_s
+        return _WAIT_SHARE * self.page_s
 
 
 @dataclass(slots=True)

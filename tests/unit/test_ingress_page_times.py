@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import pickle
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,15 +19,15 @@ import pytest
 from serve_app.batch import Batch
 from serve_app.clock import monotonic_s
 from serve_app.ingress import recommend
-from serve_app.ingress.asks import Ask
+from serve_app.ingress.asks import Ask, Known, users_of
 from serve_app.ingress.deadlines import leaving_by
 from serve_app.ingress.gateway import PageAsk, Pages
 from serve_app.ingress.recommend import ListsOptions, Recommender
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.remote_stages import RemoteStages
-from serve_app.serving.budgets import left_of, stretched
-from serve_app.serving.hosts import RankCall, flagged
-from serve_app.serving.library import Library, Pins
+from serve_app.ledger.protocol import UserState
+from serve_app.remote_stages import RemoteFeatures, RemoteRetrieval, RemoteStages
+from serve_app.serving.hosts import RankCall, flagged, news
+from serve_app.serving.library import Library
 from serve_app.serving.owner import LiveAnswer
 from serve_app.serving.pages import unranked
 from serve_app.serving.relay import Baton
@@ -65,27 +65,45 @@ def takes(seconds: float, budget_s: float = HANGS) -> bool:
     return SLOWER * seconds < budget_s
 
 
-class Parts:
-    """What a replica of Ranking asks, each part as slow as it is told."""
+class SlowHop:
+    """A way to another process whose answer takes so many seconds."""
+
+    def __init__(self, seconds: float, answer: Callable[[Batch], Any]) -> None:
+        self._seconds, self._answer = seconds, answer
+
+    def wait(self, turns: None, within_s: float, batch: Batch, *_: Any) -> Any:
+        """As Hop."""
+        assert turns is None
+        if not takes(self._seconds, within_s):
+            raise TimeoutError
+        return self._answer(batch)
+
+    async def __call__(self, batch: Batch, *_: Any) -> Any:
+        """As Hop."""
+        await asyncio.sleep(SLOWER * self._seconds)
+        return self._answer(batch)
+
+
+class Scores:
+    """As LocalScores: features of elsewhere, defaults without them, then ranking."""
 
     def __init__(self, slow: Slow) -> None:
         self._slow = slow
-
-    def run(self, batch: Batch, pins: Pins, kinds: Sequence[str] | None = None) -> Batch:
-        """As RemoteRetrieval."""
-        assert isinstance(pins, Pins)
-        assert kinds is not None
-        if not takes(self._slow.retrieval, left_of(BUDGETS.retrieval_ms / 1000)):
-            raise TimeoutError
-        return found(batch)
+        self._features = RemoteFeatures(
+            cast(Any, SlowHop(slow.features, lambda _: None)), cast(Any, None), BUDGETS.features_ms
+        )
 
     def scored(self, call: RankCall, baton: Baton, legs: int) -> Batch:
-        """As LocalScores over RemoteFeatures."""
-        whole = takes(self._slow.features, left_of(stretched(BUDGETS.features_ms / 1000, len(call.batch))))
+        """As LocalScores, in retrieval's order."""
+        batch = call.batch
+        try:
+            self._features.run(batch, call.pins)
+        except TimeoutError:
+            batch = flagged(batch, StageBit.features)
         baton.past(legs + 1)
-        root = int(call.batch.requests["surface"][0]) == Surface.widgets
+        root = int(batch.requests["surface"][0]) == Surface.widgets
         takes(self._slow.root if root else self._slow.lists)
-        return unranked(call.batch if whole else flagged(call.batch, StageBit.features), call.page)
+        return unranked(batch, call.page)
 
 
 def found(batch: Batch) -> Batch:
@@ -106,11 +124,16 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     return made
 
 
+def state_of(shop: Shop, page: PageAsk) -> UserState:
+    return shop.ledger.read(users_of([page.root])).state
+
+
 def asked(shop: Shop, slow: Slow, waited_s: float) -> dict[str, Any]:
     """The answer to a page that had waited so long, by the usual budgets."""
     library = cast(Library, SimpleNamespace(seq=0, learn=lambda _: None, edition=lambda _: shop.edition))
-    parts = Parts(slow)
-    trips = Trips(parts, cast(LocalScores, parts), library)
+    find = SlowHop(slow.retrieval, lambda batch: news(batch, found(batch)))
+    retrieval = RemoteRetrieval(cast(Any, find), cast(Any, None), BUDGETS.retrieval_ms)
+    trips = Trips(retrieval, cast(LocalScores, Scores(slow)), library)
 
     def ranked(call: RankCall | PageTrip) -> Any:
         if isinstance(call, RankCall):
@@ -123,13 +146,14 @@ def asked(shop: Shop, slow: Slow, waited_s: float) -> dict[str, Any]:
 
     async def answer(pool: ThreadPoolExecutor) -> dict[str, Any]:
         loop, stages = asyncio.get_running_loop(), object.__new__(RemoteStages)
-        stages._library = library
+        stages._library, stages._retrieve = library, cast(Any, find)
         stages._rank = cast(Any, lambda call: loop.run_in_executor(pool, ranked, pickle.loads(pickle.dumps(call, 5))))
         made = Recommender(
             library, cast(Stages, stages), live, shop.journal, pool, BUDGETS, recents_kept=5, log_rate=1.0
         )  # fmt: skip
+        page = PageAsk(Ask(Surface.widgets, 7, NOW, NOW + 1, "ann", slots=3), 2)
+        made.requests([page.root], shop.edition, Known(shop.ledger.recents(users_of([page.root])), state_of(shop, page)))
         with leaving_by(loop.time() + BUDGETS.request_ms / 1000 - SLOWER * waited_s):
-            page = PageAsk(Ask(Surface.widgets, 7, NOW, NOW + 1, "ann", slots=3), 2)
             [one] = await Pages(made).pages([page], ListsOptions("r", "p", explain=False, log=False))
         return one
 
@@ -145,8 +169,11 @@ def asked(shop: Shop, slow: Slow, waited_s: float) -> dict[str, Any]:
         (Slow(root=0.05, retrieval=0.05, lists=0.1), 0.25, []),
         (Slow(retrieval=HANGS), 0.0, ["retrieval"]),
         (Slow(retrieval=HANGS), 0.25, ["retrieval"]),
+        (Slow(retrieval=HANGS), 0.35, ["retrieval"]),
         (Slow(features=HANGS), 0.0, ["features"]),
         (Slow(features=HANGS), 0.25, ["features"]),
+        (Slow(features=HANGS, lists=0.06), 0.35, ["features"]),
+        (Slow(root=0.9), 0.0, ["ranking"]),
     ],
     ids=str,
 )

@@ -197,3 +197,24 @@ def test_lines_of_a_rush_are_hung_up_when_it_is_over(monkeypatch: pytest.MonkeyP
         server.close()
 
     _run(main)
+
+
+def test_one_that_is_called_by_threads_alone_is_seen_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle line of the event loop tells, however long nobody needs it."""
+    now = 100.0
+    monkeypatch.setattr(nearby_module, "monotonic_s", lambda: now)
+
+    async def main() -> None:
+        nonlocal now
+        server = _server()
+        nearby = _calling_ranking(server)
+        one = _chosen(nearby)
+        for _ in range(4):
+            assert await asyncio.to_thread(one.wait, 10.0, "run", 2) == 4
+            now += 5.0
+            nearby.learn({"ranking": (server.address,)})
+        await asyncio.to_thread(server.retire)
+        while not one.gone:
+            await asyncio.sleep(0)
+
+    _run(main)
