@@ -45,8 +45,7 @@ class Pages:
         given = given_widgets(batch, edition.release.catalogue, edition.view.overlay, [None] * len(asks))
         slots = np.array([ask.items for ask in asks], np.int32)
         fill = PageFill(slots, [tuple(root.categories) for root in roots], quality)
-        page, filled = await recommender.page(given, pins, edition, options, fill)
-        shelves = Shelves.of(page.batch)
+        page, filled, shelves = await recommender.page(given, pins, edition, options, fill)
         return [self._answer(ask, row, page, filled, shelves) for row, ask in enumerate(asks)]
 
     @staticmethod

@@ -132,15 +132,15 @@ class Recommender:
 
     async def page(
         self, given: Batch, pins: Pins, edition: Edition, options: ListsOptions, fill: PageFill
-    ) -> tuple[Lists, Lists | None]:
-        """What is `given` ranked, and the lists of what is shown then (None: nothing is). Fall-backs as of `rank` and
-        `listed`."""
+    ) -> tuple[Lists, Lists | None, Shelves]:
+        """What is `given` ranked, the lists of what is shown then (None: nothing is), and where they stand. Fall-backs as of
+        `rank` and `listed`."""
         times = self._times()
         trip = PageTrip(RankCall(given, pins, options.explain, options.log), fill, times.wait_s)
         ranked, filled = await self._page(trip, times, edition)
-        cold = given.requests["cold"]
+        cold, shelves = given.requests["cold"], Shelves.of(ranked)
         page = self._lists(ranked, cold, pins)
-        return page, None if filled is None else self._lists(filled, cold[Shelves.of(ranked).page], pins)
+        return page, None if filled is None else self._lists(filled, cold[shelves.page], pins), shelves
 
     async def _page(self, trip: PageTrip, times: TripTimes, edition: Edition) -> tuple[Batch, Batch | None]:
         if not self._has_models(trip.root.batch, edition) or Surface.gateway.name not in edition.held.heads:
