@@ -73,10 +73,12 @@ class SqliteLedger:
         read_only: bool = False,
         timeout_s: float = 10.0,
         checkpoint_rows: int = 250_000,
+        checkpoint_s: float = 60.0,
     ) -> None:
         self.settings = settings or LedgerSettings()
         self.durability = durability
-        self._path, self._read_only, self._checkpoint_rows = Path(path), read_only, checkpoint_rows
+        self._path, self._read_only = Path(path), read_only
+        self._checkpoint_rows, self._checkpoint_s = checkpoint_rows, checkpoint_s
         self._lock = threading.RLock()
         if not read_only:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +103,7 @@ class SqliteLedger:
             self._names_kept = shelves.load_names(connection, self._table)
             self._index, self._journal = DecisionIndex(), JournalReader()
             self._events = EventIds(self.settings.event_horizon_us)
-            self._checkpoint = Checkpoint(self._table, self._index, self._checkpoint_rows)
+            self._checkpoint = Checkpoint(self._table, self._index, self._checkpoint_rows, self._checkpoint_s)
             self._checkpoint.reached = meta.get("checkpoint", 0)
             contained = load_users(connection, self._table, self._path)
             progress = replay(connection, self._table, self._index, self._events, self._checkpoint, contained)

@@ -8,6 +8,8 @@ between loses nothing: rows say which journal position they contain, and later b
 from __future__ import annotations
 
 import sqlite3
+import time
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +30,19 @@ _PUT_PLACE = "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?)"
 class Checkpoint:
     """The current round, and which rows the next one must write."""
 
-    def __init__(self, table: UserTable, index: DecisionIndex, every_rows: int) -> None:
-        self._table, self._index, self._every = table, index, every_rows
+    def __init__(
+        self,
+        table: UserTable,
+        index: DecisionIndex,
+        every_rows: int,
+        every_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """A round begins once `every_rows` changes wait, or the first of them has waited for `every_s`: what waits is in
+        memory, and a start replays it."""
+        self._table, self._index, self._every, self._every_s, self._clock = table, index, every_rows, every_s, clock
         self._dirty = np.zeros(0, np.bool_)
-        self._since = 0
+        self._since, self._since_when = 0, 0.0
         self._users: I64 = np.zeros(0, np.int64)
         self._places = index.begin_flush()
         self._target = 0
@@ -45,6 +56,8 @@ class Checkpoint:
             grown[: len(self._dirty)] = self._dirty
             self._dirty = grown
         self._dirty[rows] = True
+        if self._since == 0:
+            self._since_when = self._clock()
         self._since += len(rows)
 
     def written(self, rows: I64) -> None:
@@ -57,7 +70,7 @@ class Checkpoint:
         seq: the newest journal position. horizons: commit blocks, and event ids, older than these may go.
         """
         if not self._running:
-            if self._since == 0 or not (idle or self._since >= self._every):
+            if self._since == 0 or not (idle or self._due()):
                 return False
             self._begin(seq)
         connection.execute("BEGIN")
@@ -65,6 +78,9 @@ class Checkpoint:
         connection.execute("COMMIT")
         # A round that ends while nobody waits is followed by the next: a ledger that closes is then wholly in its tables.
         return self._running or (idle and self._since > 0)
+
+    def _due(self) -> bool:
+        return self._since >= self._every or self._clock() - self._since_when >= self._every_s
 
     def _begin(self, seq: int) -> None:
         rows = np.flatnonzero(self._dirty)

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ import pytest
 from serve_app.errors import DamagedArtifact, LedgerUnavailable, NotReady, OutcomeUnknown
 from serve_app.ledger.protocol import LedgerSettings, UserChanges
 from serve_app.ledger.sqlite import SqliteLedger
+from serve_app.ledger.sqlite_checkpoint import Checkpoint
+from serve_app.ledger.sqlite_file import to_user
+from serve_app.ledger.sqlite_index import DecisionIndex
+from serve_app.ledger.table import UserTable
 from tests.unit.ledger_support import DAY, NOW, commit_one, plan, real_record, u64
 
 
@@ -186,6 +191,30 @@ def test_tables_follow_the_journal_and_a_start_needs_no_replay(tmp_path: Path) -
     assert ledger.recents(u64(3)).items.tolist() == [8]
     assert ledger.check() == []
     ledger.close()
+
+
+def test_what_changed_is_in_the_tables_in_time_though_few_rows_change_and_it_never_rests() -> None:
+    connection, now = sqlite3.connect(":memory:", isolation_level=None), [100.0]
+    connection.executescript(resources.files("serve_app.ledger").joinpath("sqlite_schema.sql").read_text("utf-8"))
+    table, index = UserTable(LedgerSettings()), DecisionIndex()
+    checkpoint = Checkpoint(table, index, every_rows=1_000, every_s=60.0, clock=lambda: now[0])
+
+    def in_tables_after_a_change_at(at: float) -> list[int]:
+        now[0] = at
+        user, places = u64(int(at)), np.zeros(1, np.int64)
+        checkpoint.touch(table.rows_for(user))
+        index.add(user, user, places, seq=int(at), keys=[b"k%d" % int(at)], digests=[b"d"])
+        while checkpoint.step(connection, int(at), (0, 0), idle=False):
+            pass
+        return [to_user(key) for (key,) in connection.execute("SELECT key FROM users ORDER BY key")]
+
+    assert in_tables_after_a_change_at(100.0) == []
+    assert in_tables_after_a_change_at(159.0) == []
+    assert in_tables_after_a_change_at(160.0) == [100, 159, 160]
+    assert connection.execute("SELECT count(*) FROM decisions").fetchone() == (3,)
+    assert (index._keys, index._fresh.count, index._flushing.count) == ({}, 0, 0)
+    assert in_tables_after_a_change_at(161.0) == [100, 159, 160]
+    assert in_tables_after_a_change_at(221.0) == [100, 159, 160, 161, 221]
 
 
 def test_acknowledged_blocks_go_after_the_key_horizon(tmp_path: Path) -> None:
