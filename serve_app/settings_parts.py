@@ -84,7 +84,7 @@ class JournalSettings(Group):
 
     durability: Literal["process", "disk"] = "process"
     """`process` survives `kill -9` of the writer; `disk` also fsyncs (group commit) and survives power loss."""
-    segment_bytes: int = Field(64 * 1024 * 1024, ge=64 * 1024, le=4 * 1024 * 1024 * 1024)
+    segment_bytes: int = Field(16 * 1024 * 1024, ge=64 * 1024, le=4 * 1024 * 1024 * 1024)
     """Size at which a journal file is closed and the next one begun."""
     upkeep_s: float = Field(300, ge=0, le=86_400)
     """Pause between runs that compact the journal, copy decision records into the log, forget erased users and take the

@@ -106,7 +106,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, durability: Durability,
         connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'disk' else 'NORMAL'}")
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute("PRAGMA wal_autocheckpoint = 8000")
-    connection.execute("PRAGMA cache_size = -65536")
+    connection.execute("PRAGMA cache_size = -16384")  # KB: users are in memory, rounds go through the tables in key order
     connection.execute("PRAGMA temp_store = MEMORY")
     application, schema = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
     if (application, schema) == (0, 0) and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:

@@ -32,7 +32,7 @@ from serve_app.log.snapshot import journal_folder, sync_folder
 __all__ = ["Durability", "Journal", "JournalRead", "journal_files", "living_writers", "read_journal"]
 
 Durability = Literal["process", "disk"]
-_DEFAULT_FILE_BYTES = 64 << 20
+_DEFAULT_FILE_BYTES = 16 << 20
 _RUN_BYTES = 4 << 20  # eight times that unpacked, and twice while it is joined
 
 

@@ -64,12 +64,17 @@ def node_switches(settings: Settings, folder: Path) -> dict[str, str]:
 
 
 def _allocation() -> dict[str, str]:
-    """glibc's allocator (mallopt(3)): memory of a micro-batch's matrices is kept for the next, up to 32 MB a thread. By
-    default much of it goes back to the system each time and is fetched again page by page: 100 faults a gateway page."""
+    """glibc's allocator (mallopt(3)). Memory of a micro-batch's matrices is kept for the next, up to 32 MB an arena: by
+    default much of it goes back to the system each time and is fetched again page by page, 100 faults a gateway page. Two
+    arenas, not eight a core: the threads of a replica take turns anyway, and each arena keeps the holes of its own threads,
+    which grew for as long as a server ran. Arrow's memory comes from there too: its own allocator keeps what a thread freed
+    until that thread asks again, and the worker's upkeep (hundreds of MB every few minutes) cannot give it back."""
     return {
+        "MALLOC_ARENA_MAX": "2",
         "MALLOC_TRIM_THRESHOLD_": str(32 << 20),
         "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
         "MALLOC_TOP_PAD_": str(1 << 20),
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
     }
 
 
