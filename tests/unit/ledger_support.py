@@ -21,13 +21,15 @@ from redis.exceptions import RedisError
 
 from serve_app.batch import Batch, lengths_to_offsets
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan, CommitResult, Ledger, LedgerSettings
+from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan, CommitResult, CommitStatus, Ledger, LedgerSettings
 from serve_app.ledger.record import pack_records
 from serve_app.ledger.redis import RedisLedger
 from serve_app.ledger.sqlite import SqliteLedger
 
 NOW = 1_790_000_000_000_000
 DAY = 86_400_000_000
+KEY, OTHER_KEY = b"k" * 16, b"o" * 16
+BODY, OTHER_BODY = b"b" * 16, b"c" * 16
 
 
 def u64(*values: int) -> np.ndarray:
@@ -193,3 +195,15 @@ def redis_cluster_backend(folder: Path) -> Iterator[Backend]:
     finally:
         for server in servers:
             server.kill()
+
+
+def reopened(backend: Backend, ledger: Ledger, settings: LedgerSettings | None = None) -> Ledger:
+    """What the next process sees of a ledger."""
+    if not backend.persistent:
+        pytest.skip("the memory ledger ends with its process")
+    ledger.close()
+    return backend.open(settings)
+
+
+def status_of(result: CommitResult) -> list[str]:
+    return [CommitStatus(value).name for value in result.status]
