@@ -32,8 +32,9 @@ from rich.table import Table
 from loadtests.hardware import hardware
 from loadtests.redis_servers import redis_cluster, redis_server
 from serve_app.batch import lengths_to_offsets
+from serve_app.ledger.columns import HISTORY_DTYPE, CommitPlan, CommitStatus, UserState
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan, CommitStatus, Ledger, UserState
+from serve_app.ledger.protocol import Ledger
 from serve_app.ledger.redis import RedisLedger
 from serve_app.ledger.sqlite import SqliteLedger
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from serve_app.ledger.cap_audit import CapRule, find_overgrants
+from serve_app.ledger.columns import Histories, HistoryFlag, LedgerView
 from serve_app.ledger.opening import open_ledger
-from serve_app.ledger.protocol import Histories, HistoryFlag, Ledger, LedgerView
+from serve_app.ledger.protocol import Ledger
 from serve_app.log.journal import read_journal
 from serve_app.vocabulary import MessageClass
 

@@ -24,8 +24,9 @@ import yaml
 from serve_app.batch import lengths_to_offsets
 from serve_app.catalogue import Catalogue, read_catalogue, table_of, write_catalogue
 from serve_app.ids import hash_ids
+from serve_app.ledger.columns import HISTORY_DTYPE, CommitPlan, UserState
 from serve_app.ledger.opening import open_ledger
-from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan, Ledger, UserState
+from serve_app.ledger.protocol import Ledger
 from serve_app.ledger.seeding import last_states
 from serve_app.policies import promote_policy, store_policy
 from serve_app.policy.document import DEFAULT_POLICY, PolicyDocument, parse_policy

@@ -18,8 +18,9 @@ from serve_app.campaigns import CampaignTable, notification_candidates, parse_ca
 from serve_app.catalogue import read_catalogue
 from serve_app.decide import decide
 from serve_app.ids import hash_ids
+from serve_app.ledger.columns import HISTORY_DTYPE, Histories, UserState
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import HISTORY_DTYPE, Histories, LedgerSettings, UserState
+from serve_app.ledger.protocol import LedgerSettings
 from serve_app.policy.compile import CompiledPolicy, compile_policy
 from serve_app.policy.gates import GATES, HistoryView
 from serve_app.policy.zones import local_day

@@ -20,7 +20,7 @@ import pyarrow as pa
 from serve_app.batch import Batch, Columns
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.ids import hash_id
-from serve_app.ledger.protocol import Histories
+from serve_app.ledger.columns import Histories
 from serve_app.log.assigned import assigned_columns
 from serve_app.log.fingerprint import code_version, fingerprint
 from serve_app.log.journal import Journal

@@ -20,15 +20,8 @@ import numpy.typing as npt
 
 from serve_app.batch import Batch
 from serve_app.errors import InvalidInput, LedgerUnavailable, OutcomeUnknown
-from serve_app.ledger.protocol import (
-    NEVER_KNOWN,
-    CommitStatus,
-    Histories,
-    HistoryFlag,
-    Ledger,
-    LedgerView,
-    UserState,
-)
+from serve_app.ledger.columns import NEVER_KNOWN, CommitStatus, Histories, HistoryFlag, LedgerView, UserState
+from serve_app.ledger.protocol import Ledger
 from serve_app.stages.decision import Decision
 from serve_app.stages.decision.plan import commit_plan, history_entries, must_be_written
 from serve_app.stages.stage import Context

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from serve_app.ledger.protocol import LedgerView
+    from serve_app.ledger.columns import LedgerView
 
 __all__ = ["register"]
 
@@ -100,7 +100,7 @@ def _channels(bits: int) -> str:
 def _history(view: LedgerView, last: int) -> Table:
     from rich.table import Table
 
-    from serve_app.ledger.protocol import HistoryFlag
+    from serve_app.ledger.columns import HistoryFlag
     from serve_app.vocabulary import Channel, MessageClass
 
     entries = view.histories.entries

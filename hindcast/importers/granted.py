@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from serve_app.batch import Batch, Columns, lengths_to_offsets
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
-from serve_app.ledger.protocol import HISTORY_DTYPE, Histories
+from serve_app.ledger.columns import HISTORY_DTYPE, Histories
 from serve_app.log.fingerprint import code_version, fingerprint
 from serve_app.log.rows import EntityHashes, rows_from_batch
 from serve_app.policy.compile import compile_policy

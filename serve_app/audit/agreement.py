@@ -15,7 +15,7 @@ from serve_app.audit.findings import AuditReport
 from serve_app.audit.ledger_side import LedgerSide
 from serve_app.audit.log_side import LogSide
 from serve_app.ids import decision_id_text
-from serve_app.ledger.protocol import LedgerView
+from serve_app.ledger.columns import LedgerView
 from serve_app.vocabulary import Action, Delivery, EventType, StageBit
 
 __all__ = ["Ours", "check_agreement", "ours_of"]

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.clock import now_us
+from serve_app.ledger.columns import Histories, LedgerView, UserState
 from serve_app.ledger.opening import ledger_path
-from serve_app.ledger.protocol import Histories, Ledger, LedgerView, UserState
+from serve_app.ledger.protocol import Ledger
 from serve_app.ledger.redis import RedisLedger
 from serve_app.ledger.sqlite import SqliteLedger
 from serve_app.ledger.sqlite_glance import glance_outbox, glance_pending

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from serve_app.batch import Batch, Ragged
 from serve_app.ids import hash_id, hash_ids
-from serve_app.ledger.protocol import Recents, UserState
+from serve_app.ledger.columns import Recents, UserState
 from serve_app.policy.assign import assign
 from serve_app.policy.zones import local_second_of_day
 from serve_app.regions import region_index

@@ -41,7 +41,7 @@ from serve_app.ingress.schemas_notify import (
 )
 from serve_app.ingress.stored import stored_decision, told
 from serve_app.ingress.throttle import Throttle, throttled
-from serve_app.ledger.protocol import LedgerView
+from serve_app.ledger.columns import LedgerView
 from serve_app.serving.deciding import DecideCall
 from serve_app.serving.editions import edition_with_changes, look
 from serve_app.serving.library import Edition, Library, Pins

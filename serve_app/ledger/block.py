@@ -20,7 +20,7 @@ import xxhash
 
 from serve_app.batch import lengths_to_offsets
 from serve_app.errors import DamagedArtifact
-from serve_app.ledger.protocol import HISTORY_DTYPE
+from serve_app.ledger.columns import HISTORY_DTYPE
 from serve_app.ledger.records import Records
 
 __all__ = ["checksum", "decode_block", "encode_block"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from serve_app.ledger.protocol import HistoryFlag, LedgerView
+from serve_app.ledger.columns import HistoryFlag, LedgerView
 
 __all__ = ["CapRule", "find_overgrants"]
 

@@ -10,25 +10,20 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.ledger.columns import CommitPlan, CommitResult, CommitStatus, LedgerView, Recents, UserState
 from serve_app.ledger.hashing import EventIds
 from serve_app.ledger.plans import check_plan, require_distinct, select_entries, value_at
 from serve_app.ledger.protocol import (
     CampaignRow,
     CatalogueChange,
-    CommitPlan,
-    CommitResult,
-    CommitStatus,
     Consent,
     Deferral,
     LedgerSettings,
-    LedgerView,
     OutboxItem,
     QueueDepths,
-    Recents,
     StoredRecord,
     UserChanges,
     UserRecord,
-    UserState,
 )
 from serve_app.ledger.shelves import CatalogueShelf, DeferralShelf, OutboxShelf
 from serve_app.ledger.table import UserTable

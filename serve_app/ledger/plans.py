@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from serve_app.batch import lengths_to_offsets
 from serve_app.errors import InvalidInput
-from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan
+from serve_app.ledger.columns import HISTORY_DTYPE, CommitPlan
 
 __all__ = ["check_plan", "require_distinct", "select_entries", "value_at"]
 

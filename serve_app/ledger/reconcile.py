@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve_app.errors import OutcomeUnknown
-from serve_app.ledger.protocol import HISTORY_DTYPE, NEVER_KNOWN, HistoryFlag, UserState
+from serve_app.ledger.columns import HISTORY_DTYPE, NEVER_KNOWN, HistoryFlag, UserState
 from serve_app.ledger.redis import RedisLedger
 from serve_app.ledger.redis_keys import BUCKETS_PER_SHARD, command, shard_of, user_key
 from serve_app.ledger.redis_rows import ENTRIES_AT, pack_states, skipped_of

@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.ledger.protocol import LedgerSettings, LedgerView
+from serve_app.ledger.columns import LedgerView
+from serve_app.ledger.protocol import LedgerSettings
 from serve_app.ledger.redis_events import RedisCatalogue, RedisEvents
 from serve_app.ledger.redis_keys import BUCKETS_PER_SHARD, META_KEYS, SHARDS, command
 from serve_app.ledger.redis_queues import RedisQueues

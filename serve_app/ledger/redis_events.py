@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from serve_app.batch import lengths_to_offsets
 from serve_app.errors import LedgerUnavailable
-from serve_app.ledger.protocol import CampaignRow, CatalogueChange, Recents
+from serve_app.ledger.columns import Recents
+from serve_app.ledger.protocol import CampaignRow, CatalogueChange
 from serve_app.ledger.redis_keys import Command, Script, command, shard_of, shards_of, user_key
 from serve_app.ledger.redis_store import RedisStore
 from serve_app.ledger.redis_wire import checked

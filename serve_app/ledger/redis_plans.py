@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan, LedgerSettings
+from serve_app.ledger.columns import HISTORY_DTYPE, CommitPlan
+from serve_app.ledger.protocol import LedgerSettings
 from serve_app.ledger.redis_keys import META_KEYS, Command, Script, key_of, shards_of
 
 __all__ = ["GROUP", "Answered", "Piece", "answered", "commit_pieces", "in_pieces"]

@@ -13,13 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.ledger.protocol import (
-    OUTBOX_BURIED,
-    Deferral,
-    OutboxItem,
-    QueueDepths,
-    StoredRecord,
-)
+from serve_app.ledger.protocol import OUTBOX_BURIED, Deferral, OutboxItem, QueueDepths, StoredRecord
 from serve_app.ledger.redis_keys import META_KEYS, SHARDS, Command, command, key_of, shard_of
 from serve_app.ledger.redis_store import RedisStore
 from serve_app.ledger.redis_wire import checked

@@ -19,14 +19,8 @@ from serve_app.batch import lengths_to_offsets
 from serve_app.errors import DamagedArtifact
 from serve_app.ids import hash_id
 from serve_app.kernels import kernel
-from serve_app.ledger.protocol import (
-    HISTORY_DTYPE,
-    NEVER_KNOWN,
-    Consent,
-    Histories,
-    LedgerView,
-    UserState,
-)
+from serve_app.ledger.columns import HISTORY_DTYPE, NEVER_KNOWN, Histories, LedgerView, UserState
+from serve_app.ledger.protocol import Consent
 from serve_app.policy.tzif import zone_names
 from serve_app.policy.zones import zone_index
 from serve_app.regions import region_index

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.errors import LedgerUnavailable, OutcomeUnknown
-from serve_app.ledger.protocol import CommitStatus, LedgerSettings
+from serve_app.ledger.columns import CommitStatus
+from serve_app.ledger.protocol import LedgerSettings
 from serve_app.ledger.redis_keys import CATALOGUE, META_KEYS, SHARDS, Command, Script, command
 from serve_app.ledger.redis_plans import Piece, answered
 from serve_app.ledger.redis_wire import Wire, checked

@@ -10,18 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.errors import LedgerUnavailable, OutcomeUnknown
+from serve_app.ledger.columns import HISTORY_DTYPE, CommitPlan, CommitResult, CommitStatus, LedgerView, UserState
 from serve_app.ledger.names import region_names, zone_names
 from serve_app.ledger.plans import check_plan, require_distinct
-from serve_app.ledger.protocol import (
-    HISTORY_DTYPE,
-    CommitPlan,
-    CommitResult,
-    CommitStatus,
-    LedgerView,
-    UserChanges,
-    UserRecord,
-    UserState,
-)
+from serve_app.ledger.protocol import UserChanges, UserRecord
 from serve_app.ledger.redis_keys import META_KEYS, row_gets, shard_of, shards_of
 from serve_app.ledger.redis_plans import commit_pieces, in_pieces
 from serve_app.ledger.redis_puts import Put, put_pieces

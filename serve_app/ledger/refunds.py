@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.kernels import kernel
-from serve_app.ledger.protocol import HistoryFlag
+from serve_app.ledger.columns import HistoryFlag
 
 __all__ = ["flag_refunded", "is_refunded", "refund_entries"]
 

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serve_app.ledger.protocol import Ledger, UserState
+from serve_app.ledger.columns import UserState
+from serve_app.ledger.protocol import Ledger
 from serve_app.log.places import region_indices, zone_indices
 from serve_app.log.reader import read_log
 from serve_app.vocabulary import Surface

@@ -22,25 +22,20 @@ import numpy.typing as npt
 from serve_app.errors import InvalidInput, LedgerUnavailable
 from serve_app.ledger import sqlite_shelves as shelves
 from serve_app.ledger.block import checksum, encode_block
+from serve_app.ledger.columns import CommitPlan, CommitResult, CommitStatus, LedgerView, Recents, UserState
 from serve_app.ledger.group_commit import GroupCommit
 from serve_app.ledger.hashing import EventIds
 from serve_app.ledger.plans import check_plan, require_distinct, select_entries, value_at
 from serve_app.ledger.protocol import (
     CampaignRow,
     CatalogueChange,
-    CommitPlan,
-    CommitResult,
-    CommitStatus,
     Deferral,
     LedgerSettings,
-    LedgerView,
     OutboxItem,
     QueueDepths,
-    Recents,
     StoredRecord,
     UserChanges,
     UserRecord,
-    UserState,
 )
 from serve_app.ledger.records import Records
 from serve_app.ledger.sqlite_audit import audit_file

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from serve_app.batch import lengths_to_offsets
 from serve_app.errors import DamagedArtifact, NotReady
 from serve_app.ledger.block import checksum
-from serve_app.ledger.protocol import HISTORY_DTYPE, Histories
+from serve_app.ledger.columns import HISTORY_DTYPE, Histories
 from serve_app.ledger.table import RECENT_DTYPE, STATE_DTYPE, UserTable
 
 __all__ = ["Durability", "OwnerLock", "connect", "load_users", "to_key", "to_keys", "to_user", "to_users", "user_rows"]

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.errors import DamagedArtifact
+from serve_app.ledger.columns import CommitPlan
 from serve_app.ledger.protocol import (
     OUTBOX_BURIED,
     CampaignRow,
     CatalogueChange,
-    CommitPlan,
     Consent,
     Deferral,
     OutboxItem,

@@ -14,20 +14,10 @@ import numpy.typing as npt
 from serve_app.batch import lengths_to_offsets
 from serve_app.errors import InvalidInput
 from serve_app.ledger.arena import Arena
+from serve_app.ledger.columns import HISTORY_DTYPE, NEVER_KNOWN, Histories, LedgerView, Recents, UserState
 from serve_app.ledger.hashing import RowIndex
 from serve_app.ledger.names import NameTable, region_names, zone_names
-from serve_app.ledger.protocol import (
-    HISTORY_DTYPE,
-    NEVER_KNOWN,
-    Consent,
-    Histories,
-    LedgerSettings,
-    LedgerView,
-    Recents,
-    UserChanges,
-    UserRecord,
-    UserState,
-)
+from serve_app.ledger.protocol import Consent, LedgerSettings, UserChanges, UserRecord
 from serve_app.ledger.refunds import refund_entries
 
 __all__ = [

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pyarrow as pa
 
-from serve_app.ledger.protocol import HISTORY_DTYPE, Histories, LedgerView
+from serve_app.ledger.columns import HISTORY_DTYPE, Histories, LedgerView
 from serve_app.log.filling import fill
 from serve_app.log.schema import TABLES
 from serve_app.log.snapshot import load_snapshot

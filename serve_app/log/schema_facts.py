@@ -54,7 +54,7 @@ LEDGER_SNAPSHOT = schema_of(
     column("taken_at", I64, "when the state was read; entries after as_of are left out"),
     column("version", I64, "ledger version at taken_at"),
     column("known_since", I64, "entries at or before this time may have been dropped; lowest i64: none was"),
-    column("sends", SENDS, "factual history entries, version order (serve_app.ledger.protocol.HISTORY_DTYPE)"),
+    column("sends", SENDS, "factual history entries, version order (serve_app.ledger.columns.HISTORY_DTYPE)"),
     column("shadow_sends", SENDS, "ghosts of each holdout, version order"),
 )
 

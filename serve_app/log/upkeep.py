@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serve_app.ledger.protocol import LedgerView
+from serve_app.ledger.columns import LedgerView
 from serve_app.log.compaction import CompactionResult, compact
 from serve_app.log.copying import CopyResult, RecordSource, copy_records
 from serve_app.log.forgetting import forget, overwrite_consumed

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from serve_app.catalogue import SCHEMAS
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.ids import hash_id
-from serve_app.ledger.protocol import Ledger, LedgerView, UserState
+from serve_app.ledger.columns import LedgerView, UserState
+from serve_app.ledger.protocol import Ledger
 from serve_app.policy.zones import zone_name
 from serve_app.regions import region_name
 from serve_app.segments.events import DayEvents, EventHistory

@@ -15,8 +15,9 @@ from serve_app.batch import Batch
 from serve_app.clock import monotonic_s
 from serve_app.decide import DecidedBatch, DecideStatus, decide
 from serve_app.errors import HindcastError, LedgerUnavailable, NotReady, OutcomeUnknown
+from serve_app.ledger.columns import LedgerView
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import Ledger, LedgerView
+from serve_app.ledger.protocol import Ledger
 from serve_app.log.fingerprint import code_version, fingerprint
 from serve_app.serving import faults, scope
 from serve_app.serving.budgets import stretched

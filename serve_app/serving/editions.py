@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.errors import LedgerUnavailable
-from serve_app.ledger.protocol import LedgerView
+from serve_app.ledger.columns import LedgerView
 from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.owner import LiveAnswer, Look
 

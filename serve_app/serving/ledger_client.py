@@ -14,21 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.errors import HindcastError, LedgerUnavailable, OutcomeUnknown
+from serve_app.ledger.columns import CommitPlan, CommitResult, LedgerView, Recents, UserState
 from serve_app.ledger.protocol import (
     CampaignRow,
     CatalogueChange,
-    CommitPlan,
-    CommitResult,
     Deferral,
     LedgerSettings,
-    LedgerView,
     OutboxItem,
     QueueDepths,
-    Recents,
     StoredRecord,
     UserChanges,
     UserRecord,
-    UserState,
 )
 from serve_app.serving.lost import own_error
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch
-from serve_app.ledger.protocol import Histories, LedgerView
+from serve_app.ledger.columns import Histories, LedgerView
 from serve_app.noise import hash_key, salt_of, uniform
 from serve_app.policy.gates import GATES, HistoryView
 from serve_app.serving.asking import notification_requests

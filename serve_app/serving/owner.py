@@ -18,17 +18,8 @@ import numpy.typing as npt
 
 from serve_app.clock import now_us
 from serve_app.errors import InvalidInput
-from serve_app.ledger.protocol import (
-    CatalogueChange,
-    Consent,
-    Ledger,
-    LedgerView,
-    PromptLedger,
-    Recents,
-    UserChanges,
-    UserRecord,
-    UserState,
-)
+from serve_app.ledger.columns import LedgerView, Recents, UserState
+from serve_app.ledger.protocol import CatalogueChange, Consent, Ledger, PromptLedger, UserChanges, UserRecord
 from serve_app.serving import faults
 from serve_app.serving.board import Board, Kind, Orders, Report
 from serve_app.serving.snapshot_pages import SnapshotPages

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Iterator
 
 from serve_app.errors import LedgerUnavailable
-from serve_app.ledger.protocol import Ledger, LedgerView
+from serve_app.ledger.columns import LedgerView
+from serve_app.ledger.protocol import Ledger
 
 __all__ = ["SnapshotPages"]
 

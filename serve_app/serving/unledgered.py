@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from serve_app.batch import Batch
 from serve_app.decide import DecidedBatch, DecideStatus
-from serve_app.ledger.protocol import Histories
+from serve_app.ledger.columns import Histories
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.gates import GATE_NAMES
 from serve_app.stages.decision import Decision

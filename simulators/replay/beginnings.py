@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import lengths_to_offsets
-from serve_app.ledger.protocol import HISTORY_DTYPE, Histories
+from serve_app.ledger.columns import HISTORY_DTYPE, Histories
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.zones import local_day
 from simulators.replay.opportunities import Opportunities

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch, lengths_to_offsets
-from serve_app.ledger.protocol import Histories, LedgerSettings
+from serve_app.ledger.columns import Histories
+from serve_app.ledger.protocol import LedgerSettings
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.stages.decision import Decision
 from serve_app.stages.decision.plan import history_entries

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from serve_app.kernels import kernel
 from serve_app.ledger.arena import Arena
-from serve_app.ledger.protocol import HISTORY_DTYPE, Histories
+from serve_app.ledger.columns import HISTORY_DTYPE, Histories
 from serve_app.ledger.refunds import flag_refunded, is_refunded
 
 __all__ = ["Failures", "UserHistories"]

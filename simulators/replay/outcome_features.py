@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.kernels import kernel
-from serve_app.ledger.protocol import Histories
+from serve_app.ledger.columns import Histories
 from serve_app.policy.zones import local_second_of_day
 from serve_app.vocabulary import Channel, MessageClass
 from simulators.replay.opportunities import Opportunities

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from serve_app.batch import Batch, lengths_to_offsets
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
 from serve_app.errors import DamagedArtifact
-from serve_app.ledger.protocol import HISTORY_DTYPE, Histories
+from serve_app.ledger.columns import HISTORY_DTYPE, Histories
 from serve_app.log.places import region_indices, zone_indices
 from serve_app.log.schema import TABLES
 from serve_app.policy.zones import UNKNOWN_ZONE, zone_name

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve_app.batch import lengths_to_offsets
-from serve_app.ledger.protocol import HISTORY_DTYPE, Histories
+from serve_app.ledger.columns import HISTORY_DTYPE, Histories
 from serve_app.log.reader import BucketGroup, read_files
 from serve_app.vocabulary import EventType
 from simulators.replay.histories import Failures

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from serve_app.ledger.protocol import NEVER_KNOWN
+from serve_app.ledger.columns import NEVER_KNOWN
 from serve_app.log.reader import BucketGroup
 from serve_app.policy.compile import CompiledPolicy
 from simulators.estimators import Suite

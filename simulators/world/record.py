@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from serve_app.batch import Batch
-from serve_app.ledger.protocol import LedgerView
+from serve_app.ledger.columns import LedgerView
 from serve_app.log.assigned import assigned_columns
 from serve_app.log.compaction import deduplicate
 from serve_app.log.fingerprint import fingerprint

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from serve_app.batch import Batch
 from serve_app.decide import DecideStatus, decide
-from serve_app.ledger.protocol import Ledger, UserState
+from serve_app.ledger.columns import UserState
+from serve_app.ledger.protocol import Ledger
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.stages.decision import Decision
 from serve_app.stages.stage import Context

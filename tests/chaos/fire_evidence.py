@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.ledger.protocol import HistoryFlag, Ledger
+from serve_app.ledger.columns import HistoryFlag
+from serve_app.ledger.protocol import Ledger
 from serve_app.ledger.record import unpack_record
 from serve_app.log.compaction import compact
 from serve_app.log.copying import copy_records

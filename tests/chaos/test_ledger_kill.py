@@ -18,7 +18,8 @@ import pytest
 from serve_app.batch import lengths_to_offsets
 from serve_app.errors import LedgerUnavailable, OutcomeUnknown
 from serve_app.ledger.cap_audit import CapRule, find_overgrants
-from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan, CommitStatus, Ledger
+from serve_app.ledger.columns import HISTORY_DTYPE, CommitPlan, CommitStatus
+from serve_app.ledger.protocol import Ledger
 from serve_app.ledger.redis import RedisLedger
 from serve_app.ledger.sqlite import SqliteLedger
 from tests.unit.ledger_support import DAY, NOW, RedisServer, real_record, require_redis

@@ -12,7 +12,7 @@ import numpy as np
 
 from serve_app.batch import Batch, lengths_to_offsets
 from serve_app.columns import CANDIDATE_COLUMNS, REQUEST_COLUMNS
-from serve_app.ledger.protocol import HISTORY_DTYPE, Histories
+from serve_app.ledger.columns import HISTORY_DTYPE, Histories
 from serve_app.policy.compile import CompiledPolicy, compile_policy
 from serve_app.policy.document import PolicyDocument
 from serve_app.policy.zones import local_day, zone_index

@@ -14,8 +14,9 @@ from typing import Any, cast
 import numpy as np
 
 from serve_app.decide import DecidedBatch, DecideStatus, decide
+from serve_app.ledger.columns import CommitPlan, CommitResult, LedgerView
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import CommitPlan, CommitResult, Ledger, LedgerView, PromptLedger, UserChanges
+from serve_app.ledger.protocol import Ledger, PromptLedger, UserChanges
 from serve_app.policy.compile import CompiledPolicy, compile_policy
 from serve_app.policy.document import parse_policy
 from serve_app.stages.decision import Decision

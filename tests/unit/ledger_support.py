@@ -20,8 +20,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from serve_app.batch import Batch, lengths_to_offsets
+from serve_app.ledger.columns import HISTORY_DTYPE, CommitPlan, CommitResult, CommitStatus
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan, CommitResult, CommitStatus, Ledger, LedgerSettings
+from serve_app.ledger.protocol import Ledger, LedgerSettings
 from serve_app.ledger.record import pack_records
 from serve_app.ledger.redis import RedisLedger
 from serve_app.ledger.sqlite import SqliteLedger

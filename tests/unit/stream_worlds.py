@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from serve_app.batch import Batch, Columns
 from serve_app.columns import REQUEST_COLUMNS
-from serve_app.ledger.protocol import Histories
+from serve_app.ledger.columns import Histories
 from serve_app.policy.compile import CompiledPolicy, compile_policy
 from serve_app.stages.decision.deferrals import child_of
 from serve_app.vocabulary import Action, Origin, Reason

@@ -20,8 +20,9 @@ from serve_app.audit.ledger_side import LedgerSide, of_ledger
 from serve_app.audit.run import audit
 from serve_app.batch import lengths_to_offsets
 from serve_app.decide import DecidedBatch
+from serve_app.ledger.columns import CommitPlan
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import CommitPlan, Ledger
+from serve_app.ledger.protocol import Ledger
 from serve_app.ledger.sqlite import SqliteLedger
 from serve_app.log.filling import fill
 from serve_app.log.journal import Journal

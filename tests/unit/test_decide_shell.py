@@ -11,8 +11,9 @@ import pytest
 from serve_app.decide import DecideStatus, decide
 from serve_app.errors import InvalidInput, LedgerUnavailable, OutcomeUnknown
 from serve_app.ids import hash_id
+from serve_app.ledger.columns import CommitPlan, CommitResult, LedgerView, UserState
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import CommitPlan, CommitResult, LedgerView, UserChanges, UserState
+from serve_app.ledger.protocol import UserChanges
 from serve_app.ledger.record import unpack_record
 from serve_app.policy.zones import zone_index
 from serve_app.regions import region_index

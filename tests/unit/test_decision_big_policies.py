@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serve_app.batch import Batch
-from serve_app.ledger.protocol import Histories
+from serve_app.ledger.columns import Histories
 from serve_app.policy.compile import compile_policy
 from serve_app.policy.gates import GATE_NAMES
 from serve_app.stages.decision import Decision

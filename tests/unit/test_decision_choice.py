@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.batch import Batch
-from serve_app.ledger.protocol import Histories
+from serve_app.ledger.columns import Histories
 from serve_app.stages.decision import Decision
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import Action, MessageClass, Reason

@@ -9,8 +9,9 @@ import pytest
 from serve_app.decide import decide
 from serve_app.errors import LedgerUnavailable, OutcomeUnknown
 from serve_app.ids import hash_id
+from serve_app.ledger.columns import CommitPlan, CommitResult
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import CommitPlan, CommitResult, Consent, UserChanges
+from serve_app.ledger.protocol import Consent, UserChanges
 from serve_app.stages.decision import Decision
 from serve_app.stages.stage import Context
 from serve_app.vocabulary import Action, Channel, Reason

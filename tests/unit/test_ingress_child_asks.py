@@ -10,8 +10,8 @@ import pytest
 
 from serve_app.batch import Batch, Ragged
 from serve_app.ingress.asks import Ask, Known, request_batch, users_of
+from serve_app.ledger.columns import Recents, UserState
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import Recents, UserState
 from serve_app.noise import hash_key, salt_of
 from serve_app.serving.list_requests import PageFill, Shelves, child_batch
 from serve_app.vocabulary import Surface

@@ -23,8 +23,8 @@ from serve_app.ingress.asks import Ask, Known, users_of
 from serve_app.ingress.deadlines import leaving_by
 from serve_app.ingress.gateway import PageAsk, Pages
 from serve_app.ingress.recommend import ListsOptions, Recommender
+from serve_app.ledger.columns import UserState
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import UserState
 from serve_app.remote_stages import RemoteFeatures, RemoteRetrieval, RemoteStages
 from serve_app.serving.hosts import RankCall, flagged, news
 from serve_app.serving.library import Library

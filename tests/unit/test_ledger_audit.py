@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from serve_app.ledger.cap_audit import CapRule, find_overgrants
+from serve_app.ledger.columns import CommitPlan, CommitResult, HistoryFlag, LedgerView
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import CommitPlan, CommitResult, HistoryFlag, Ledger, LedgerView
+from serve_app.ledger.protocol import Ledger
 from tests.unit.ledger_support import DAY, NOW, commit_one, entry, plan, u64
 
 CAP = CapRule("global", 3, DAY)

@@ -11,7 +11,7 @@ from redis import Redis
 
 from serve_app.audit.ledger_side import of_ledger
 from serve_app.audit.run import audit
-from serve_app.ledger.protocol import CommitStatus
+from serve_app.ledger.columns import CommitStatus
 from serve_app.ledger.reconcile import reconcile
 from serve_app.ledger.redis import RedisLedger
 from serve_app.ledger.redis_keys import META_KEYS, shard_of, user_key

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.errors import DamagedArtifact, LedgerUnavailable, NotReady, OutcomeUnknown
-from serve_app.ledger.protocol import CommitStatus, LedgerSettings, UserChanges
+from serve_app.ledger.columns import CommitStatus
+from serve_app.ledger.protocol import LedgerSettings, UserChanges
 from serve_app.ledger.redis import RedisLedger
 from serve_app.ledger.redis_keys import META_KEYS, SHARDS, Script, key_of, user_key
 from serve_app.ledger.redis_plans import commit_pieces

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serve_app.batch import Ragged
-from serve_app.ledger.protocol import HISTORY_DTYPE, CommitResult, Histories, LedgerView, Recents, UserState
+from serve_app.ledger.columns import HISTORY_DTYPE, CommitResult, Histories, LedgerView, Recents, UserState
 from serve_app.ledger.records import Records
 from tests.unit.ledger_support import entry, plan, u64
 

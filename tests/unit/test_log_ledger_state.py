@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve_app.ledger.columns import HISTORY_DTYPE, Histories
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import HISTORY_DTYPE, Histories, LedgerSettings
+from serve_app.ledger.protocol import LedgerSettings
 from serve_app.log import ledger_state
 from serve_app.log.ledger_state import has_snapshot, write_snapshot
 from serve_app.log.reader import read_log

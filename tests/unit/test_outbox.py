@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from serve_app.errors import InvalidInput, LedgerUnavailable
 from serve_app.ids import hash_id
+from serve_app.ledger.columns import HistoryFlag
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import HistoryFlag, Ledger, LedgerSettings, UserChanges
+from serve_app.ledger.protocol import Ledger, LedgerSettings, UserChanges
 from serve_app.ledger.sqlite import SqliteLedger
 from serve_app.serving.outbox import OutboxDesk
 from serve_app.serving.outbox_messages import Message, Outcome

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, chi2_contingency, kstest
 
-from serve_app.ledger.protocol import Histories
+from serve_app.ledger.columns import Histories
 from serve_app.policy.assign import assign
 from serve_app.policy.holdouts import held_out_by
 from serve_app.stages.decision import Decision

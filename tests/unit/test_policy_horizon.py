@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from hindcast import cli
 from serve_app.decide import decide
+from serve_app.ledger.columns import LedgerView
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import LedgerSettings, LedgerView, UserChanges
+from serve_app.ledger.protocol import LedgerSettings, UserChanges
 from serve_app.policy.document import parse_policy
 from serve_app.policy.remarks import history_remark, remarks
 from serve_app.serving.board import Board

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from serve_app.errors import InvalidInput, LedgerUnavailable, OutcomeUnknown
+from serve_app.ledger.columns import CommitStatus
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import CommitStatus, PromptLedger, UserChanges
+from serve_app.ledger.protocol import PromptLedger, UserChanges
 from serve_app.ledger.sqlite import SqliteLedger
 from serve_app.serving.board import Board
 from serve_app.serving.owner import StateOwner

@@ -13,8 +13,9 @@ import pytest
 from serve_app.decide import DecidedBatch, DecideStatus
 from serve_app.errors import InvalidInput, LedgerUnavailable, OutcomeUnknown
 from serve_app.ids import hash_id
+from serve_app.ledger.columns import LedgerView
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import LedgerSettings, LedgerView
+from serve_app.ledger.protocol import LedgerSettings
 from serve_app.policy.document import parse_policy
 from serve_app.serving.assemble import bridged
 from serve_app.serving.unledgered import may_send_unledgered, send_unledgered

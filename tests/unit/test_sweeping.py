@@ -16,8 +16,9 @@ import pytest
 from serve_app.decide import DecideStatus
 from serve_app.errors import LedgerUnavailable, OutcomeUnknown
 from serve_app.ids import hash_id
+from serve_app.ledger.columns import CommitPlan, CommitResult
 from serve_app.ledger.memory import MemoryLedger
-from serve_app.ledger.protocol import CommitPlan, CommitResult, Deferral, Ledger, LedgerSettings, UserChanges
+from serve_app.ledger.protocol import Deferral, Ledger, LedgerSettings, UserChanges
 from serve_app.ledger.sqlite import SqliteLedger
 from serve_app.serving.deciding import DecideCall, Decided
 from serve_app.serving.meters import install

@@ -10,7 +10,8 @@ import pyarrow as pa
 from serve_app.batch import Batch, Columns
 from serve_app.columns import REQUEST_COLUMNS
 from serve_app.decide import DecidedBatch, DecideStatus, decide
-from serve_app.ledger.protocol import Histories, Ledger, UserState
+from serve_app.ledger.columns import Histories, UserState
+from serve_app.ledger.protocol import Ledger
 from serve_app.log.assigned import assigned_columns
 from serve_app.log.rows import EntityHashes, rows_from_batch
 from serve_app.policy.assign import assign

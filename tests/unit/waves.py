@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch
-from serve_app.ledger.protocol import Histories
+from serve_app.ledger.columns import Histories
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.stages.decision.plan import history_entries
 from serve_app.stages.stage import Context

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from serve_app.batch import Batch, Columns
 from serve_app.columns import REQUEST_COLUMNS
-from serve_app.ledger.protocol import Histories
+from serve_app.ledger.columns import Histories
 from serve_app.policy.compile import CompiledPolicy
 from simulators.replay.analytic import OnLog, Probabilities, Support, first_sends
 from simulators.replay.course import in_waves

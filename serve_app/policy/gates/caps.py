@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from serve_app.batch import Batch
 from serve_app.kernels import inlined, kernel
-from serve_app.ledger.protocol import HistoryFlag
+from serve_app.ledger.columns import HistoryFlag
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.gates.duplicate import is_seen
 from serve_app.policy.gates.result import GateResult, HistoryView, column

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch, Columns
-from serve_app.ledger.protocol import Histories
+from serve_app.ledger.columns import Histories
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.stages.stage import Context
 

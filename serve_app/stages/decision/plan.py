@@ -11,7 +11,7 @@ import orjson
 from serve_app.batch import Batch, lengths_to_offsets
 from serve_app.ids import decision_id_text
 from serve_app.kernels import kernel
-from serve_app.ledger.protocol import HISTORY_DTYPE, CommitPlan
+from serve_app.ledger.columns import HISTORY_DTYPE, CommitPlan
 from serve_app.ledger.record import pack_records
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.zones import local_day

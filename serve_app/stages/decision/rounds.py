@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.batch import Batch
-from serve_app.ledger.protocol import HISTORY_DTYPE
+from serve_app.ledger.columns import HISTORY_DTYPE
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.gates import HistoryView
 from serve_app.policy.gates.result import THIS_DECISION, column

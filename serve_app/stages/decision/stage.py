@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from serve_app.batch import Batch
 from serve_app.errors import InvalidInput
-from serve_app.ledger.protocol import Histories
+from serve_app.ledger.columns import Histories
 from serve_app.policy.compile import CompiledPolicy
 from serve_app.policy.gates import GATE_NAMES, HistoryView
 from serve_app.policy.gates.caps import cap_membership

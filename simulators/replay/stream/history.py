@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.kernels import inlined, kernel
-from serve_app.ledger.protocol import Histories
+from serve_app.ledger.columns import Histories
 from serve_app.ledger.refunds import flag_refunded, is_refunded
 from serve_app.policy.tables import SCOPE_CAMPAIGN, SCOPE_CATEGORY, SCOPE_CHANNEL
 from serve_app.policy.zones import DAY, SECOND, offset_at, row_at, zone_table

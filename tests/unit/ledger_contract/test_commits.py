@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from serve_app.errors import InvalidInput
-from serve_app.ledger.protocol import HISTORY_DTYPE, NEVER_KNOWN, CommitPlan, HistoryFlag, Ledger, LedgerSettings
+from serve_app.ledger.columns import HISTORY_DTYPE, NEVER_KNOWN, CommitPlan, HistoryFlag
+from serve_app.ledger.protocol import Ledger, LedgerSettings
 from tests.unit.ledger_support import (
     BODY,
     DAY,

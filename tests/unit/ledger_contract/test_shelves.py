@@ -9,7 +9,8 @@ import pytest
 
 from serve_app.batch import lengths_to_offsets
 from serve_app.errors import LedgerUnavailable
-from serve_app.ledger.protocol import HISTORY_DTYPE, OUTBOX_BURIED, CommitPlan, Ledger, QueueDepths, UserChanges
+from serve_app.ledger.columns import HISTORY_DTYPE, CommitPlan
+from serve_app.ledger.protocol import OUTBOX_BURIED, Ledger, QueueDepths, UserChanges
 from tests.unit.ledger_support import DAY, NOW, Backend, commit_one, plan, reopened, status_of, u64
 
 # --- catalogue log and campaigns

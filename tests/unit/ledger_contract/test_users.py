@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from serve_app.errors import InvalidInput
-from serve_app.ledger.protocol import Consent, Ledger, LedgerSettings, UserChanges, UserState
+from serve_app.ledger.columns import UserState
+from serve_app.ledger.protocol import Consent, Ledger, LedgerSettings, UserChanges
 from serve_app.policy.zones import zone_index
 from tests.unit.ledger_support import (
     BODY,
