@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -211,10 +212,11 @@ class MemoryLedger:
             found = self._records.get((user, request_id))
             return found.record if found else None
 
-    def pending_records(self, limit: int) -> list[StoredRecord]:
+    def pending_records(self, limit: int, after: int = -1) -> list[StoredRecord]:
         """See Ledger."""
         with self._lock:
-            return [self._records[pair] for pair, _ in zip(self._pending.values(), range(limit), strict=False)]
+            waiting = (self._records[pair] for number, pair in self._pending.items() if number > after)
+            return list(islice(waiting, limit))
 
     def ack_records(self, ids: Sequence[int]) -> None:
         """See Ledger."""

@@ -223,8 +223,9 @@ class Ledger(Protocol):
         """The record of the decision, which holds all slots of (user, request_id); None when it is not (or no longer)
         kept."""
 
-    def pending_records(self, limit: int) -> list[StoredRecord]:
-        """Oldest decision records not acknowledged yet; within a user in version order."""
+    def pending_records(self, limit: int, after: int = -1) -> list[StoredRecord]:
+        """Decision records not acknowledged yet, by rising id, those above `after`; within a user in version order. Commits
+        may wait while they are read: ask for some at a time."""
 
     def ack_records(self, ids: Sequence[int]) -> None:
         """The records are safe in the log; the ledger may drop them once the key horizon has passed."""

@@ -41,10 +41,10 @@ _WAITING = 0
 class RedisQueues(RedisStore):
     """Everything of the ledger that waits for somebody."""
 
-    def pending_records(self, limit: int) -> list[StoredRecord]:
-        """See Ledger. Oldest first within a shard; shards take turns."""
+    def pending_records(self, limit: int, after: int = -1) -> list[StoredRecord]:
+        """See Ledger. Shard after shard, oldest first within each."""
         out: list[StoredRecord] = []
-        places = self._waiting_chunks()
+        places = self._waiting_chunks(after)
         while len(out) < limit:
             some = list(islice(places, min(limit - len(out), _MOST_CHUNKS)))
             if not some:
@@ -56,27 +56,20 @@ class RedisQueues(RedisStore):
                 key_of(shard, b"b", chunk[16:24] if chunk else b"") for shard, chunk in zip(shards, chunks, strict=True)
             ]
             for place, chunk, records in zip(some, chunks, self._gets(shards, names), strict=True):
-                out += _records_of(*place, chunk, records) if chunk and records else []
+                found = _records_of(*place, chunk, records) if chunk and records else []
+                out += [one for one in found if one.id > after]
         return out[:limit]
 
     def _gets(self, shards: Sequence[int], keys: Sequence[bytes]) -> list[bytes | None]:
         return [checked(reply) for reply in self._wire.run([command("GET", key) for key in keys], shards, write=False)]
 
-    def _waiting_chunks(self) -> Iterator[tuple[int, int]]:
-        """(shard, chunk) that may hold records not acknowledged, oldest of every shard first."""
+    def _waiting_chunks(self, after: int) -> Iterator[tuple[int, int]]:
+        """(shard, chunk) that may hold records not acknowledged with ids above `after`, in order."""
+        begin = divmod(after >> _ROW_BITS, 1 << _CHUNK_BITS)
         metas = self._wire.every_shard([command("GET", key) for key in META_KEYS], write=False)
-        spans = {}
         for shard, meta in enumerate(metas):
             _, _, newest, copied, _, _ = _META.unpack(meta) if meta else (0,) * 6
-            if newest > copied:
-                spans[shard] = iter(range(copied + 1, newest + 1))
-        while spans:
-            for shard, numbers in list(spans.items()):
-                number = next(numbers, None)
-                if number is None:
-                    del spans[shard]
-                else:
-                    yield shard, number
+            yield from ((shard, number) for number in range(copied + 1, newest + 1) if (shard, number) >= begin)
 
     def ack_records(self, ids: Sequence[int]) -> None:
         """See Ledger."""

@@ -374,9 +374,9 @@ class SqliteLedger:
 
         return self._sql(look)
 
-    def pending_records(self, limit: int) -> list[StoredRecord]:
+    def pending_records(self, limit: int, after: int = -1) -> list[StoredRecord]:
         """See Ledger."""
-        return self._sql(lambda connection: shelves.pending_records(connection, limit, _ROW_BITS))
+        return self._sql(lambda connection: shelves.pending_records(connection, limit, after, _ROW_BITS))
 
     def ack_records(self, ids: Sequence[int]) -> None:
         """See Ledger."""

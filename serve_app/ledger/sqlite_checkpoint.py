@@ -23,6 +23,10 @@ __all__ = ["Checkpoint"]
 I64 = npt.NDArray[np.int64]
 _SLICE = 2_000
 _BLOCKS = 50
+_FORGOTTEN = 500
+# Blocks are found by (kind, at): a look at all of them would take longer every day.
+_FORGET_VIEWED = "DELETE FROM blocks WHERE seq IN (SELECT seq FROM blocks WHERE kind = 2 AND seq <= ? LIMIT ?)"
+_FORGET_EVENT_IDS = "DELETE FROM blocks WHERE seq IN (SELECT seq FROM blocks WHERE kind = 3 AND at < ? LIMIT ?)"
 PUT_USER = "INSERT OR REPLACE INTO users VALUES (?, ?, ?, ?, ?, ?)"
 _PUT_PLACE = "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?)"
 
@@ -101,15 +105,21 @@ class Checkpoint:
                 self.reached = self._target
                 self._index.end_flush()
                 connection.execute("INSERT OR REPLACE INTO meta VALUES ('checkpoint', ?)", (self.reached,))
-                connection.execute("DELETE FROM blocks WHERE kind = 2 AND seq <= ?", (self.reached,))
-                connection.execute("DELETE FROM blocks WHERE kind = 3 AND at < ?", (horizons[1],))
-            self._running = self._expire(connection, horizons[0])
+            self._running = self._forget(connection, horizons)
+
+    def _forget(self, connection: sqlite3.Connection, horizons: tuple[int, int]) -> bool:
+        """Drop some of the blocks that nothing needs any more; True while there may be more."""
+        commits_since, ids_since = horizons
+        for statement, bound in ((_FORGET_VIEWED, self.reached), (_FORGET_EVENT_IDS, ids_since)):
+            if connection.execute(statement, (bound, _FORGOTTEN)).rowcount == _FORGOTTEN:
+                return True
+        return self._expire(connection, commits_since)
 
     def _expire(self, connection: sqlite3.Connection, horizon: int) -> bool:
         """Drop acknowledged commit blocks older than `horizon`, with their places; True while there may be more."""
         query = (
             "SELECT seq, sum, body FROM blocks WHERE kind = 1 AND seq <= ? AND at < ? AND (acked = 1 OR records = 0) "
-            "ORDER BY seq LIMIT ?"
+            "ORDER BY at, seq LIMIT ?"
         )
         old = connection.execute(query, (self.reached, horizon, _BLOCKS)).fetchall()
         for seq, expected, body in old:

@@ -30,6 +30,7 @@ _APPLICATION_ID, _SCHEMA = 1212761932, 1
 # What files of the same schema made earlier lack.
 _LATER = (
     "CREATE TABLE IF NOT EXISTS user_ids (key INTEGER PRIMARY KEY, id TEXT NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS blocks_by_time ON blocks (kind, at)",
     "CREATE INDEX IF NOT EXISTS outbox_by_lease ON outbox (leased_until, id)",
     "CREATE TABLE IF NOT EXISTS deferred (id INTEGER PRIMARY KEY, size INTEGER NOT NULL, record BLOB NOT NULL)",
 )

@@ -50,22 +50,20 @@ def replay(
 ) -> Progress:
     """Apply the blocks behind the checkpoint; `contained` i64[rows]: the position each loaded row has. Event ids lie in
     the journal alone, so those blocks are all read."""
-    newest, seq = connection.execute("SELECT max(at) FILTER (WHERE kind = 1), max(seq) FROM blocks").fetchone()
-    progress = Progress(seq or 0, newest or 0)
-    query = "SELECT seq, kind, sum, body FROM blocks WHERE seq > ? OR kind = 3 ORDER BY seq"
+    (newest,) = connection.execute("SELECT max(at) FROM blocks WHERE kind = 1").fetchone()
+    (seq,) = connection.execute("SELECT max(seq) FROM blocks").fetchone()
+    for position, at, expected, body in connection.execute(
+        "SELECT seq, at, sum, body FROM blocks WHERE kind = 3 ORDER BY at, seq"
+    ):
+        events.mark(checked_block(position, expected, body)["ids"], at)
+    query = "SELECT seq, kind, sum, body FROM blocks WHERE seq > ? AND kind IN (1, 2) ORDER BY seq"
     for position, kind, expected, body in connection.execute(query, (checkpoint.reached,)):
         columns = checked_block(position, expected, body)
-        if kind == BlockKind.event_ids:
-            events.mark(columns["ids"], _at(connection, position))
-        elif kind == BlockKind.viewed:
+        if kind == BlockKind.viewed:
             _replay_viewed(table, checkpoint, columns, _missing(table, columns["users"], contained, position))
         else:
             _replay_commits(table, index, checkpoint, columns, contained, position)
-    return progress
-
-
-def _at(connection: sqlite3.Connection, position: int) -> int:
-    return int(connection.execute("SELECT at FROM blocks WHERE seq = ?", (position,)).fetchone()[0])
+    return Progress(seq or 0, newest or 0)
 
 
 def _missing(table: UserTable, users: npt.NDArray[np.uint64], contained: I64, position: int) -> npt.NDArray[np.bool_]:

@@ -18,6 +18,7 @@ CREATE TABLE blocks (
   acked INTEGER NOT NULL, sum INTEGER NOT NULL, body BLOB NOT NULL
 );
 CREATE INDEX blocks_pending ON blocks (seq) WHERE kind = 1 AND acked = 0 AND records > 0;
+CREATE INDEX blocks_by_time ON blocks (kind, at);
 CREATE TABLE acked (id INTEGER PRIMARY KEY);
 
 -- Where decisions and idempotency keys of journal blocks lie, written behind the journal.

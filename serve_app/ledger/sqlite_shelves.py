@@ -239,17 +239,18 @@ def campaigns(connection: Connection) -> list[CampaignRow]:
     return [CampaignRow(*row) for row in connection.execute(query)]
 
 
-def pending_records(connection: Connection, limit: int, row_bits: int) -> list[StoredRecord]:
+def pending_records(connection: Connection, limit: int, after: int, row_bits: int) -> list[StoredRecord]:
     """See Ledger. A record's id is its block's position and its row in it."""
-    acked = {number for (number,) in connection.execute("SELECT id FROM acked")}
+    done = {number for (number,) in connection.execute("SELECT id FROM acked WHERE id > ?", (after,))}
     out: list[StoredRecord] = []
-    query = "SELECT seq, sum, body FROM blocks WHERE kind = 1 AND acked = 0 AND records > 0 ORDER BY seq"
-    for seq, expected, body in connection.execute(query):
+    query = "SELECT seq, sum, body FROM blocks WHERE kind = 1 AND acked = 0 AND records > 0 AND seq >= ? ORDER BY seq"
+    for seq, expected, body in connection.execute(query, (after >> row_bits,)):
         block = checked_block(seq, expected, body)
         cells = zip(*(block[name].tolist() for name in ("users", "requests", "versions")), block["records"], strict=True)
         for row, cell in enumerate(cells):
-            if cell[3] and (seq << row_bits | row) not in acked:
-                out.append(StoredRecord(seq << row_bits | row, *cell))
+            number = seq << row_bits | row
+            if cell[3] and number > after and number not in done:
+                out.append(StoredRecord(number, *cell))
                 if len(out) == limit:
                     return out
     return out

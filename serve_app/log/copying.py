@@ -28,6 +28,7 @@ from serve_app.log.writer import DEFAULT_GROUPS, LogWriter
 __all__ = ["CopyResult", "RecordSource", "copy_records"]
 
 _BATCH = 20_000
+_PAGE = 500  # what the ledger is asked for at once: with SQLite commits wait meanwhile
 _READS = 8
 _RECENT_DAYS = 4
 _UNDER_WAY_US = 120_000_000  # a decision's frame follows its commit within this time, while its writer lives
@@ -36,7 +37,7 @@ _UNDER_WAY_US = 120_000_000  # a decision's frame follows its commit within this
 class RecordSource(Protocol):
     """What copying needs of a ledger (see `serve_app.ledger.protocol.Ledger`)."""
 
-    def pending_records(self, limit: int) -> list[StoredRecord]:
+    def pending_records(self, limit: int, after: int = -1) -> list[StoredRecord]:
         """See Ledger."""
 
     def ack_records(self, ids: Sequence[int]) -> None:
@@ -63,25 +64,36 @@ def copy_records(
     batch: int = _BATCH,
     progress: Callable[[int], None] = lambda _: None,
 ) -> CopyResult:
-    """Copy until the ledger has nothing more to copy. Call after the journal was compacted: what a frame holds with its
+    """Copy what the ledger has to copy. Call after the journal was compacted: what a frame holds with its
     features needs no copy. progress(decisions acknowledged). NotReady when another process writes the log."""
-    result, left = CopyResult(), set[int]()  # left: damaged, or not to be copied yet
-    while True:
-        records = [one for one in ledger.pending_records(batch + len(left)) if one.id not in left]
+    result, after = CopyResult(), -1
+    while records := _next_records(ledger, after, batch):
         known, missing, waiting = _sorted_out(data, records, now_us)
         bad = _write(data, missing, now_us, groups) if missing else []
         written = {one.id for one in missing}.difference(bad)
         done = [one.id for one in records if one.id in known or one.id in written]
-        if done:
-            ledger.ack_records(done)
-        left |= {*bad, *waiting}
+        for start in range(0, len(done), _PAGE):
+            ledger.ack_records(done[start : start + _PAGE])
         result.copied += len(written)
         result.known += len(known)
         result.unreadable += len(bad)
         result.waiting += len(waiting)
         progress(result.copied + result.known)
-        if not done and not bad:  # nothing is pending, or only what was decided just now
-            return result
+        after = records[-1].id
+        if len(records) < batch:  # the rest was decided just now
+            break
+    return result
+
+
+def _next_records(ledger: RecordSource, after: int, batch: int) -> list[StoredRecord]:
+    """The next `batch` of them; fewer only where there are no more."""
+    out: list[StoredRecord] = []
+    while len(out) < batch:
+        page = ledger.pending_records(min(_PAGE, batch - len(out)), out[-1].id if out else after)
+        if not page:
+            break
+        out += page
+    return out
 
 
 def _sorted_out(

@@ -131,9 +131,9 @@ class LedgerClient:
         """See Ledger."""
         return self._ask("find_decision", user, request_id, slot)
 
-    def pending_records(self, limit: int) -> list[StoredRecord]:
+    def pending_records(self, limit: int, after: int = -1) -> list[StoredRecord]:
         """See Ledger."""
-        return self._ask("pending_records", limit)
+        return self._ask("pending_records", limit, after)
 
     def ack_records(self, ids: Sequence[int]) -> None:
         """See Ledger."""

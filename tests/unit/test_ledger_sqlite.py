@@ -217,6 +217,32 @@ def test_what_changed_is_in_the_tables_in_time_though_few_rows_change_and_it_nev
     assert in_tables_after_a_change_at(221.0) == [100, 159, 160, 161, 221]
 
 
+def test_no_statement_of_a_round_or_a_start_looks_at_every_block(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def served_once() -> None:
+        ledger = open_at(tmp_path, checkpoint_rows=1, settings=LedgerSettings(key_horizon_us=DAY, event_horizon_us=DAY))
+        ledger._write(lambda: ledger._group.connection.set_trace_callback(said.append))
+        for turn in range(3):
+            at = NOW + turn * 3 * DAY
+            commit_one(ledger, 1, 11 + turn, at=at)
+            ledger.record_events(u64(3), u64(8), np.array([at]))
+            assert ledger.dedupe_events(u64(turn), at).all()
+            ledger.ack_records([one.id for one in ledger.pending_records(10)])
+        ledger.close()
+
+    served_once()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
+        kinds = connection.execute("SELECT kind, count(*) FROM blocks GROUP BY kind").fetchall()
+        assert kinds == [(1, 1), (3, 1)], "what nothing needs any more is gone"
+        of_blocks = [text for text in said if "blocks" in text and not text.startswith("INSERT")]
+        assert any("kind = 2" in text for text in of_blocks)
+        for text in of_blocks:
+            plans = [step[3] for step in connection.execute(f"EXPLAIN QUERY PLAN {text}")]
+            assert not [step for step in plans if step == "SCAN blocks"], (text, plans)
+    connection.close()
+
+
 def test_acknowledged_blocks_go_after_the_key_horizon(tmp_path: Path) -> None:
     settings = LedgerSettings(key_horizon_us=DAY)
     ledger = open_at(tmp_path, settings=settings)

@@ -63,6 +63,22 @@ def test_records_wait_for_compaction_and_stay_findable_after_it(backend: Backend
     ledger.close()
 
 
+def test_pending_records_are_read_a_page_at_a_time(ledger: Ledger) -> None:
+    for turn in range(4):
+        ledger.commit(plan([1, 2**63, 3], [turn] * 3, [10 * turn, 10 * turn + 1, 10 * turn + 2]))
+    whole = ledger.pending_records(100)
+    assert len(whole) == 12
+    ids = [one.id for one in whole]
+    assert ids == sorted(ids)
+    ledger.ack_records([ids[4], ids[7]])
+    left, after, seen = [one for one in whole if one.id not in (ids[4], ids[7])], -1, []
+    while page := ledger.pending_records(3, after):
+        after = page[-1].id
+        seen.append(page)
+    assert [one for page in seen for one in page] == left
+    assert [len(page) for page in seen] == [3, 3, 3, 1]
+
+
 def test_a_deferral_waits_until_its_end_and_goes_with_the_decision_that_answers_it(ledger: Ledger) -> None:
     ledger.commit(plan([1, 2, 3], [0, 0, 0], [11, 12, 13], grants=0, deferred_until=np.array([NOW + 5, NOW + 3, 0])))
     assert ledger.due_deferrals(NOW + 2, 10) == []
