@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, HttpUrl, SecretStr, model_validator
+from pydantic import Field, HttpUrl, SecretStr, field_validator, model_validator
 
+from serve_app.errors import InvalidInput
 from serve_app.settings_base import Group, Milliseconds
 
 __all__ = [
@@ -144,6 +145,33 @@ class OutboxSettings(Group):
     """Longest rest."""
     max_age_h: float = Field(24, gt=0, le=24 * 31)
     """A message is not handed over later than this after its grant, even where nothing else says when it expires."""
+
+    @field_validator("secret")
+    @classmethod
+    def _one_line(cls, given: SecretStr | None) -> SecretStr | None:
+        """Mounted secrets often end with a new line, which no header can carry."""
+        return None if given is None else SecretStr(_header_value(given.get_secret_value()))
+
+    def read_secret(self) -> str:
+        """The secret, from its file where it has one; "" without. InvalidInput for a file that cannot be read or that holds
+        none."""
+        if self.secret is not None:
+            return self.secret.get_secret_value()
+        if self.secret_file is None:
+            return ""
+        try:
+            return _header_value(self.secret_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"cannot be read: {error}", field="outbox.secret_file", hint="name a readable file") from None
+        except ValueError as error:
+            raise InvalidInput(str(error), field="outbox.secret_file", hint="put the secret alone into the file") from None
+
+
+def _header_value(text: str) -> str:
+    value = text.strip()
+    if not value or not value.isascii() or not value.isprintable():
+        raise ValueError("must be one line of printable ASCII")
+    return value
 
 
 class SegmentSettings(Group):

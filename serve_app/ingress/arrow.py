@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from serve_app.batch import lengths_to_offsets
+from serve_app.ingress.arrow_stream import read_stream
 from serve_app.ingress.asked import CHANNEL_CODES, AskedRows, Texts, hash_texts
 from serve_app.ingress.problems import ProblemError, problem_of
 from serve_app.ingress.schemas_notify import MAX_CANDIDATES, MAX_ROWS, MAX_SENDS, MAX_TEXT, DecideRow
@@ -20,12 +21,12 @@ __all__ = ["ARROW_NOTES", "ARROW_STREAM", "rows_from_arrow", "to_stream"]
 
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
 ARROW_NOTES = (
-    f"As Content-Type {ARROW_STREAM} the rows may come as an Arrow IPC stream with the columns user (string, needed), "
-    "campaign, channel, item (list<string>, side by side; null campaign: every campaign that is live), max_sends (int), "
-    "idempotency_key (string), expires_at (timestamp with a zone). The header x-hindcast-dry-run: true makes it a dry run, "
-    "x-hindcast-now (RFC 3339) with it sets the time. The answer is a stream too, one row per row: status (200, or that of "
-    "the row's problem, which detail words), decision_id, action, reason, until, the first send as campaign, item, channel, "
-    "delivery, and the other sends, where max_sends allowed some, as the list more."
+    f"As Content-Type {ARROW_STREAM} the rows may come as an Arrow IPC stream, not compressed, with the columns user "
+    "(string, needed), campaign, channel, item (list<string>, side by side; null campaign: every campaign that is live), "
+    "max_sends (int), idempotency_key (string), expires_at (timestamp with a zone). The header x-hindcast-dry-run: true "
+    "makes it a dry run, x-hindcast-now (RFC 3339) with it sets the time. The answer is a stream too, one row per row: "
+    "status (200, or that of the row's problem, which detail words), decision_id, action, reason, until, the first send as "
+    "campaign, item, channel, delivery, and the other sends, where max_sends allowed some, as the list more."
 )
 _LISTS = ("campaign", "channel", "item")
 _STRINGS, _MOMENT = pa.list_(pa.string()), pa.timestamp("us", "UTC")
@@ -44,14 +45,7 @@ I64 = npt.NDArray[np.int64]
 
 def rows_from_arrow(raw: bytes) -> AskedRows:
     """Rows of an Arrow IPC stream; a row that is wrong becomes its problem. Problems of the whole stream raise."""
-    table = _read(raw)
-    unknown = sorted(set(table.column_names) - set(_PLAIN))
-    if unknown:
-        raise ProblemError(422, "invalid-field", "no such column", field=unknown[0], hint=f"known: {', '.join(_PLAIN)}")
-    if "user" not in table.column_names:
-        raise ProblemError(422, "invalid-field", "the stream has no such column", field="user", hint="add it")
-    if not 1 <= len(table) <= MAX_ROWS:
-        raise ProblemError(422, "invalid-field", f"{len(table)} rows; 1 to {MAX_ROWS} are allowed", field="body")
+    table = read_stream(raw, _PLAIN, "user", most_rows=MAX_ROWS, most_values=MAX_ROWS * MAX_CANDIDATES)
     table, untold = _without_untold(table)
     rows = _rows_of(table)
     return replace(rows, problems=rows.problems | dict.fromkeys(untold, _UNTOLD)) if untold else rows
@@ -69,20 +63,6 @@ def _rows_of(table: pa.Table) -> AskedRows:
     if not all(isinstance(one, Exception) for one in models.values()):
         return AskedRows.of_models([_row(row) for row in table.to_pylist()])
     return _rows(columns, {at: why for at, why in models.items() if isinstance(why, Exception)})
-
-
-def _read(raw: bytes) -> pa.Table:
-    try:
-        with pa.ipc.open_stream(raw) as reader:
-            if len(set(reader.schema.names)) < len(reader.schema.names):
-                raise ProblemError(422, "invalid-field", "a column stands twice", field="body", hint="leave one out")
-            table = reader.read_all()
-        table.validate(full=True)  # offsets inside their buffers, text in UTF-8
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ProblemError(
-            400, "malformed-arrow", f"the body is not an Arrow IPC stream: {error}", field="body", hint="see /docs"
-        ) from None
-    return table
 
 
 _UNTOLD = ProblemError(

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from serve_app.batch import lengths_to_offsets
 from serve_app.clock import micros_of
 from serve_app.ingress.asked import CHANNEL_CODES, AskedRows, Texts, hash_texts
-from serve_app.ingress.problems import problem_of
+from serve_app.ingress.problems import ProblemError, problem_of
 from serve_app.ingress.schemas import Moment, Rehearsal
 from serve_app.ingress.schemas_notify import MAX_CANDIDATES, MAX_ROWS, MAX_SENDS, MAX_TEXT, DecideBatchRequest, DecideRow
 
@@ -29,24 +29,32 @@ __all__ = ["batch_from_json"]
 _ROW_KEYS = frozenset(DecideRow.model_fields)
 _CANDIDATE_KEYS = frozenset(("campaign", "item", "channel"))
 _CHANNELS = frozenset(CHANNEL_CODES)
+_ANY_ROW = {"user": "?"}
 I64 = npt.NDArray[np.int64]
 
 _MOMENT: TypeAdapter[Any] = TypeAdapter(Moment)
+# More than a batch within its bounds says; each takes tens to hundreds of bytes in memory for its two or three of the body.
+_MOST_OBJECTS = 1 + MAX_ROWS * (1 + MAX_CANDIDATES)
+_MOST_VALUES = MAX_ROWS * (len(DecideRow.model_fields) + MAX_CANDIDATES * 3) + 100
 
 
 def batch_from_json(raw: bytes) -> tuple[AskedRows, Rehearsal]:
     """The rows of a body, and the fields of the whole call. Raises pydantic's ValidationError for what is wrong with the
     whole: not JSON, unknown or missing fields, too few rows or too many."""
+    if raw.count(b"{") > _MOST_OBJECTS or raw.count(b",") + raw.count(b"[") > _MOST_VALUES:
+        raise ProblemError(422, "invalid-field", "says more than a batch can", field="body", hint="send several batches")
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:
         body = None
-    if not isinstance(body, dict) or not isinstance(body.get("rows"), list) or not 1 <= len(body["rows"]) <= MAX_ROWS:
+    if isinstance(body, dict) and isinstance(body.get("rows"), list) and len(body["rows"]) > MAX_ROWS:
+        DecideBatchRequest.model_validate({"rows": [_ANY_ROW] * (MAX_ROWS + 1)})  # raises, without reading them all
+    if not isinstance(body, dict) or not isinstance(body.get("rows"), list) or not body["rows"]:
         # The model words what is wrong; it also reads the little that orjson does not.
         whole = DecideBatchRequest.model_validate_json(raw)
         return AskedRows.of_models(whole.rows), whole
     rows = body.pop("rows")
-    asked = Rehearsal.model_validate_json(orjson.dumps(body))
+    asked = Rehearsal.model_validate_json(_json(body))
     return _columns(rows), asked
 
 
@@ -57,16 +65,23 @@ def _columns(rows: list[Any]) -> AskedRows:
         if not all(isinstance(one, Exception) for one in models.values()):
             return AskedRows.of_models([models.get(at) or _model(row) for at, row in enumerate(rows)])
         problems = {at: why for at, why in models.items() if isinstance(why, Exception)}
-        plain = _read([{"user": "?"} if at in problems else row for at, row in enumerate(rows)])
+        plain = _read([_ANY_ROW if at in problems else row for at, row in enumerate(rows)])
         assert plain is not None
     return plain.asked(problems)
 
 
 def _model(row: Any) -> DecideRow | Exception:
     try:
-        return DecideRow.model_validate_json(orjson.dumps(row))
-    except ValidationError as error:
+        return DecideRow.model_validate_json(_json(row))
+    except (ValidationError, ProblemError) as error:
         return problem_of(error)
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:  # it reads deeper than it writes
+        raise ProblemError(422, "invalid-field", "nests too deeply", field="body", hint="see /docs for the form") from None
 
 
 @dataclass(slots=True)

@@ -126,9 +126,12 @@ class KeyRing:
             return
         self._looked_s = now_s
         stamp = _stamp_of(self.path)
-        if stamp is None or stamp == self._stamp:
+        if stamp == self._stamp:
             return
         self._stamp = stamp
+        if stamp is None:
+            _LOG.error("the keys read before stay in force: %s is gone", self.path)
+            return
         try:
             self._take(read_keys(self.path))
         except DamagedArtifact as error:
@@ -149,9 +152,9 @@ class KeyRing:
 
 def _from_this_machine(headers: Mapping[str, str]) -> None:
     """Refuse what a web page in a browser sends: its Origin is elsewhere, or its own name was pointed at this machine."""
-    host = urlsplit(f"//{headers.get('host', 'localhost')}").hostname
     origin = headers.get("origin")
-    if not is_loopback(host or "") or (origin is not None and not is_loopback(urlsplit(origin).hostname or "")):
+    host = _host_of(f"//{headers.get('host', 'localhost')}")
+    if not is_loopback(host) or (origin is not None and not is_loopback(_host_of(origin))):
         raise ProblemError(
             403,
             "forbidden",
@@ -159,6 +162,14 @@ def _from_this_machine(headers: Mapping[str, str]) -> None:
             field="Origin" if origin else "Host",
             hint="call 127.0.0.1, or set security.keys_file",
         )
+
+
+def _host_of(address: str) -> str:
+    """ "" where there is none, or nobody can tell."""
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _refused(

@@ -6,7 +6,6 @@ document, and a call costs no more than its JSON. OpenAPI is made from the same 
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from starlette.types import Scope as AsgiScope
 
 from serve_app.clock import monotonic_s, now_us
 from serve_app.ingress.auth import Caller, KeyRing, Scope
+from serve_app.ingress.bodies import Bodies, Body
 from serve_app.ingress.call_log import CallLog
 from serve_app.ingress.problems import PROBLEM_JSON, Problem, ProblemError, problem_of, respond
 from serve_app.ingress.refusing import RefusalPace
@@ -79,34 +79,6 @@ def json_answer(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type=JSON)
 
 
-async def _read_body(request: Request, limit: int, limit_s: float) -> bytes:
-    """The body, if it is no larger than `limit` and arrives within `limit_s`."""
-    try:
-        async with asyncio.timeout(limit_s):
-            return await _bounded(request, limit)
-    except TimeoutError:
-        raise ProblemError(
-            408, "request-timeout", f"the body did not arrive within {limit_s:g} s", field="body", hint="send it faster"
-        ) from None
-
-
-async def _bounded(request: Request, limit: int) -> bytes:
-    too_large = ProblemError(
-        413, "body-too-large", f"the body is larger than {limit} bytes", field="body", hint="send less at a time"
-    )
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise too_large
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise too_large
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
 def _check_params(params: Mapping[str, str]) -> None:
     for name, value in params.items():
         if not 1 <= len(value) <= 200:
@@ -121,7 +93,7 @@ async def _pass(gate: Callable[[], None], refusals: RefusalPace) -> None:
         raise
 
 
-def _endpoint(call: Call, keys: KeyRing, body_s: float, tell: CallLog, refusals: RefusalPace) -> Endpoint:
+def _endpoint(call: Call, keys: KeyRing, bodies: Bodies, tell: CallLog, refusals: RefusalPace) -> Endpoint:
     template = _template(call.path)
 
     async def endpoint(request: Request) -> Response:
@@ -143,9 +115,10 @@ def _endpoint(call: Call, keys: KeyRing, body_s: float, tell: CallLog, refusals:
             if call.gate is not None:
                 await _pass(call.gate, refusals)
             _check_params(request.path_params)
-            raw = await _read_body(request, call.body_bytes, body_s) if call.body_bytes else b""
-            body = call.body.model_validate_json(raw) if call.body is not None and not call.raw else None
-            return await call.handler(Incoming(caller, at_us, request.path_params, request.headers, raw, body))
+            with Body(bodies) as sent:
+                raw = await sent.read(request, call.body_bytes) if call.body_bytes else b""
+                body = call.body.model_validate_json(raw) if call.body is not None and not call.raw else None
+                return await call.handler(Incoming(caller, at_us, request.path_params, request.headers, raw, body))
         except ClientDisconnect:
             return Response(status_code=499)
         except Exception as error:  # noqa: BLE001 - every failure leaves as a problem document; 500s are logged there
@@ -186,11 +159,11 @@ def _template(path: str) -> str:
 
 
 def add_calls(
-    app: FastAPI, calls: Sequence[Call], keys: KeyRing, *, body_s: float, tell: CallLog, refusals: RefusalPace
+    app: FastAPI, calls: Sequence[Call], keys: KeyRing, *, bodies: Bodies, tell: CallLog, refusals: RefusalPace
 ) -> None:
-    """Route the calls. Paths that share a form answer 405 for methods nobody has. body_s: time for a body to arrive. tell:
-    hears of every call. refusals: when those refused before their body is read hear of it."""
-    endpoints = {(call.method, call.path): _endpoint(call, keys, body_s, tell, refusals) for call in calls}
+    """Route the calls. Paths that share a form answer 405 for methods nobody has. tell: hears of every call. refusals: when
+    those refused before their body is read hear of it."""
+    endpoints = {(call.method, call.path): _endpoint(call, keys, bodies, tell, refusals) for call in calls}
     for (method, path), endpoint in endpoints.items():
         app.add_route(path, endpoint, methods=[method], include_in_schema=False)
     app.add_middleware(_Straight, {key: endpoint for key, endpoint in endpoints.items() if "{" not in key[1]})

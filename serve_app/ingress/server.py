@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse
 from serve_app.errors import HindcastError
 from serve_app.ingress.auth import KeyRing
 from serve_app.ingress.batcher import MicroBatcher
+from serve_app.ingress.bodies import Bodies
 from serve_app.ingress.call_log import call_log
 from serve_app.ingress.calls import Call, add_calls, openapi_of
 from serve_app.ingress.docs import docs_page
@@ -47,6 +48,8 @@ from serve_app.serving.threads import WorkThreads
 from serve_app.settings import Settings
 
 __all__ = ["IngressServer", "OwnerPort"]
+
+_LARGEST_AT_ONCE = 2  # bodies of the largest kind that an ingress holds
 
 
 class OwnerPort(Protocol):
@@ -169,7 +172,7 @@ class IngressServer:
         install_problem_handlers(app)
         tell = call_log(self.settings.logs.calls)
         refusals = RefusalPace(self.settings.batching.refusals_per_s, 0.1 * self.settings.budgets.request_ms / 1000)
-        add_calls(app, calls, keys, body_s=self.settings.limits.body_s, tell=tell, refusals=refusals)
+        add_calls(app, calls, keys, bodies=_bodies(self.settings), tell=tell, refusals=refusals)
         document = openapi_of(calls, version=code_version())
         app.openapi = lambda: document  # type: ignore[method-assign]
         app.add_route("/openapi.json", _constant_json(document), methods=["GET"], include_in_schema=False)
@@ -204,6 +207,15 @@ class IngressServer:
             raise HindcastError("no release is loaded")
         for pool in (self._pool, self._fall_backs):
             pool.check()
+
+
+def _bodies(settings: Settings) -> Bodies:
+    limits = settings.limits
+    return Bodies(
+        most_arriving=settings.http.places_of_one_surface,
+        most_bytes=_LARGEST_AT_ONCE * max(limits.batch_body_bytes, limits.event_body_bytes, limits.body_bytes),
+        arrive_s=limits.body_s,
+    )
 
 
 def _constant_json(document: dict[str, Any]) -> Callable[..., Any]:

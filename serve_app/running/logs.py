@@ -6,14 +6,16 @@ turn up, an exception's text included.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import orjson
 
 from serve_app.clock import text_of
+from serve_app.errors import InvalidInput
 from serve_app.serving import scope, spans
 from serve_app.settings import Settings
 
@@ -36,10 +38,16 @@ def configure_logs(settings: Settings, process: str, admin_token: str = "") -> N
 
 
 def secrets_of(settings: Settings, admin_token: str = "") -> tuple[str, ...]:
-    """Every secret the settings hold."""
-    outbox = settings.outbox.secret.get_secret_value() if settings.outbox.secret is not None else ""
-    password = urlsplit(settings.ledger.redis_url or "").password or ""
-    found = {outbox, outbox.removeprefix("Bearer "), password, admin_token}
+    """Every secret the settings hold, also as JSON and Python write it."""
+    outbox = ""
+    with contextlib.suppress(InvalidInput):  # said where it is needed; this process may be another
+        outbox = settings.outbox.read_secret()
+    addresses = (settings.ledger.redis_url or "", str(settings.outbox.webhook_url or ""))
+    passwords = {unquote(urlsplit(one).password or "") for one in addresses} | {
+        urlsplit(one).password or "" for one in addresses
+    }
+    plain = {outbox, outbox.removeprefix("Bearer "), admin_token, *passwords}
+    found = plain | {orjson.dumps(one).decode()[1:-1] for one in plain} | {repr(one)[1:-1] for one in plain}
     return tuple(sorted((one for one in found if len(one) >= _SHORTEST), key=len, reverse=True))
 
 

@@ -8,11 +8,10 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 from serve_app.clock import now_us
-from serve_app.errors import HindcastError, InvalidInput
+from serve_app.errors import HindcastError
 from serve_app.log.lag import log_lag
 from serve_app.segments.periodic import SegmentRefresher
 from serve_app.serving.assemble import bridged
@@ -144,21 +143,9 @@ def webhook_settings(own: OutboxSettings) -> WebhookSettings | None:
     """The worker's settings with the secret read; None without an address. InvalidInput for a file that cannot be read."""
     if own.webhook_url is None:
         return None
-    secret = own.secret.get_secret_value() if own.secret is not None else _secret_of(own.secret_file)
+    secret = own.read_secret()
     headers = ((own.secret_header, secret),) if secret else ()
     return WebhookSettings(str(own.webhook_url), own.webhook_timeout_ms / 1000, own.concurrency, own.poll_ms, headers)
-
-
-def _secret_of(path: Path | None) -> str:
-    if path is None:
-        return ""
-    try:
-        secret = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"cannot be read: {error}", field="outbox.secret_file", hint="name a readable file") from None
-    if not secret or "\n" in secret:
-        raise InvalidInput("must hold one line", field="outbox.secret_file", hint="put the secret alone into the file")
-    return secret
 
 
 def _told(call: OwnerCall) -> OwnerCall:

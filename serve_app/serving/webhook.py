@@ -117,7 +117,9 @@ class WebhookWorker:
                     status, retry_after = response.status_code, response.headers.get("retry-after", "")
                     await _drain(response)
         except (httpx.HTTPError, TimeoutError) as error:
-            _LOG.warning("no answer to %s: %s: %s", send.decision_id, type(error).__name__, error)
+            # A protocol error of our own side may quote the headers, the secret among them.
+            said = "" if isinstance(error, httpx.LocalProtocolError) else f": {error}"
+            _LOG.warning("no answer to %s: %s%s", send.decision_id, type(error).__name__, said)
             return _Answer(None)
         if 200 <= status < 300:
             return _Answer(Outcome.of(send, "delivered"))

@@ -77,6 +77,19 @@ def test_keys_rotate_without_a_restart_and_a_broken_file_changes_nothing(tmp_pat
     assert ring.authorize(bearer("second"), Scope.read, NOW).name == "second"
 
 
+def test_keys_whose_file_is_gone_stay_in_force_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = keys(tmp_path / "keys.json", key("first", "read"))
+    ring = KeyRing(path, recheck_s=0)
+    path.unlink()
+    for _ in range(3):
+        assert ring.authorize(bearer("first"), Scope.read, NOW).name == "first"
+    assert caplog.text.count("is gone") == 1
+    keys(path, key("second", "read"))
+    assert ring.authorize(bearer("second"), Scope.read, NOW).name == "second"
+
+
 def test_a_broken_file_at_the_start_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_text('[{"name": "x", "sha256": "short", "scopes": ["read"]}]')
@@ -106,6 +119,8 @@ def test_a_broken_file_is_told_without_what_stands_in_it(tmp_path: Path) -> None
         ({"host": "127.0.0.1:8000", "origin": "https://evil.example"}, False),
         ({"host": "rebound.example:8000"}, False),
         ({"host": "127.0.0.1:8000", "origin": "null"}, False),
+        ({"host": "[::1"}, False),
+        ({"host": "127.0.0.1:8000", "origin": "http://[x"}, False),
     ],
 )
 def test_without_keys_a_web_page_open_on_this_machine_may_not_call(headers: dict[str, str], allowed: bool) -> None:

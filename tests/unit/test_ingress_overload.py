@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from serve_app.ingress.auth import KeyRing
 from serve_app.ingress.batcher import MicroBatcher, overloaded
+from serve_app.ingress.bodies import Bodies
 from serve_app.ingress.call_log import call_log
 from serve_app.ingress.calls import Call, Incoming, add_calls, json_answer
 from serve_app.ingress.problems import ProblemError
@@ -231,7 +232,14 @@ async def test_whoever_is_refused_anyway_is_refused_before_the_body_is_read() ->
 
     app = FastAPI()
     call = Call("POST", "/v1/decide", "", handle, None, DecideRequest, None, 1_000, gate=gate)
-    add_calls(app, [call], KeyRing(None), body_s=1.0, tell=call_log("none"), refusals=RefusalPace(200, 0.5))
+    add_calls(
+        app,
+        [call],
+        KeyRing(None),
+        bodies=Bodies(most_arriving=9, most_bytes=1 << 20, arrive_s=1.0),
+        tell=call_log("none"),
+        refusals=RefusalPace(200, 0.5),
+    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         refused = await client.post("/v1/decide", content=b"no JSON at all")
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "7")

@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from serve_app.ingress.auth import KeyRing, Scope
+from serve_app.ingress.bodies import Bodies
 from serve_app.ingress.call_log import call_log
 from serve_app.ingress.calls import Call, Incoming, add_calls, json_answer
 from serve_app.ingress.key_file import add_key
@@ -37,10 +38,11 @@ class Server(uvicorn.Server):
 
     def __init__(self, keys: Path) -> None:
         self.handled = 0
+        self.bodies = Bodies(most_arriving=2, most_bytes=2 * LIMIT, arrive_s=BODY_S)
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         install_problem_handlers(app)
         call = Call("POST", "/v1/decide", "", self.handle, Scope.decide, DecideRequest, None, LIMIT)
-        add_calls(app, [call], KeyRing(keys), body_s=BODY_S, tell=call_log("none"), refusals=RefusalPace(200, 0.5))
+        add_calls(app, [call], KeyRing(keys), bodies=self.bodies, tell=call_log("none"), refusals=RefusalPace(200, 0.5))
         listening = socket.socket()
         listening.bind(("127.0.0.1", 0))
         self.listening, self.port = listening, listening.getsockname()[1]
@@ -153,6 +155,36 @@ def test_a_body_broken_off_reaches_no_handler(server: Server, key: tuple[Path, s
             half.sendall(b'{"user": "u"')
     assert client.post("/v1/decide", json={"user": "u"}).status_code == 200
     assert server.handled == before + 1
+
+
+def test_callers_that_drip_large_bodies_leave_places_to_others(
+    server: Server, key: tuple[Path, str], client: httpx.Client
+) -> None:
+    large = json.dumps({"user": "u", "idempotency_key": "k"}).encode().ljust(20_000)
+    with connect(server, key, 60_000) as one, connect(server, key, 60_000) as other:
+        for slow in (one, other):
+            slow.sendall(b" " * 17_000)
+        while server.bodies.arriving < 2:
+            time.sleep(0.01)
+        answer = client.post("/v1/decide", content=large)
+        assert kind(answer) == (503, "overloaded")
+        assert answer.headers["retry-after"] == "1"
+        assert client.post("/v1/decide", json={"user": "u"}).status_code == 200
+        for slow in (one, other):
+            slow.settimeout(20)
+            assert b" 408 " in slow.recv(4096).split(b"\r\n")[0]
+    assert client.post("/v1/decide", content=large).status_code == 200
+    assert (server.bodies.arriving, server.bodies.bytes) == (0, 0)
+
+
+def test_bodies_that_are_held_take_no_more_than_there_is(server: Server, client: httpx.Client) -> None:
+    server.bodies.take(2 * LIMIT - 100)
+    try:
+        assert kind(client.post("/v1/decide", content=b'{"user": "u"}'.ljust(200))) == (503, "overloaded")
+        assert client.post("/v1/decide", json={"user": "u"}).status_code == 200
+    finally:
+        server.bodies.give_back(2 * LIMIT - 100)
+    assert server.bodies.bytes == 0
 
 
 @pytest.mark.parametrize("junk", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"\x00" * 5000, b"G" * 100_000])

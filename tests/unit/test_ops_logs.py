@@ -6,10 +6,12 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from serve_app.errors import InvalidInput
 from serve_app.ingress.batcher import MicroBatcher
 from serve_app.ingress.call_log import call_log
 from serve_app.running.logs import JsonLines, secrets_of
@@ -100,6 +102,29 @@ def test_every_secret_of_the_settings_is_known() -> None:
         outbox={"webhook_url": "https://hook.example", "secret": "Bearer abcdefgh"},
     )
     assert set(secrets_of(settings, "operators-token")) == {"hunter22", "Bearer abcdefgh", "abcdefgh", "operators-token"}
+
+
+def test_secrets_of_files_and_addresses_are_known_however_they_are_written(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text('Bearer quo"ted-secret\n')
+    settings = load_settings(
+        ledger={"backend": "redis", "redis_url": "rediss://u:p%40ssword@h:1/0"},
+        outbox={"webhook_url": "https://me:hook-password@hook.example", "secret_file": str(file)},
+    )
+    found = set(secrets_of(settings))
+    assert {'quo"ted-secret', 'quo\\"ted-secret', "p%40ssword", "p@ssword", "hook-password"} <= found
+    file.unlink()
+    assert "hook-password" in secrets_of(settings)
+
+
+def test_a_secret_that_no_header_can_carry_is_refused_without_being_told() -> None:
+    outbox = {"webhook_url": "https://hook.example"}
+    assert load_settings(outbox={**outbox, "secret": "abcdefgh\n"}).outbox.read_secret() == "abcdefgh"
+    for wrong in ("two\nlines-of-secret", "n\u00f6-ascii-secret", " \n"):
+        with pytest.raises(InvalidInput) as caught:
+            load_settings(outbox={**outbox, "secret": wrong})
+        assert caught.value.field == "outbox.secret"
+        assert "secret" not in caught.value.message
 
 
 @pytest.mark.parametrize(("which", "told"), [("none", []), ("failed", [429, 503]), ("all", [200, 429, 503])])
