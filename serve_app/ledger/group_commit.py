@@ -62,7 +62,12 @@ class GroupCommit:
     @property
     def healthy(self) -> bool:
         """False between a failed transaction and the next successful load."""
-        return self._connection is not None and not self.closed
+        return self._connection is not None and not self.closed and self.alive
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread works, or has been told to end."""
+        return self.closed or self._thread.is_alive()
 
     def run(self, operation: Callable[[], R]) -> R:
         """Run `operation` in the thread, inside a transaction; returns when that is durable.
@@ -79,8 +84,8 @@ class GroupCommit:
     def begin(self, operation: Callable[[], R]) -> Future[R]:
         """`run` for those who do not wait in a thread: what it would give or raise comes in the future. Who has waited for
         `timeout_s` raises what `overdue` gives."""
-        if self.closed:
-            raise LedgerUnavailable("the ledger is closed")
+        if self.closed or not self.alive:
+            raise LedgerUnavailable("the ledger is closed" if self.closed else "the ledger's thread has ended")
         future: Future[R] = Future()
         self._jobs.put((operation, future))
         return future
@@ -177,7 +182,7 @@ class GroupCommit:
             return False
         try:
             return self._owner.between(self._connection, idle=idle)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, HindcastError) as error:
             self._fail([], error, committing=False)
             return False
 

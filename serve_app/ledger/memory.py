@@ -28,6 +28,7 @@ from serve_app.ledger.protocol import (
 )
 from serve_app.ledger.shelves import CatalogueShelf, DeferralShelf, OutboxShelf
 from serve_app.ledger.table import UserTable
+from serve_app.ledger.times import CommitTimes
 
 __all__ = ["MemoryLedger"]
 
@@ -52,7 +53,7 @@ class MemoryLedger:
         self._written_at: dict[int, int] = {}
         self._keys: dict[bytes, tuple[bytes, int, int, bytes]] = {}
         self._next_record = 1
-        self._newest = 0
+        self._times = CommitTimes()
         self._deferrals, self._outbox, self._catalogue = DeferralShelf(), OutboxShelf(), CatalogueShelf()
         self._events = EventIds(self.settings.event_horizon_us)
 
@@ -72,17 +73,17 @@ class MemoryLedger:
             if len(rows):
                 entries, offsets = select_entries(plan, rows)
                 versions[rows] = self._table.commit(plan.users[rows], plan.decided_at[rows], entries, offsets)
-                self._newest = max(self._newest, int(plan.decided_at[rows].max()))
+                self._times.add(int(plan.decided_at[rows].max()))
                 self._shelve(plan, rows, versions)
                 self._expire()
             return CommitResult(status, versions, stored)
 
     def _judge_keys(self, plan: CommitPlan) -> tuple[npt.NDArray[np.int8], list[bytes]]:
         status, stored = np.zeros(len(plan.users), np.int8), [b""] * len(plan.users)
-        horizon = self._newest - self.settings.key_horizon_us
+        since = plan.decided_at - self.settings.key_horizon_us
         for row, key in enumerate(plan.keys):
             known = self._keys.get(key) if key else None
-            if known is not None and known[1] >= horizon:
+            if known is not None and known[1] >= since[row]:
                 same = known[0] == plan.digests[row]
                 status[row] = CommitStatus.duplicate if same else CommitStatus.key_reused
                 stored[row] = known[3] if same else b""
@@ -112,7 +113,7 @@ class MemoryLedger:
                 self._deferrals.put(Deferral(user, request, int(until[row]), record))
 
     def _expire(self) -> None:
-        horizon = self._newest - self.settings.key_horizon_us
+        horizon = self._times.now - self.settings.key_horizon_us
         while self._keys and next(iter(self._keys.values()))[1] < horizon:
             del self._keys[next(iter(self._keys))]
         while self._acked and self._acked[0][0] < horizon:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,10 +41,11 @@ from serve_app.ledger.protocol import (
 from serve_app.ledger.records import Records
 from serve_app.ledger.sqlite_audit import audit_file
 from serve_app.ledger.sqlite_checkpoint import PUT_USER, Checkpoint
-from serve_app.ledger.sqlite_file import Durability, OwnerLock, connect, load_users, user_rows
+from serve_app.ledger.sqlite_file import BUSY_MS, Durability, OwnerLock, connect, load_users, user_rows
 from serve_app.ledger.sqlite_index import DecisionIndex, JournalReader
 from serve_app.ledger.sqlite_replay import BlockKind, erase_from_blocks, replay
 from serve_app.ledger.table import UserTable
+from serve_app.ledger.times import CommitTimes
 
 __all__ = ["SqliteLedger"]
 
@@ -51,6 +53,7 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 R = TypeVar("R")
 _ROW_BITS = 20
+_TRUNCATE_AGAIN_S = 5.0
 
 
 class SqliteLedger:
@@ -74,6 +77,8 @@ class SqliteLedger:
         self.durability = durability
         self._path, self._read_only = Path(path), read_only
         self._checkpoint_rows, self._checkpoint_s = checkpoint_rows, checkpoint_s
+        # When erased rows are to leave the write-ahead log; a process that was killed may have left some.
+        self._truncate_at: float | None = time.monotonic()
         self._lock = threading.RLock()
         if not read_only:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +89,11 @@ class SqliteLedger:
             if self._owner:
                 self._owner.release()
             raise
+
+    @property
+    def alive(self) -> bool:
+        """Whether the writing thread works; a ledger whose thread has ended must be opened anew."""
+        return self._group.alive
 
     # --- what the writing thread calls -----------------------------------------------------------------------------
 
@@ -99,13 +109,12 @@ class SqliteLedger:
             self._index, self._journal = DecisionIndex(), JournalReader()
             self._events = EventIds(self.settings.event_horizon_us)
             self._checkpoint = Checkpoint(self._table, self._index, self._checkpoint_rows, self._checkpoint_s)
-            self._checkpoint.reached = meta.get("checkpoint", 0)
+            self._checkpoint.start_at(meta.get("checkpoint", 0))
             contained = load_users(connection, self._table, self._path)
             progress = replay(connection, self._table, self._index, self._events, self._checkpoint, contained)
             self._seq = max(progress.seq, int(contained.max(initial=0)), meta.get("seq", 0))
-            self._newest = progress.newest
+            self._times = CommitTimes(progress.times)
             self._catalogue_head = shelves.catalogue_head(connection)
-            self._erased_since_truncate = False
             connection.execute("COMMIT")
         except sqlite3.DatabaseError as error:
             connection.close()
@@ -119,10 +128,9 @@ class SqliteLedger:
         """One step of the write-behind."""
         if self._read_only:
             return False
-        if self._erased_since_truncate:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # erased rows must not linger in the write-ahead log
-            self._erased_since_truncate = False
-        horizons = self._newest - self.settings.key_horizon_us, self._events.kept_since
+        if self._truncate_at is not None and time.monotonic() >= self._truncate_at:
+            self._truncate(connection)
+        horizons = self._times.now - self.settings.key_horizon_us, self._events.kept_since
         if self.durability != "disk":
             return self._checkpoint.step(connection, self._seq, horizons, idle=idle)
         # What a power failure could take of this, the journal replays; the next commit's sync covers it.
@@ -130,6 +138,14 @@ class SqliteLedger:
         more = self._checkpoint.step(connection, self._seq, horizons, idle=idle)
         connection.execute("PRAGMA synchronous = FULL")
         return more
+
+    def _truncate(self, connection: sqlite3.Connection) -> None:
+        """Erased rows must not linger in the write-ahead log. Where somebody reads the file just now, commits do not wait
+        until they have done: it is tried again."""
+        connection.execute("PRAGMA busy_timeout = 0")
+        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        self._truncate_at = time.monotonic() + _TRUNCATE_AGAIN_S if busy else None
 
     def closing(self, connection: sqlite3.Connection) -> None:
         """Bring the tables up to date, so that the next start is quick."""
@@ -213,14 +229,14 @@ class SqliteLedger:
         at = int(decided_at.max())
         seq = self._append(BlockKind.commits, at, encode_block(body), records.present)
         self._index.add(users, requests, decided_at, seq, keys, digests)
-        self._newest = max(self._newest, at)
+        self._times.add(at)
 
     def _judge_keys(self, plan: CommitPlan) -> tuple[npt.NDArray[np.int8], list[bytes]]:
         status, stored = np.zeros(len(plan.users), np.int8), [b""] * len(plan.users)
-        since = self._newest - self.settings.key_horizon_us
+        since = (plan.decided_at - self.settings.key_horizon_us).tolist()
         connection = self._group.connection
         for row, key in enumerate(plan.keys):
-            place = self._index.find_key(connection, int(plan.users[row]), key, since) if key else None
+            place = self._index.find_key(connection, int(plan.users[row]), key, since[row]) if key else None
             if place is not None:
                 same = place.digest == plan.digests[row]
                 status[row] = CommitStatus.duplicate if same else CommitStatus.key_reused
@@ -289,7 +305,7 @@ class SqliteLedger:
             erase_from_blocks(connection, self._index.forget(connection, user), user, _ROW_BITS)
             self._journal.forget()
             shelves.forget(connection, user)
-            self._erased_since_truncate = True
+            self._truncate_at = time.monotonic()
             return True
 
         return self._write(write)

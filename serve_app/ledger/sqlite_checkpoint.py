@@ -7,6 +7,7 @@ between loses nothing: rows say which journal position they contain, and later b
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections.abc import Callable
@@ -14,12 +15,15 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.errors import DamagedArtifact
+from serve_app.ledger.block import checksum, encode_block
 from serve_app.ledger.sqlite_file import to_keys, user_rows
 from serve_app.ledger.sqlite_index import DecisionIndex, checked_block
 from serve_app.ledger.table import UserTable
 
 __all__ = ["Checkpoint"]
 
+_LOG = logging.getLogger("hindcast.ledger")
 I64 = npt.NDArray[np.int64]
 _SLICE = 2_000
 _BLOCKS = 50
@@ -51,7 +55,11 @@ class Checkpoint:
         self._places = index.begin_flush()
         self._target = 0
         self._running = False
-        self.reached = 0
+        self.reached = self._joined = 0
+
+    def start_at(self, reached: int) -> None:
+        """The tables contain the journal up to here."""
+        self.reached = self._joined = reached
 
     def touch(self, rows: I64) -> None:
         """Table rows changed by a journal block."""
@@ -113,7 +121,22 @@ class Checkpoint:
         for statement, bound in ((_FORGET_VIEWED, self.reached), (_FORGET_EVENT_IDS, ids_since)):
             if connection.execute(statement, (bound, _FORGOTTEN)).rowcount == _FORGOTTEN:
                 return True
-        return self._expire(connection, commits_since)
+        return self._join_event_ids(connection) or self._expire(connection, commits_since)
+
+    def _join_event_ids(self, connection: sqlite3.Connection) -> bool:
+        """Some of the blocks of event ids of this round become one: a start reads all there are. True while there may be
+        more."""
+        query = "SELECT seq, at, sum, body FROM blocks WHERE seq > ? AND seq <= ? AND +kind = 3 ORDER BY seq LIMIT ?"
+        found = connection.execute(query, (self._joined, self.reached, _FORGOTTEN)).fetchall()
+        if len(found) > 1:
+            ids = np.concatenate([checked_block(seq, expected, body)["ids"] for seq, _, expected, body in found])
+            body, at, kept = encode_block({"ids": ids}), max(at for _, at, _, _ in found), found[-1][0]
+            change = "UPDATE blocks SET at = ?, sum = ?, body = ? WHERE seq = ?"
+            connection.execute(change, (at, checksum(body), body, kept))
+            connection.executemany("DELETE FROM blocks WHERE seq = ?", ((seq,) for seq, _, _, _ in found[:-1]))
+        more = len(found) == _FORGOTTEN
+        self._joined = found[-1][0] if more else self.reached
+        return more
 
     def _expire(self, connection: sqlite3.Connection, horizon: int) -> bool:
         """Drop acknowledged commit blocks older than `horizon`, with their places; True while there may be more."""
@@ -123,7 +146,12 @@ class Checkpoint:
         )
         old = connection.execute(query, (self.reached, horizon, _BLOCKS)).fetchall()
         for seq, expected, body in old:
-            keys = sorted(to_keys(checked_block(seq, expected, body)["users"]))
-            connection.executemany("DELETE FROM decisions WHERE key = ? AND seq = ?", ((key, seq) for key in keys))
+            try:
+                keys = sorted(to_keys(checked_block(seq, expected, body)["users"]))
+            except DamagedArtifact as error:
+                _LOG.error("an old block goes unread: %s", error)
+                connection.execute("DELETE FROM decisions WHERE seq = ?", (seq,))
+            else:
+                connection.executemany("DELETE FROM decisions WHERE key = ? AND seq = ?", ((key, seq) for key in keys))
             connection.execute("DELETE FROM blocks WHERE seq = ?", (seq,))
         return len(old) == _BLOCKS

@@ -19,7 +19,18 @@ from serve_app.ledger.block import checksum
 from serve_app.ledger.columns import HISTORY_DTYPE, Histories
 from serve_app.ledger.table import RECENT_DTYPE, STATE_DTYPE, UserTable
 
-__all__ = ["Durability", "OwnerLock", "connect", "load_users", "to_key", "to_keys", "to_user", "to_users", "user_rows"]
+__all__ = [
+    "BUSY_MS",
+    "Durability",
+    "OwnerLock",
+    "connect",
+    "load_users",
+    "to_key",
+    "to_keys",
+    "to_user",
+    "to_users",
+    "user_rows",
+]
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -37,6 +48,7 @@ _LATER = (
 _TOP = 1 << 63
 _RESTORE = "restore the file from a copy, or move it away to start empty"
 _CHUNK = 20_000
+BUSY_MS = 5_000  # how long a statement waits for others to let the file go
 
 
 class OwnerLock:
@@ -87,7 +99,9 @@ def connect(path: Path, durability: Durability, *, read_only: bool) -> sqlite3.C
     if read_only and not path.exists():
         raise NotReady(f"there is no ledger at {path}", field="ledger", hint="start the server once, or name another --data")
     mode = "ro" if read_only else "rwc"
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=5.0)
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=BUSY_MS / 1000
+    )
     try:
         _prepare(connection, path, durability, read_only=read_only)
     except sqlite3.DatabaseError as error:

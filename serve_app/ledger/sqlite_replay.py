@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -18,6 +18,7 @@ from serve_app.ledger.sqlite_checkpoint import Checkpoint
 from serve_app.ledger.sqlite_index import DecisionIndex, checked_block
 from serve_app.ledger.sqlite_shelves import erased_records
 from serve_app.ledger.table import UserTable
+from serve_app.ledger.times import LAST_COMMITS
 
 __all__ = ["BlockKind", "Progress", "erase_from_blocks", "replay"]
 
@@ -34,10 +35,10 @@ class BlockKind(IntEnum):
 
 @dataclass(slots=True)
 class Progress:
-    """The newest journal position, and the newest decision time."""
+    """The newest journal position, and the times of the last commits."""
 
     seq: int = 0
-    newest: int = 0
+    times: list[int] = field(default_factory=list)
 
 
 def replay(
@@ -50,7 +51,8 @@ def replay(
 ) -> Progress:
     """Apply the blocks behind the checkpoint; `contained` i64[rows]: the position each loaded row has. Event ids lie in
     the journal alone, so those blocks are all read."""
-    (newest,) = connection.execute("SELECT max(at) FROM blocks WHERE kind = 1").fetchone()
+    # +kind: from the end of the journal, not through all its commits.
+    last = connection.execute("SELECT at FROM blocks WHERE +kind = 1 ORDER BY seq DESC LIMIT ?", (LAST_COMMITS,)).fetchall()
     (seq,) = connection.execute("SELECT max(seq) FROM blocks").fetchone()
     for position, at, expected, body in connection.execute(
         "SELECT seq, at, sum, body FROM blocks WHERE kind = 3 ORDER BY at, seq"
@@ -63,7 +65,7 @@ def replay(
             _replay_viewed(table, checkpoint, columns, _missing(table, columns["users"], contained, position))
         else:
             _replay_commits(table, index, checkpoint, columns, contained, position)
-    return Progress(seq or 0, newest or 0)
+    return Progress(seq or 0, [at for (at,) in reversed(last)])
 
 
 def _missing(table: UserTable, users: npt.NDArray[np.uint64], contained: I64, position: int) -> npt.NDArray[np.bool_]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.clock import now_us
-from serve_app.errors import InvalidInput
+from serve_app.errors import HindcastError, InvalidInput
 from serve_app.ledger.columns import LedgerView, Recents, UserState
 from serve_app.ledger.protocol import CatalogueChange, Consent, Ledger, PromptLedger, UserChanges, UserRecord
 from serve_app.serving import faults
@@ -153,8 +153,10 @@ class StateOwner:
         return self.board.replicas()
 
     def check_health(self) -> None:
-        """HindcastError where a thread is stuck in the ledger."""
+        """HindcastError where a thread is stuck in the ledger, or its own has ended."""
         self._pool.check()
+        if not getattr(self._ledger, "alive", True):
+            raise HindcastError("the ledger's thread has ended")
 
     def close(self) -> None:
         """Finish what is under way and let the ledger go."""

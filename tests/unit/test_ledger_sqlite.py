@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from importlib import resources
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from serve_app.errors import DamagedArtifact, LedgerUnavailable, NotReady, Outco
 from serve_app.ledger.protocol import LedgerSettings, UserChanges
 from serve_app.ledger.sqlite import SqliteLedger
 from serve_app.ledger.sqlite_checkpoint import Checkpoint
-from serve_app.ledger.sqlite_file import to_user
+from serve_app.ledger.sqlite_file import BUSY_MS, to_key, to_user
 from serve_app.ledger.sqlite_index import DecisionIndex
 from serve_app.ledger.table import UserTable
+from serve_app.ledger.times import LAST_COMMITS
 from tests.unit.ledger_support import DAY, NOW, commit_one, plan, real_record, u64
 
 
@@ -223,7 +225,7 @@ def test_no_statement_of_a_round_or_a_start_looks_at_every_block(tmp_path: Path)
     def served_once() -> None:
         ledger = open_at(tmp_path, checkpoint_rows=1, settings=LedgerSettings(key_horizon_us=DAY, event_horizon_us=DAY))
         ledger._write(lambda: ledger._group.connection.set_trace_callback(said.append))
-        for turn in range(3):
+        for turn in range(LAST_COMMITS + 4):
             at = NOW + turn * 3 * DAY
             commit_one(ledger, 1, 11 + turn, at=at)
             ledger.record_events(u64(3), u64(8), np.array([at]))
@@ -234,7 +236,7 @@ def test_no_statement_of_a_round_or_a_start_looks_at_every_block(tmp_path: Path)
     served_once()
     with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
         kinds = connection.execute("SELECT kind, count(*) FROM blocks GROUP BY kind").fetchall()
-        assert kinds == [(1, 1), (3, 1)], "what nothing needs any more is gone"
+        assert kinds == [(1, LAST_COMMITS), (3, 1)], "what nothing needs any more is gone"
         of_blocks = [text for text in said if "blocks" in text and not text.startswith("INSERT")]
         assert any("kind = 2" in text for text in of_blocks)
         for text in of_blocks:
@@ -249,11 +251,92 @@ def test_acknowledged_blocks_go_after_the_key_horizon(tmp_path: Path) -> None:
     commit_one(ledger, 1, 11)
     commit_one(ledger, 2, 12)
     ledger.ack_records([one.id for one in ledger.pending_records(10) if one.user == 1])
+
+    def kept_after_a_restart(ledger: SqliteLedger) -> list[bytes | None]:
+        ledger.close()
+        ledger = open_at(tmp_path, settings=settings)
+        found = [ledger.find_decision(user, request) for user, request in ((1, 11), (2, 12), (3, 13))]
+        ledger.close()
+        return found
+
     commit_one(ledger, 3, 13, at=NOW + 3 * DAY)
-    ledger.close()
+    assert kept_after_a_restart(ledger) == [b"r11", b"r12", b"r13"], "one commit dated ahead is no proof"
     ledger = open_at(tmp_path, settings=settings)
-    found = [ledger.find_decision(user, request) for user, request in ((1, 11), (2, 12), (3, 13))]
-    assert found == [None, b"r12", b"r13"]
+    for user in range(4, 4 + LAST_COMMITS):
+        commit_one(ledger, user, 13, at=NOW + 3 * DAY)
+    assert kept_after_a_restart(ledger) == [None, b"r12", b"r13"]
+
+
+def test_a_damaged_block_that_is_old_is_dropped_unread_and_the_ledger_goes_on(tmp_path: Path) -> None:
+    settings = LedgerSettings(key_horizon_us=DAY)
+    ledger = open_at(tmp_path, settings=settings)
+    commit_one(ledger, 1, 11)
+    ledger.ack_records([one.id for one in ledger.pending_records(10)])
+    ledger.close()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
+        connection.execute("UPDATE blocks SET body = x'00' WHERE kind = 1")
+    connection.close()
+    ledger = open_at(tmp_path, settings=settings, checkpoint_rows=1)
+    for user in range(2, 4 + LAST_COMMITS):
+        commit_one(ledger, user, 13, at=NOW + 3 * DAY)
+    ledger.close()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM blocks WHERE body = x'00'").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM decisions WHERE request_id = ?", (to_key(11),)).fetchone() == (0,)
+    connection.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_ledger_whose_thread_has_ended_says_so_at_once(tmp_path: Path) -> None:
+    ledger = open_at(tmp_path)
+
+    def no_more() -> None:
+        raise SystemExit
+
+    ledger._group._take = lambda *, wait: no_more()  # type: ignore[assignment, return-value]
+    ledger._group._thread.join(10)
+    assert not ledger.alive
+    with pytest.raises(LedgerUnavailable):
+        ledger.read(u64(1))
+    with pytest.raises(LedgerUnavailable, match="thread has ended"):
+        ledger.commit(plan([1], [0], [11]))
+
+
+def test_event_ids_of_a_round_become_one_block_and_none_is_forgotten(tmp_path: Path) -> None:
+    ledger = open_at(tmp_path, checkpoint_rows=10**9, checkpoint_s=10**9)
+    for turn in range(1_203):
+        assert ledger.dedupe_events(u64(turn), NOW + turn).all()
+    ledger.record_events(u64(3), u64(8), np.array([NOW]))
+    ledger.close()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
+        assert connection.execute("SELECT count(*), max(at) FROM blocks WHERE kind = 3").fetchone() == (3, NOW + 1_202)
+    connection.close()
+    ledger = open_at(tmp_path)
+    assert not ledger.dedupe_events(u64(*range(1_203)), NOW, mark=False).any()
+    assert ledger.dedupe_events(u64(5_000), NOW).all()
+    ledger.close()
+
+
+def test_commits_do_not_wait_for_whoever_reads_the_file_while_a_user_is_erased(tmp_path: Path) -> None:
+    ledger = open_at(tmp_path)
+    ledger.commit(plan([77], [0], [11], records=[b"\xfasecret-of-user-77" * 20]))
+    wal = tmp_path / "ledger.sqlite-wal"
+    with sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM users").fetchone()
+        ledger.delete_user(77)
+        began = time.monotonic()
+        commit_one(ledger, 78, 12)
+        assert time.monotonic() - began < BUSY_MS / 2000
+        assert ledger._truncate_at is not None
+        reader.execute("COMMIT")
+    reader.close()
+    ledger._truncate_at = time.monotonic()
+    commit_one(ledger, 78, 13)
+    ledger.recents(u64(78))
+    while ledger._truncate_at is not None:
+        time.sleep(0.01)
+    assert wal.stat().st_size == 0
     ledger.close()
 
 

@@ -153,11 +153,16 @@ def test_a_key_older_than_the_horizon_is_free_again(backend: Backend) -> None:
         pytest.skip("Redis expires keys by its own clock")
     ledger = backend.open(LedgerSettings(key_horizon_us=DAY))
     commit_one(ledger, 1, 11, keys=[KEY], digests=[BODY])
-    commit_one(ledger, 2, 12, at=NOW + DAY)
-    assert status_of(commit_one(ledger, 1, 13, keys=[KEY], digests=[BODY])) == ["duplicate"]
-    commit_one(ledger, 2, 14, at=NOW + DAY + 1)
-    assert status_of(commit_one(ledger, 1, 15, keys=[KEY], digests=[OTHER_BODY])) == ["committed"]
+    assert status_of(commit_one(ledger, 1, 13, at=NOW + DAY, keys=[KEY], digests=[BODY])) == ["duplicate"]
+    assert status_of(commit_one(ledger, 1, 15, at=NOW + DAY + 1, keys=[KEY], digests=[OTHER_BODY])) == ["committed"]
     ledger.close()
+
+
+def test_a_commit_dated_days_ahead_frees_no_key(ledger: Ledger) -> None:
+    commit_one(ledger, 1, 11, keys=[KEY], digests=[BODY])
+    commit_one(ledger, 2, 12, at=NOW + 30 * DAY)
+    again = ledger.commit(plan([1], [1], [13], keys=[KEY], digests=[BODY]))
+    assert (status_of(again), again.stored) == (["duplicate"], [b"r11"])
 
 
 def test_keys_outlive_the_process(backend: Backend, ledger: Ledger) -> None:
