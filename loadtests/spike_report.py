@@ -65,7 +65,7 @@ def judged(measured: Mapping[str, Any], limits: Limits) -> list[dict[str, Any]]:
     late = {
         route: round(row["max_ms"])
         for route, most in LIMITED.items()
-        if (row := rows.get((ALL, route))) and row["max_ms"] > most + limits.on_the_way_ms
+        if (row := rows.get((ALL, route))) and (row["max_ms"] or 0) > most + limits.on_the_way_ms
     }
     grown = {
         one["process"]: round(one["after"] - one["before"], 1)
@@ -94,7 +94,7 @@ def _check(what: str, kept: bool, measured: Any) -> dict[str, Any]:
 
 
 def _slowest(rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> float:
-    return max((rows[ALL, route]["max_ms"] for route in LIMITED if (ALL, route) in rows), default=0.0)
+    return max((rows[ALL, route]["max_ms"] or 0.0 for route in LIMITED if (ALL, route) in rows), default=0.0)
 
 
 def _most(measured: Mapping[str, Any]) -> float:

@@ -301,7 +301,7 @@ def _print(result: dict[str, Any], verdict: Verdict, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from loadtests.scenarios.report import verdict_words
+    from loadtests.scenarios.report import remarks, verdict_words
 
     console = Console()
     if not console.is_terminal:
@@ -317,7 +317,7 @@ def _print(result: dict[str, Any], verdict: Verdict, out: Path) -> None:
             sign = ">=" if one.floor else "<="
             measured = "nothing to judge by" if one.measured is None else f"{one.measured:.4g}"
             console.print(f"  not kept: {one.where} {one.what} {sign} {one.limit:g}: {measured}", highlight=False)
-    for words in verdict.invalid:
+    for words in (*verdict.invalid, *remarks(result)):
         console.print(f"  {words}", highlight=False)
     if verdict.recovery_s is not None:
         console.print(f"  recovered {verdict.recovery_s:g} s after the spike", highlight=False)

@@ -8,12 +8,11 @@ from typing import Any
 import jsonschema_rs
 
 from loadtests.scenarios.errors import LoadError
-from loadtests.scenarios.step import Answer
+from loadtests.scenarios.step import REFUSED, Answer
 
 __all__ = ["PROBLEM", "Contract"]
 
 PROBLEM = "application/problem+json"
-_REFUSED = (429, 503)
 
 
 class Contract:
@@ -50,7 +49,7 @@ class Contract:
             out.append(f"status {answer.status} as {answer.media or 'nothing'}, not as a problem document")
         elif isinstance(answer.content, dict) and answer.content.get("status") != answer.status:
             out.append(f"the problem document says status {answer.content.get('status')}, HTTP says {answer.status}")
-        if answer.status in _REFUSED and answer.retry_after is None:
+        if answer.status in REFUSED and answer.retry_after is None:
             out.append(f"status {answer.status} without Retry-After")
         return out
 

@@ -39,9 +39,10 @@ class Suspect:
 
 
 class CapCount:
-    """Counts grants and judges them. Rules None: counts only."""
+    """Counts grants and judges them. Rules None: does neither."""
 
     def __init__(self, rules: SendRules | None, campaigns: Iterable[Campaign]) -> None:
+        self.judges = rules is not None
         self._caps = rules.caps if rules else ()
         self._campaigns = {one.id: one for one in campaigns}
         self._grants: defaultdict[str, list[Grant]] = defaultdict(list)
@@ -52,7 +53,7 @@ class CapCount:
     def add(self, grants: Iterable[Grant]) -> list[Suspect]:
         """Count what is new; whom to look at."""
         out = []
-        for grant in grants:
+        for grant in grants if self.judges else ():
             if grant.decision_id in self._seen:
                 continue
             self._seen.add(grant.decision_id)

@@ -16,8 +16,10 @@ from typing import Any
 
 from hdrh.histogram import HdrHistogram
 
-__all__ = ["Cell", "Health", "Outcome", "Recording", "Second", "histogram", "percentile_ms"]
+__all__ = ["CAPS", "Cell", "Health", "Outcome", "Recording", "Second", "histogram", "percentile_ms"]
 
+CAPS = "sends counted against caps"
+"""A check that is there, if only with a nought, where caps were judged."""
 _MOST_US = 600_000_000
 _FINE, _COARSE = 3, 2
 _KEPT_VIOLATIONS = 200
@@ -116,6 +118,8 @@ class Health:
     sent: int = 0
     unsent: int = 0
     """Planned and never sent: too many were under way, or the run was over."""
+    unanswered: int = 0
+    """Sent, and no answer was read: it was still on its way when the run was over, or could not be read."""
     workers: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -169,6 +173,14 @@ class Recording:
         self.health.sent += 1
         _add(self.health.lateness, lateness_s)
 
+    def lost(self, phase: str, route: str, at_s: float) -> None:
+        """No answer to a request was read. It failed; how long it would have taken nobody knows."""
+        self.health.unanswered += 1
+        cell = self.cell(phase, route)
+        cell.outcomes["failed"] += 1
+        cell.statuses["no answer read"] += 1
+        self.second(at_s).outcomes["failed"] += 1
+
     def violated(self, route: str, what: str, request: str, answer: str) -> None:
         """An answer that must not be. The first ones are kept whole."""
         self.violations_total += 1
@@ -194,6 +206,7 @@ class Recording:
                 "planned": health.planned,
                 "sent": health.sent,
                 "unsent": health.unsent,
+                "unanswered": health.unanswered,
                 "workers": health.workers,
             },
             "violations": self.violations,
@@ -212,8 +225,8 @@ class Recording:
             _decoded_into(second.response, one["response"])
         health = wire["health"]
         _decoded_into(self.health.lateness, health["lateness"])
-        for name in ("planned", "sent", "unsent"):
-            setattr(self.health, name, getattr(self.health, name) + health[name])
+        for name in ("planned", "sent", "unsent", "unanswered"):
+            setattr(self.health, name, getattr(self.health, name) + health.get(name, 0))  # older results lack some
         self.health.workers += health["workers"]
         room = _KEPT_VIOLATIONS - len(self.violations)
         self.violations += wire["violations"][:room]

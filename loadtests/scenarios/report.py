@@ -11,11 +11,11 @@ from typing import Any
 import jinja2
 
 from loadtests.scenarios.charts import flow_chart, latency_chart, percentile_chart
-from loadtests.scenarios.recording import Recording
+from loadtests.scenarios.recording import CAPS, Recording
 from loadtests.scenarios.results import ALL
 from loadtests.scenarios.slo import BROKEN, PASSED, Finding, Limits, Objectives, Verdict
 
-__all__ = ["holds_until", "verdict_words", "write_report"]
+__all__ = ["holds_until", "remarks", "verdict_words", "write_report"]
 
 _PERCENTS = (0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99)
 _LEAST_BEYOND = 5  # a percentile is drawn where so many requests lie beyond it
@@ -32,6 +32,16 @@ def verdict_words(verdict: Verdict) -> str:
             f", {unknown} could not be judged: nothing was asked there." if unknown else "."
         )
     return "This run is no measurement."
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """What to know beside the verdict."""
+    generator, out = result["generator"], []
+    if lost := generator.get("unanswered", 0):
+        out.append(f"{lost} of {generator['sent']} requests left and no answer to them was read: they count as failed")
+    if CAPS not in result["checks"]:
+        out.append("caps were not judged: no file of the policy tells them")
+    return out
 
 
 def holds_until(result: Mapping[str, Any], limits: Limits) -> dict[str, Any] | None:
@@ -57,6 +67,7 @@ def write_report(out: Path, result: Mapping[str, Any], objectives: Objectives, v
             "code": verdict.code,
             "words": verdict_words(verdict),
             "invalid": list(verdict.invalid),
+            "remarks": remarks(result),
             "recovery_s": verdict.recovery_s,
             "holds_until": holds_until(result, objectives.all),
             "findings": [_told(one) for one in verdict.findings],
@@ -82,6 +93,8 @@ def _curves(result: Mapping[str, Any]) -> dict[str, dict[float, float]]:
         for other in parts[1:]:
             one.add(other)
         count = one.get_total_count()
+        if not count:  # nothing was answered there
+            continue
         fits = [p for p in _PERCENTS if p < 100 and (p <= 50 or count * (1 - p / 100) >= _LEAST_BEYOND)]
         out[route] = {p: one.get_value_at_percentile(p) / 1e3 for p in fits}
     return out

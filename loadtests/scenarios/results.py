@@ -28,8 +28,10 @@ def result_of(
 ) -> dict[str, Any]:
     """Everything of result.json. missing: workers whose measurements never came."""
     phases = _phases(plan, recording)
+    # Whatever left and stands in no cell has no result.
+    nowhere = max(0, recording.health.sent - sum(sum(one.outcomes.values()) for one in recording.cells.values()))
     rows = [
-        {"phase": ALL, "route": ALL, **_row(recording.cells.values(), sum(one.seconds for one in phases))},
+        {"phase": ALL, "route": ALL, **_row(recording.cells.values(), sum(one.seconds for one in phases), nowhere)},
         *_rows_of(recording, phases),
     ]
     return {
@@ -43,7 +45,7 @@ def result_of(
         "rows": rows,
         "seconds": _seconds(recording),
         "most_refused_per_s": max((one.outcomes["refused"] for one in recording.seconds.values()), default=0),
-        "generator": _generator(recording, missing),
+        "generator": _generator(recording, missing, nowhere),
         "violations": {"total": recording.violations_total, "kept": recording.violations},
         "checks": dict(recording.checks),
         "wire": recording.to_wire(),
@@ -71,10 +73,11 @@ def _rows_of(recording: Recording, phases: tuple[Phase, ...]) -> list[dict[str, 
     return out
 
 
-def _row(cells: Iterable[Cell], seconds: float) -> dict[str, Any]:
+def _row(cells: Iterable[Cell], seconds: float, nowhere: int = 0) -> dict[str, Any]:
     whole = Cell()
     for one in cells:
         whole += one
+    whole.outcomes["failed"] += nowhere
     count = sum(whole.outcomes.values())
     share = (lambda n: n / count) if count else (lambda _: 0.0)
     return {
@@ -107,12 +110,13 @@ def _seconds(recording: Recording) -> list[dict[str, Any]]:
     ]
 
 
-def _generator(recording: Recording, missing: int) -> dict[str, Any]:
+def _generator(recording: Recording, missing: int, nowhere: int) -> dict[str, Any]:
     health = recording.health
     return {
         "planned": health.planned,
         "sent": health.sent,
         "unsent": health.unsent,
+        "unanswered": health.unanswered + nowhere,
         "lateness_p50_ms": percentile_ms(health.lateness, 50),
         "lateness_p99_ms": percentile_ms(health.lateness, 99),
         "lateness_max_ms": percentile_ms(health.lateness, 100),

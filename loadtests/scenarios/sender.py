@@ -8,7 +8,7 @@ from typing import Any
 
 from loadtests.scenarios.audience import Audience
 from loadtests.scenarios.cap_count import CapCount, Suspect
-from loadtests.scenarios.sends import faults_of_decision, faults_of_explained_decision, grants_of
+from loadtests.scenarios.sends import faults_of_batch, faults_of_decision, faults_of_explained_decision, grants_of
 from loadtests.scenarios.shopper import event
 from loadtests.scenarios.step import Answer, Behaviour, Step, post
 
@@ -67,7 +67,7 @@ class _Sender:
         """A batch of distinct users."""
         users = self._rng.sample(self._audience.users, min(rows, len(self._audience.users)))
         asked = [self._row(user, f"{self._name}-{at}") for at, user in enumerate(users)]
-        answer = yield post(_BATCH, {"rows": asked}, lambda got: self._faults_of_batch(asked, got))
+        answer = yield post(_BATCH, {"rows": asked}, lambda got: faults_of_batch(asked, got.content, self._channels))
         if not answer.good:
             return
         decided = [one for one in answer.content["decisions"] if one is not None]
@@ -105,19 +105,6 @@ class _Sender:
             return out + (faults_of_explained_decision(got) if explain and got["explain"] else [])
 
         return check
-
-    def _faults_of_batch(self, asked: list[dict[str, Any]], answer: Answer) -> list[str]:
-        got = answer.content
-        if len(got["decisions"]) != len(asked):
-            return [f"{len(got['decisions'])} decisions on {len(asked)} rows"]
-        wrong = {one["row"] for one in got["errors"]}
-        if wrong != {at for at, one in enumerate(got["decisions"]) if one is None}:
-            return ["rows without a decision are not the rows with errors"]
-        out = [f"row {one['row']}: {one['status']} {one['detail']}" for one in got["errors"] if one["status"] != 503]
-        for at, (row, one) in enumerate(zip(asked, got["decisions"], strict=True)):
-            if one is not None:
-                out += [f"row {at}: {fault}" for fault in faults_of_decision(row, one, got["decided_at"], self._channels)]
-        return out
 
     def _look_into(self, grants: Any) -> Behaviour:
         for suspect in self._caps.add(grants):

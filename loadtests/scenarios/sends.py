@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from loadtests.scenarios.cap_count import Grant
+from loadtests.scenarios.step import REFUSED
 
-__all__ = ["faults_of_decision", "faults_of_explained_decision", "grants_of"]
+__all__ = ["faults_of_batch", "faults_of_decision", "faults_of_explained_decision", "grants_of"]
 
 Row = Mapping[str, Any]
 _TOLERANCE = 1e-6
@@ -33,6 +34,20 @@ def faults_of_decision(asked: Row, got: Row, decided_at: str, channels: Mapping[
     none = got["propensity_none"]
     if none is not None and not -_TOLERANCE <= none <= 1 + _TOLERANCE:
         out.append(f"propensity_none {none}")
+    return out
+
+
+def faults_of_batch(asked: Sequence[Row], got: Row, channels: Mapping[str, Sequence[str]]) -> list[str]:
+    """asked: the rows of the request; got: the whole answer. A row may be refused, and fail in no other way."""
+    if len(got["decisions"]) != len(asked):
+        return [f"{len(got['decisions'])} decisions on {len(asked)} rows"]
+    wrong = {one["row"] for one in got["errors"]}
+    if wrong != {at for at, one in enumerate(got["decisions"]) if one is None}:
+        return ["rows without a decision are not the rows with errors"]
+    out = [f"row {one['row']}: {one['status']} {one['detail']}" for one in got["errors"] if one["status"] not in REFUSED]
+    for at, (row, one) in enumerate(zip(asked, got["decisions"], strict=True)):
+        if one is not None:
+            out += [f"row {at}: {fault}" for fault in faults_of_decision(row, one, got["decided_at"], channels)]
     return out
 
 

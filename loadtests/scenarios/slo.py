@@ -17,6 +17,7 @@ __all__ = ["BROKEN", "NO_MEASUREMENT", "PASSED", "Finding", "Limits", "Objective
 
 PASSED, BROKEN, NO_MEASUREMENT = 0, 10, 12
 """Exit codes."""
+_ERRORS = ("error_rate", "refused_rate")
 _STEADY_SHARE = 0.9  # a second is as good as before when this share of its requests got results
 _STEADY_P99 = 2.0  # and its p99 is within this multiple of that before
 
@@ -72,13 +73,15 @@ class Objectives(_Strict):
 
 @dataclass(frozen=True)
 class Finding:
-    """One objective and what was measured. floor: at least the limit, else at most. kept None: nothing to judge by."""
+    """One objective and what was measured. floor: at least the limit, else at most. kept None: nothing to judge by.
+    certain: what was measured breaks it, whatever a better generator would have measured."""
 
     where: str
     what: str
     limit: float
     measured: float | None
     floor: bool = False
+    certain: bool = False
 
     @property
     def kept(self) -> bool | None:
@@ -98,9 +101,8 @@ class Verdict:
 
     @property
     def code(self) -> int:
-        """The exit code. What broke is broken even where the generator lagged only if it does not depend on times."""
-        timeless = any(one.kept is False and one.what in ("violations",) for one in self.findings)
-        if self.invalid and not timeless:
+        """The exit code. What broke is broken even in a run that is no measurement, if that cannot be why it broke."""
+        if self.invalid and not any(one.kept is False and one.certain for one in self.findings):
             return NO_MEASUREMENT
         return BROKEN if any(one.kept is not True for one in self.findings) else PASSED
 
@@ -125,15 +127,17 @@ def read_objectives(path: Path) -> Objectives:
 def judge(result: Mapping[str, Any], objectives: Objectives) -> Verdict:
     """A result.json against objectives. LoadError: objectives name a route or phase the run did not have."""
     rows = {(row["phase"], row["route"]): row for row in result["rows"]}
-    findings = list(_of_limits(rows, ALL, objectives.all, objectives.routes))
+    spared = _spared(result["generator"], objectives.generator)
+    findings = list(_of_limits(rows, ALL, objectives.all, objectives.routes, spared))
     known = [one["name"] for one in result["phases"]]
     for name, limits in objectives.phases.items():
         if name not in known:
             raise LoadError(f"phases: the run has no phase {name!r}; it has {', '.join(known)}")
-        findings += _of_limits(rows, name, limits.all, limits.routes)
+        findings += _of_limits(rows, name, limits.all, limits.routes, spared)
         if limits.goodput_of_before is not None:
             findings.append(_goodput(rows, known, name, limits.goodput_of_before))
-    findings.append(Finding("answers", "violations", objectives.violations, float(result["violations"]["total"])))
+    wrong = float(result["violations"]["total"])
+    findings.append(Finding("answers", "violations", objectives.violations, wrong, certain=True))
     recovery = recovery_seconds(result)
     if objectives.recovery_s is not None:
         findings.append(Finding("after the spike", "recovery_s", objectives.recovery_s, recovery))
@@ -141,8 +145,9 @@ def judge(result: Mapping[str, Any], objectives: Objectives) -> Verdict:
 
 
 def _of_limits(
-    rows: Mapping[tuple[str, str], Mapping[str, Any]], phase: str, whole: Limits, routes: Mapping[str, Limits]
-) -> Iterator[Finding]:
+    rows: Mapping[tuple[str, str], Mapping[str, Any]], phase: str, whole: Limits, routes: Mapping[str, Limits],
+    spared: int | None,
+) -> Iterator[Finding]:  # fmt: skip
     for route, limits in {ALL: whole, **routes}.items():
         row = rows.get((phase, route))
         where = route if phase == ALL else f"{phase}: {route}"
@@ -150,7 +155,23 @@ def _of_limits(
             if name == "throughput":
                 yield Finding(where, name, limit, row["ok_per_s"] if row else None, floor=True)
             else:
-                yield Finding(where, name, limit, row[name] if row else None)
+                certain = row is not None and name in _ERRORS and _breaks(row, name, limit, spared)
+                yield Finding(where, name, limit, row[name] if row else None, certain=certain)
+
+
+def _breaks(row: Mapping[str, Any], name: str, limit: float, spared: int | None) -> bool:
+    """Whether a rate is beyond its limit even if every request that was never sent had got a result."""
+    return spared is not None and row[name] * row["requests"] > limit * (row["requests"] + spared)
+
+
+def _spared(generator: Mapping[str, Any], limits: GeneratorLimits) -> int | None:
+    """Requests that were never sent. None where errors may be the generator's own: it lagged, or parts of it are missing."""
+    return None if generator["workers_missing"] or _lagged(generator, limits) else generator["unsent"]
+
+
+def _lagged(generator: Mapping[str, Any], limits: GeneratorLimits) -> bool:
+    late = generator["lateness_p99_ms"]
+    return late is not None and late > limits.lateness_p99_ms
 
 
 def _goodput(rows: Mapping[tuple[str, str], Mapping[str, Any]], phases: list[str], name: str, limit: float) -> Finding:
@@ -169,9 +190,9 @@ def _invalid(generator: Mapping[str, Any], limits: GeneratorLimits) -> Iterator[
         yield "nothing was sent"
     if generator["unsent"] > limits.unsent:
         yield f"{generator['unsent']} of {generator['planned']} requests were never sent: too many were under way"
-    late = generator["lateness_p99_ms"]
-    if late is not None and late > limits.lateness_p99_ms:
-        yield f"the generator could not keep up: p99 of its lateness is {late:.0f} ms, {limits.lateness_p99_ms:g} is allowed"
+    if _lagged(generator, limits):
+        late = f"p99 of its lateness is {generator['lateness_p99_ms']:.0f} ms, {limits.lateness_p99_ms:g} is allowed"
+        yield f"the generator could not keep up: {late}"
 
 
 def recovery_seconds(result: Mapping[str, Any]) -> float | None:

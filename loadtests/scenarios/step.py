@@ -8,7 +8,10 @@ from typing import Any
 
 import orjson
 
-__all__ = ["Answer", "Behaviour", "Step", "post"]
+__all__ = ["REFUSED", "Answer", "Behaviour", "Step", "post"]
+
+REFUSED = (429, 503)
+"""Statuses of a proper refusal, of an answer or of a batch's row."""
 
 
 @dataclass(slots=True)

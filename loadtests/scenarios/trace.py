@@ -10,7 +10,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,17 @@ import orjson
 from loadtests.scenarios.errors import LoadError
 from loadtests.scenarios.lists import faults_of_list, faults_of_page
 from loadtests.scenarios.plan import Plan, Scenario, phases_of
-from loadtests.scenarios.sends import faults_of_decision
+from loadtests.scenarios.sends import faults_of_batch, faults_of_decision
 from loadtests.scenarios.step import Answer, Step
 
 __all__ = ["TRACE_FORMAT", "plan_seconds", "read_head", "read_trace", "routes_of", "step_of", "write_trace"]
 
 TRACE_FORMAT = 1
+# What an event of a type must name, else the server refuses it.
+_NEEDED = {
+    **dict.fromkeys(("delivered", "delivery_failed"), "decision_id"),
+    **dict.fromkeys(("view", "add_to_cart", "conversion"), "item"),
+}
 
 
 def write_trace(path: Path, requests: Iterable[Mapping[str, Any]], head: Mapping[str, Any]) -> None:
@@ -110,7 +115,22 @@ def _check(path: str, body: Any) -> Any:
         return lambda got: _list(got, "reviews", body.get("slots", 10), ())
     if path == "/v1/notifications/decide":
         return lambda got: faults_of_decision(body, got.content, got.content["decided_at"], {})
+    if path == "/v1/notifications/decide-batch":
+        return lambda got: faults_of_batch(body["rows"], got.content, {})
+    if path == "/v1/events":
+        return lambda got: _faults_of_events(body if isinstance(body, list) else [body], got.content)
     return None
+
+
+def _faults_of_events(told: Sequence[Mapping[str, Any]], got: Mapping[str, Any]) -> list[str]:
+    """All are taken, but for those that lack what their type needs: a trace made of the log names no decisions, and items
+    only where the log still knows them."""
+    needed = ((_NEEDED.get(event.get("type", "")), event.get("data") or {}) for event in told)
+    lacking = sum(name is not None and data.get(name) is None for name, data in needed)
+    if got["refused"] <= lacking and got["accepted"] + got["duplicates"] + got["refused"] == len(told):
+        return []
+    counts = f"accepted {got['accepted']}, duplicates {got['duplicates']}, refused {got['refused']}"
+    return [f"{len(told)} events told, {counts}: {got['errors'][:2]}"]
 
 
 def _list(answer: Answer, name: str, slots: int, excluded: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from itertools import count
 import orjson
 import pytest
 
-from loadtests.scenarios.audience import Audience, Campaign
+from loadtests.scenarios.audience import Audience, Campaign, SendRules
 from loadtests.scenarios.cap_count import CapCount
 from loadtests.scenarios.sender import errand
 from loadtests.scenarios.shopper import visit
@@ -123,7 +123,7 @@ def test_shoppers_use_every_call_and_find_no_fault_in_a_right_server() -> None:
 
 
 def test_senders_use_every_call_and_find_no_fault_in_a_right_server() -> None:
-    caps = CapCount(None, AUDIENCE.campaigns)
+    caps = CapCount(SendRules(policy="p", caps=()), AUDIENCE.campaigns)
     asked, faults = many(lambda rng: errand(AUDIENCE, caps, rng, "run", batch_share=0.2, batch_rows=5))
     assert faults == []
     assert set(asked) == {

@@ -15,7 +15,7 @@ measured = st.tuples(
     st.sampled_from(["before", "spike"]),
     st.sampled_from(["POST /a", "GET /b"]),
     st.floats(0, 30),
-    st.sampled_from(["ok", "refused", "failed"]),
+    st.sampled_from(["ok", "refused", "failed", "lost"]),
     st.floats(1e-5, 100),
     st.floats(1e-5, 10),
     st.booleans(),
@@ -27,6 +27,9 @@ def record(recording: Recording, one: tuple) -> None:
     recording.health.planned += 1
     recording.second(at).planned += 1
     recording.left(response - min(service, response))
+    if outcome == "lost":
+        recording.lost(phase, route, at)
+        return
     recording.answered(
         phase, route, at, outcome=outcome, status="200", response_s=response, service_s=service, size=10, degraded=degraded
     )

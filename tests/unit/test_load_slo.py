@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 import loadtests
+from hindcast.commands.load import _judged
 from loadtests.scenarios.errors import LoadError
 from loadtests.scenarios.plan import read_plan
-from loadtests.scenarios.recording import Recording
+from loadtests.scenarios.recording import CAPS, Recording
 from loadtests.scenarios.report import holds_until, write_report
 from loadtests.scenarios.results import result_of
 from loadtests.scenarios.slo import BROKEN, NO_MEASUREMENT, PASSED, Limits, Objectives, judge, read_objectives
@@ -71,6 +72,64 @@ def test_wrong_answers_are_wrong_however_late_they_were_asked_for() -> None:
     result = run(late_s=0.2)
     result["violations"]["total"] = 1
     assert judge(result, objectives()).code == BROKEN
+
+
+def failing(unsent: int, *, failed: int = 100, late_s: float = 0.001) -> dict:
+    """A hundred requests, so many of which failed; others found no connection."""
+    recording = Recording()
+    for number in range(100):
+        recording.left(late_s)
+        recording.answered(
+            "steady", "POST /a", number / 10, outcome="failed" if number < failed else "ok", status="timed out",
+            response_s=30.0, service_s=30.0, size=0, degraded=False,
+        )  # fmt: skip
+    recording.health.planned, recording.health.unsent = 100 + unsent, unsent
+    plan = read_plan(scenario="baseline", rate=10, duration_s=10, audience="a")
+    return result_of(plan, recording, missing=0, started_at=0.0, before={}, after={}, host="h")
+
+
+@pytest.mark.parametrize(
+    ("result", "code"),
+    [
+        (failing(900), BROKEN),
+        (failing(900, failed=2), BROKEN),
+        (failing(900, failed=1), NO_MEASUREMENT),  # one of a thousand is allowed: the others might have been well
+        (failing(900, late_s=0.2), NO_MEASUREMENT),  # a generator that lags can make its own time-outs
+    ],
+)
+def test_errors_that_unsent_requests_do_not_explain_break_the_run(result, code) -> None:
+    verdict = judge(result, objectives(all={"error_rate": 0.001, "p99_ms": 100}))
+    assert verdict.code == code
+    assert "900 of 1000 requests were never sent" in verdict.invalid[0]
+
+
+def test_what_left_and_was_never_answered_has_failed(tmp_path, capsys) -> None:
+    """However good the few answers are."""
+    recording = Recording()
+    for number in range(6000):
+        recording.health.planned += 1
+        recording.left(0.001)
+        if number < 100:
+            recording.answered(
+                "steady", "POST /a", number / 100, outcome="ok", status="200", response_s=0.02, service_s=0.02, size=1,
+                degraded=False,
+            )  # fmt: skip
+        elif number < 200:
+            recording.lost("steady", "POST /b", number / 100)
+    plan = read_plan(scenario="baseline", rate=100, duration_s=60, audience="a")
+    facts = {"release": "r", "policy": "p", "topology": "fused"}
+    result = result_of(plan, recording, missing=0, started_at=0.0, before=facts, after=facts, host="h")
+    assert result["rows"][0]["error_rate"] == pytest.approx(5900 / 6000)
+    assert _judged(result, tmp_path, next(path for path in OWN if path.stem == "default")) == BROKEN
+    for told in (capsys.readouterr().out, (tmp_path / "report.html").read_text()):
+        assert "5900 of 6000 requests left and no answer to them was read" in told
+
+
+@pytest.mark.parametrize(("checks", "told"), [({}, True), ({CAPS: 0}, False)])
+def test_a_run_that_knew_no_caps_says_so(tmp_path, capsys, checks, told) -> None:
+    _judged({**run(), "checks": checks}, tmp_path, None)
+    for page in (capsys.readouterr().out, (tmp_path / "report.html").read_text()):
+        assert ("caps were not judged" in page) is told
 
 
 @pytest.mark.parametrize(("slow_until", "seconds"), [(0, 0), (17, 2), (20, 5)])

@@ -111,6 +111,13 @@ def test_what_is_broken_is_named(spoil: Callable[[dict[str, Any]], None], what: 
     assert what in broken(found)
 
 
+def test_a_call_that_was_never_answered_has_no_slowest_answer() -> None:
+    found = measured()
+    for row in found["spike"]["rows"]:
+        row["max_ms"] = None
+    assert "every answer came by its deadline" not in broken(found)
+
+
 def test_figures_of_a_refusal_are_told() -> None:
     rows = {(row["phase"], row["route"]): row for row in told(measured())["rows"]}
     assert rows["spike", ROUTE]["refusal_p99_ms"] == pytest.approx(20, rel=0.02)

@@ -65,6 +65,33 @@ def test_events_happen_now_and_are_this_runs_own() -> None:
     assert sent["time"] > "2026"
 
 
+def told(accepted: int, duplicates: int, refused: int) -> Answer:
+    counts = {"accepted": accepted, "duplicates": duplicates, "refused": refused}
+    return Answer(200, {**counts, "errors": [{"field": "event"}] * refused})
+
+
+def test_replayed_events_are_all_taken() -> None:
+    events = [{"id": f"e{n}", "type": "view", "data": {"item": "a"}} for n in range(3)]
+    step = step_of({"path": "/v1/events", "at": 0, "body": events}, ROUTES, "run")
+    assert step.check is not None
+    assert list(step.check(told(2, 1, 0))) == []
+    for wrong in (told(0, 0, 3), told(2, 0, 1), told(2, 0, 0)):
+        (fault,) = step.check(wrong)
+        assert fault.startswith("3 events told, accepted")
+
+
+def test_replayed_events_may_lack_what_the_log_does_not_name() -> None:
+    events = [
+        {"id": "e1", "type": "delivered", "data": {"campaign": "c"}},
+        {"id": "e2", "type": "view", "data": {}},
+        {"id": "e3", "type": "click", "data": {}},
+    ]
+    step = step_of({"path": "/v1/events", "at": 0, "body": events}, ROUTES, "run")
+    assert step.check is not None
+    assert list(step.check(told(1, 0, 2))) == []
+    assert list(step.check(told(0, 0, 3))) != []
+
+
 def test_replayed_lists_are_checked_too() -> None:
     body = {"item": "a", "exclude": ["b"], "slots": 3}
     step = step_of({"path": "/v1/recommendations/related", "at": 0, "body": body}, ROUTES, "run")
