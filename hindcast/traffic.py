@@ -40,8 +40,8 @@ _CALLS = {
     Surface.notification: "/v1/notifications/decide",
 }
 _DEVICES = ("unknown", "app", "mobile_web", "desktop")
-# Not: what names a decision, which would be another run's; facts about users that an event sets (a load test must not withdraw
-# anybody's consent, nor give uses back).
+# Not: what names a decision, which would be of another run; facts about users (a load test must not withdraw anybody's
+# consent, nor give uses back).
 _TOLD = ("view", "click", "add_to_cart", "conversion", "dismiss", "seen")
 _NONE = pa.scalar(0, pa.uint64())
 _MOST_DAYS = 3_660

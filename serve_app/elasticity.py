@@ -12,7 +12,7 @@ from typing import Any
 from serve_app.scaling import POLICY
 from serve_app.settings import DeploymentSettings, Settings
 
-__all__ = ["APPLICATION", "DEPLOYMENTS", "STATE_APPLICATION", "deployment_names", "deployment_options"]
+__all__ = ["APPLICATION", "CALLED_NEAR", "DEPLOYMENTS", "STATE_APPLICATION", "deployment_names", "deployment_options"]
 
 APPLICATION = "hindcast"
 STATE_APPLICATION = "hindcast-state"
@@ -29,7 +29,9 @@ DEPLOYMENTS: Mapping[str, str] = {
 }
 """Deployment -> its group in `settings.deployments`."""
 
-_CALLED_NEAR = frozenset({"Retrieval", "Features", "Ranking", "Decision"})
+CALLED_NEAR = frozenset({"Retrieval", "Features", "Ranking", "Decision"})
+"""Called over local sockets too, which Serve does not see: they grow by our own policy."""
+
 _FUSED = ("Ledger", "Worker", "Ingress")
 
 
@@ -42,7 +44,7 @@ def deployment_options(settings: Settings, name: str) -> dict[str, Any]:
     """Keyword arguments of `serve.deployment`, by the same names as in a Serve config file."""
     own: DeploymentSettings = getattr(settings.deployments, DEPLOYMENTS[name])
     return {
-        **_replicas(own, near=name in _CALLED_NEAR),
+        **_replicas(own, near=name in CALLED_NEAR),
         "max_ongoing_requests": own.max_ongoing,
         "max_queued_requests": own.max_queued,
         "ray_actor_options": {"num_cpus": own.cpus},

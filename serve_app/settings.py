@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serve_app.errors import InvalidInput
+from serve_app.settings_base import Group
 from serve_app.settings_parts import (
     DeferralSettings,
     DeploymentSettings,
@@ -144,12 +145,19 @@ class Settings(BaseSettings):
             )
 
 
-_OWN_VARIABLES = {"HINDCAST_SHARED_DATA", "HINDCAST_DEMO_RELEASE"}  # of the tests, not of the server
+# Of the tests and of `hindcast load`, not of the server.
+_OWN_VARIABLES = {"HINDCAST_SHARED_DATA", "HINDCAST_DEMO_RELEASE", "HINDCAST_API_KEY"}
 
 
 def _unknown_variables() -> list[str]:
-    known = {f"HINDCAST_{name.upper()}" for name in Settings.model_fields} | _OWN_VARIABLES
-    return sorted(name for name in os.environ if name.startswith("HINDCAST_") and name.split("__")[0].upper() not in known)
+    """What pydantic passes over: names are read in any case, and only a group has names below it, which it checks itself."""
+    groups = {name for name, field in Settings.model_fields.items() if isinstance(field.default, Group)}
+
+    def known(name: str) -> bool:
+        setting, below, _ = name.lower().removeprefix("hindcast_").partition("__")
+        return name in _OWN_VARIABLES or setting in (groups if below else Settings.model_fields)
+
+    return sorted(name for name in os.environ if name.lower().startswith("hindcast_") and not known(name))
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -1,24 +1,28 @@
-"""A Serve config file, read strictly: Serve itself passes over keys it does not know, at every level.
-
-`check_serve_file` says what is wrong with a file and where; `serve_document` writes one from settings.
-"""
+"""A Serve config file. `check_serve_file` says what is wrong with one and where; `serve_document` writes one from settings.
+The text is read by `serve_reading`."""
 
 from __future__ import annotations
 
 import difflib
-import types
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
-
-from serve_app.elasticity import APPLICATION, DEPLOYMENTS, STATE_APPLICATION, deployment_names, deployment_options
-from serve_app.errors import InvalidInput, plain_words
+from serve_app.elasticity import (
+    APPLICATION,
+    CALLED_NEAR,
+    DEPLOYMENTS,
+    STATE_APPLICATION,
+    deployment_names,
+    deployment_options,
+)
+from serve_app.errors import InvalidInput
 from serve_app.running.limits import request_limit_s
-from serve_app.served import STATE_ARGUMENTS, cluster_settings
+from serve_app.running.serve_reading import read_document, scaling_numbers
+from serve_app.scaling import POLICY
+from serve_app.served import NODE_SETTINGS, cluster_settings, holds_password, state_settings
 from serve_app.settings import DeploymentsSettings, Settings
 
 __all__ = ["IMPORT_PATH", "STATE_PATH", "ServeFile", "check_serve_file", "check_serve_text", "serve_document"]
@@ -47,27 +51,17 @@ def check_serve_file(path: Path) -> ServeFile:
 def check_serve_text(text: str) -> ServeFile:
     """Raise InvalidInput for the first key that Serve would pass over, value it would refuse, setting of ours that is wrong,
     or combination that would not work."""
-    from ray.serve.schema import ServeDeploySchema
-
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidInput(f"is not YAML: {str(error).splitlines()[0]}", field="file") from error
-    _check_keys(document, ServeDeploySchema, "")
-    try:
-        ServeDeploySchema.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise InvalidInput(plain_words(str(first["msg"])), field=where, hint="see Ray's ServeDeploySchema") from error
+    document = read_document(text)
     number, own = _only(document, IMPORT_PATH, APPLICATION)
-    settings = _settings(own, f"applications.{number}.args")
+    settings = _settings(cluster_settings, own, f"applications.{number}.args")
     _check_address(document, settings, number)
     out = {name: deployment_options(settings, name) for name in deployment_names(settings)}
     _override(out, own, f"applications.{number}", without="Ledger")
+    _check_growth(settings, own, f"applications.{number}")
     number, state = _only(document, STATE_PATH, STATE_APPLICATION)
+    owner = _settings(state_settings, state, f"applications.{number}.args")
     _check_state(state, own, f"applications.{number}")
-    ledger = {"Ledger": out["Ledger"]}
+    ledger = {"Ledger": deployment_options(owner, "Ledger")}
     _override(ledger, state, f"applications.{number}")
     return ServeFile(settings, {**out, **ledger})
 
@@ -85,8 +79,6 @@ def _only(document: Mapping[str, Any], import_path: str, name: str) -> tuple[int
 def _check_state(state: Mapping[str, Any], own: Mapping[str, Any], path: str) -> None:
     """The owner of the state must own what the others use, and takes no HTTP."""
     given, served = state.get("args") or {}, own.get("args") or {}
-    if other := sorted(given.keys() - STATE_ARGUMENTS):
-        raise InvalidInput("is not the state owner's", field=f"{path}.args.{other[0]}", hint="remove it")
     for name in ("data", "ledger"):
         if given.get(name) != served.get(name):
             raise InvalidInput(
@@ -98,42 +90,12 @@ def _check_state(state: Mapping[str, Any], own: Mapping[str, Any], path: str) ->
         raise InvalidInput("the owner of the state takes no HTTP", field=f"{path}.route_prefix", hint="route_prefix: null")
 
 
-def _check_keys(value: Any, kind: Any, path: str) -> None:
-    """Walk a document beside the type that Serve reads it as."""
-    models = [one for one in _members(kind) if isinstance(one, type) and issubclass(one, BaseModel)]
-    if models and isinstance(value, dict):
-        fields = {name: field for model in models for name, field in model.model_fields.items()}
-        for key, inner in value.items():
-            if key not in fields:
-                near = difflib.get_close_matches(str(key), fields, 1)
-                raise InvalidInput(
-                    "Ray Serve knows no such key, and would pass over it",
-                    field=f"{path}{key}",
-                    hint=f"did you mean {near[0]}?" if near else "known here: " + ", ".join(sorted(fields)),
-                )
-            _check_keys(inner, fields[key].annotation, f"{path}{key}.")
-    elif isinstance(value, list):
-        for member in _members(kind):
-            if get_origin(member) is list:
-                for number, inner in enumerate(value):
-                    _check_keys(inner, get_args(member)[0], f"{path}{number}.")
-
-
-def _members(kind: Any) -> Iterator[Any]:
-    """The types of a union; the type itself otherwise."""
-    if get_origin(kind) in (Union, types.UnionType):
-        for one in get_args(kind):
-            yield from _members(one)
-    else:
-        yield kind
-
-
-def _settings(own: Mapping[str, Any], path: str) -> Settings:
+def _settings(read: Callable[[Mapping[str, Any]], Settings], own: Mapping[str, Any], path: str) -> Settings:
     arguments = own.get("args") or {}
     if "data" not in arguments:
         raise InvalidInput("where is the data folder?", field=f"{path}.data", hint="a path that every node can read")
     try:
-        return cluster_settings(arguments)
+        return read(arguments)
     except InvalidInput as error:
         raise InvalidInput(error.message, field=f"{path}.{error.field}", hint=error.hint) from error
 
@@ -163,11 +125,21 @@ def _check_address(document: Mapping[str, Any], settings: Settings, number: int)
         )
 
 
-_SAME_AS = {
-    "max_ongoing_requests": "max_ongoing",
-    "max_queued_requests": "max_queued",
-    "graceful_shutdown_timeout_s": "drain_s",
-}
+# A key of `deployments`, and our word for it.
+_SAME_AS = (
+    ("max_ongoing_requests", "max_ongoing"),
+    ("max_queued_requests", "max_queued"),
+    ("graceful_shutdown_timeout_s", "drain_s"),
+    ("ray_actor_options.num_cpus", "cpus"),
+    ("num_replicas", "min_replicas"),
+    ("num_replicas", "max_replicas"),
+    ("autoscaling_config.min_replicas", "min_replicas"),
+    ("autoscaling_config.max_replicas", "max_replicas"),
+    ("autoscaling_config.target_ongoing_requests", "target_ongoing"),
+    ("autoscaling_config.upscale_delay_s", "upscale_delay_s"),
+    ("autoscaling_config.downscale_delay_s", "downscale_delay_s"),
+    ("autoscaling_config.look_back_period_s", "look_back_s"),
+)
 
 
 def _override(out: dict[str, dict[str, Any]], own: Mapping[str, Any], path: str, without: str = "") -> None:
@@ -183,6 +155,8 @@ def _override(out: dict[str, dict[str, Any]], own: Mapping[str, Any], path: str,
                 hint=f"did you mean {near[0]}?" if near else ", ".join(names),
             )
         _check_once(override, own.get("args") or {}, where)
+        if name in CALLED_NEAR:
+            _check_policy(override, where)
         scaled = {"num_replicas", "autoscaling_config"}
         kept = {key: value for key, value in out[name].items() if key not in scaled or not scaled & override.keys()}
         out[name] = {**kept, **{key: value for key, value in override.items() if key != "name"}}
@@ -198,19 +172,68 @@ def _check_once(override: Mapping[str, Any], given: Mapping[str, Any], path: str
     """A number may stand in `args.deployments` (given) or in `deployments`; in both places it must be the same."""
     group = DEPLOYMENTS[override["name"]]
     own = (given.get("deployments") or {}).get(group) or {}
-    for key, field in _SAME_AS.items():
-        if key in override and own.get(field, override[key]) != override[key]:
+    here = {key: value for key, value in override.items() if value is not None}
+    if "autoscaling_config" in override and "num_replicas" not in here:
+        here.setdefault("autoscaling_config", {})  # null: no scaling, whatever our settings say
+    for key, field in _SAME_AS:
+        whole, _, part = key.rpartition(".")
+        if field not in own or (whole or part) not in here:
+            continue
+        # A dictionary replaces the one made of our settings: what it leaves out is not taken from them.
+        said = here[whole].get(part) if whole else here[part]
+        if said != own[field]:
             raise InvalidInput(
-                f"is {override[key]}, and args.deployments.{group}.{field} says {own[field]}",
+                f"is {'left out' if said is None else said}, and args.deployments.{group}.{field} says {own[field]}",
                 field=f"{path}.{key}",
-                hint="say it in one place",
+                hint="say it in one place, or the same in both",
             )
+
+
+def _check_policy(override: Mapping[str, Any], path: str) -> None:
+    """A file's scaling replaces that of our settings, and the policy with it."""
+    scaling = override.get("autoscaling_config")
+    if scaling is None and override.get("num_replicas") != "auto":
+        return
+    policy = {"policy_function": POLICY}
+    if (scaling or {}).get("policy") != policy:
+        raise InvalidInput(
+            "Serve's own policy does not see calls over local sockets: this deployment would never grow",
+            field=f"{path}.autoscaling_config.policy",
+            hint=f"policy: {{policy_function: {POLICY}}}",
+        )
+
+
+def _check_growth(settings: Settings, own: Mapping[str, Any], path: str) -> None:
+    """No policy over those of the deployments; and what our settings refuse of an ingress, the file may not say either."""
+    if own.get("autoscaling_policy") is not None:
+        raise InvalidInput(
+            "would be asked instead of the deployments' own policies", field=f"{path}.autoscaling_policy", hint="remove it"
+        )
+    for number, override in enumerate(own.get("deployments", [])):
+        if override["name"] != "Ingress" or override.get("autoscaling_config") is None:
+            continue
+        scaling = scaling_numbers(override["autoscaling_config"])
+        numbers = {
+            "min_replicas": scaling.min_replicas,
+            "max_replicas": scaling.max_replicas,
+            "target_ongoing": scaling.target_ongoing_requests or math.inf,  # null: nothing is ever above it
+        }
+        deployments = settings.deployments
+        ingress = deployments.ingress.model_copy(update=numbers)
+        changed = settings.model_copy(update={"deployments": deployments.model_copy(update={"ingress": ingress})})
+        try:
+            changed.checked()
+        except InvalidInput as error:
+            where = f"{path}.deployments.{number}.autoscaling_config.target_ongoing_requests"
+            raise InvalidInput(error.message, field=where, hint=error.hint) from error
 
 
 def serve_document(settings: Settings) -> dict[str, Any]:
     """The Serve config of a cluster under `settings`, every deployment's numbers spelt out: those may be changed and
-    deployed again without a replica being replaced. Secrets stay in the environment."""
-    arguments = settings.model_dump(mode="json", exclude_unset=True, exclude={"deployments", "testing"})
+    deployed again without a replica being replaced. Secrets and what nodes read when they start stay in the environment."""
+    arguments = settings.model_dump(mode="json", exclude_unset=True, exclude={"deployments", "testing", "tracing"})
+    http = {name: value for name, value in arguments.get("http", {}).items() if name not in NODE_SETTINGS["http"]}
+    arguments["http"] = {**http, "host": settings.http.host, "port": settings.http.port}
     # What Serve has no word for stays with our settings.
     defaults = DeploymentsSettings()
     threads = {
@@ -220,10 +243,10 @@ def serve_document(settings: Settings) -> dict[str, Any]:
     }
     if threads:
         arguments["deployments"] = threads
-    if "@" in (settings.ledger.redis_url or ""):
-        del arguments["ledger"]["redis_url"]
+    for group, name in (("ledger", "redis_url"), ("outbox", "webhook_url")):
+        if holds_password(arguments.get(group, {}).get(name) or ""):
+            del arguments[group][name]
     arguments.get("outbox", {}).pop("secret", None)
-    arguments["http"] = {**arguments.get("http", {}), "host": settings.http.host, "port": settings.http.port}
     return {
         "proxy_location": "EveryNode" if settings.ledger.backend == "redis" else "HeadOnly",
         "http_options": {

@@ -56,6 +56,31 @@ def test_the_environment_sets_nested_values_and_a_misspelt_name_is_an_error(monk
     assert error.value.field == "HINDCAST_TOPLOGY"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HINDCAST_TOPOLOGY__X",
+        "HINDCAST_DATA__X",
+        "HINDCAST_API_KEY__X",
+        "hindcast_htpp__port",
+        "hindcast_api_key",
+    ],
+)
+def test_a_name_that_would_be_passed_over_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(InvalidInput, match="no such setting") as error:
+        load_settings()
+    assert error.value.field == name
+
+
+def test_names_in_any_case_and_the_key_of_load_tests_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HINDCAST_API_KEY", "k")
+    monkeypatch.setenv("hindcast_http__port", "8123")
+    monkeypatch.setenv("HINDCAST_DEPLOYMENTS__INGRESS", '{"max_replicas": 2}')
+    settings = load_settings()
+    assert (settings.http.port, settings.deployments.ingress.max_replicas) == (8123, 2)
+
+
 def test_strangers_need_keys(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     assert load_settings(http={"host": "0.0.0.0"}, security={"keys_file": keys}).security.keys_file == keys
