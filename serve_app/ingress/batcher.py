@@ -22,6 +22,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -143,7 +144,7 @@ class MicroBatcher(Generic[T, R]):
     def refuse_if_full(self, time_s: float) -> None:
         """Raise what `submit` would: the queue is full, or too long for a request that has `time_s`, or stands still."""
         ahead, now = len(self._queue), asyncio.get_running_loop().time()
-        blocked = ahead > 0 or self.stats.in_flight >= self._lanes
+        blocked = self.stats.in_flight >= self._lanes or (ahead > 0 and not self._wake_scheduled)  # nobody looks at them
         if blocked and ahead + self.stats.under_way >= self._places and self._stands_still(now):
             raise self._refused("no request was answered of late", 1.0, now)
         wait_s = self._pace.wait_s(ahead, now)
@@ -180,7 +181,9 @@ class MicroBatcher(Generic[T, R]):
                     self._moved_s = now
                 self.stats.in_flight += 1
                 self.stats.under_way += len(batch)
-                task = loop.create_task(self._serve(batch))
+                # In a context of its own: whoever woke us is no more behind this batch than any of its requests, and where
+                # his client leaves, Serve ends all that was asked for under his id.
+                task = loop.create_task(self._serve(batch), context=Context())
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         self.stats.queued = len(self._queue)

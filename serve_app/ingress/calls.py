@@ -6,6 +6,7 @@ document, and a call costs no more than its JSON. OpenAPI is made from the same 
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -99,8 +100,13 @@ def _endpoint(call: Call, keys: KeyRing, bodies: Bodies, tell: CallLog, refusals
     async def endpoint(request: Request) -> Response:
         with of_call(_call_id(request)) as scope:
             began = monotonic_s()
-            with timed("hindcast_request_ms", path=template):
-                answer = await attempt(request, scope)
+            try:
+                with timed("hindcast_request_ms", path=template):
+                    answer = await attempt(request, scope)
+            except asyncio.CancelledError:  # the client left
+                count("hindcast_requests", path=template, status="499")
+                tell(call.method, template, 499, monotonic_s() - began, scope)
+                raise
             count("hindcast_requests", path=template, status=str(answer.status_code))
             if "x-request-id" not in request.headers:  # otherwise Serve has put it into the answer
                 answer.headers["x-request-id"] = scope.call

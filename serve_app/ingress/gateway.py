@@ -46,10 +46,13 @@ class Pages:
         slots = np.array([ask.items for ask in asks], np.int32)
         fill = PageFill(slots, [tuple(root.categories) for root in roots], quality)
         page, filled, shelves = await recommender.page(given, pins, edition, options, fill)
-        return [self._answer(ask, row, page, filled, shelves) for row, ask in enumerate(asks)]
+        explain = options.explain
+        return [self._answer(ask, row, page, filled, shelves, explain=explain) for row, ask in enumerate(asks)]
 
     @staticmethod
-    def _answer(ask: PageAsk, row: int, page: Lists, filled: Lists | None, shelves: Shelves) -> dict[str, Any]:
+    def _answer(
+        ask: PageAsk, row: int, page: Lists, filled: Lists | None, shelves: Shelves, *, explain: bool
+    ) -> dict[str, Any]:
         rows = page.edition.release.catalogue
         answer = envelope(page, row, ask.root)
         root_id = int(page.batch.requests["request_id"][row])
@@ -67,13 +70,13 @@ class Pages:
                 "request_id": f"{int(filled.batch.requests['request_id'][at]):016x}",
                 "items": ranked_items(filled, at, ask.root),
             }
-            if "drop_reason" in filled.batch.candidates:
+            if explain:
                 shown["explain"] = explained(filled, at)
             degraded |= int(filled.batch.requests["degraded"][at])
             if shown["items"]:
                 answer["widgets"].append(shown)
         if own:
             answer["degraded"] = sorted(degraded_names(degraded))
-        if "drop_reason" in page.batch.candidates:
+        if explain:
             answer["explain"] = explained(page, row, "widget")
         return answer

@@ -35,6 +35,7 @@ __all__ = ["Lists", "ListsOptions", "LiveCall", "Recommender"]
 
 _LOG = logging.getLogger("hindcast.ingress")
 _RETRY_SALT = salt_of("request answered by a fall-back")
+_NOBODY = np.empty(0, np.uint64)
 _SPARE = 0.2  # of a request's time is kept for the fall-backs of its stages
 _POPULAR = SurfaceRetrieval({Source.popular: 100, Source.fresh: 10})
 
@@ -97,18 +98,21 @@ class Recommender:
     async def admit(self, asks: Sequence[Ask], options: ListsOptions) -> tuple[Edition, Known]:
         """Check the head of the live changes, learn what is new, read the users' live facts."""
         observe("hindcast_batch_requests", len(asks), stage=asks[0].surface.name)
-        try:
-            with timed("hindcast_stage_ms", stage="live"):
-                async with within(self._budgets.live_ms / 1000):
-                    live = await self._live(users_of(asks), self._library.seq)
-        except TimeoutError:
-            raise NotReady("live catalogue changes could not be checked in time", field="availability") from None
+        live = await self._live_facts(users_of(asks))
         self._library.learn(live.changes)
         at_hand = int((np.diff(live.recents.offsets) > 0).sum())
         count("hindcast_users", at_hand, known="yes")
         count("hindcast_users", len(live.recents.offsets) - 1 - at_hand, known="no")
         edition = self._library.edition(Pins(options.release, options.policy, live.head))
         return edition, Known(live.recents, live.state)
+
+    async def _live_facts(self, users: npt.NDArray[np.uint64]) -> LiveAnswer:
+        try:
+            with timed("hindcast_stage_ms", stage="live"):
+                async with within(self._budgets.live_ms / 1000):
+                    return await self._live(users, self._library.seq)
+        except TimeoutError:
+            raise NotReady("live catalogue changes could not be checked in time", field="availability") from None
 
     def requests(self, asks: Sequence[Ask], edition: Edition, known: Known, quality: float = 1.0) -> Batch:
         """Request columns of the asks. quality: see request_batch."""
@@ -117,7 +121,7 @@ class Recommender:
     async def listed(self, batch: Batch, pins: Pins, edition: Edition, options: ListsOptions) -> Lists:
         """Candidates, popular items where retrieval fails or is late, and lists, retrieval's order where ranking does."""
         trip = ListTrip(batch, pins, options.explain, options.log)
-        return self._lists(await self._listed(trip, edition), batch.requests["cold"], pins)
+        return await self._lists(await self._listed(trip, edition), batch.requests["cold"], pins)
 
     async def _listed(self, trip: ListTrip, edition: Edition) -> Batch:
         if not isinstance(self._stages, LocalStages) or not self._has_models(trip.batch, edition):
@@ -139,8 +143,8 @@ class Recommender:
         trip = PageTrip(RankCall(given, pins, options.explain, options.log), fill, times.wait_s)
         ranked, filled = await self._page(trip, times, edition)
         cold, shelves = given.requests["cold"], Shelves.of(ranked)
-        page = self._lists(ranked, cold, pins)
-        return page, None if filled is None else self._lists(filled, cold[shelves.page], pins), shelves
+        page = await self._lists(ranked, cold, pins)
+        return page, None if filled is None else await self._lists(filled, cold[shelves.page], pins), shelves
 
     async def _page(self, trip: PageTrip, times: TripTimes, edition: Edition) -> tuple[Batch, Batch | None]:
         if not self._has_models(trip.root.batch, edition) or Surface.gateway.name not in edition.held.heads:
@@ -199,10 +203,13 @@ class Recommender:
     async def rank(self, batch: Batch, pins: Pins, edition: Edition, options: ListsOptions) -> Lists:
         """Lists from candidates; retrieval's order where ranking fails or is late."""
         ranked = await self._ranked(RankCall(batch, pins, options.explain, options.log), edition)
-        return self._lists(ranked, batch.requests["cold"], pins)
+        return await self._lists(ranked, batch.requests["cold"], pins)
 
-    def _lists(self, ranked: Batch, cold: npt.NDArray[np.bool_], pins: Pins) -> Lists:
+    async def _lists(self, ranked: Batch, cold: npt.NDArray[np.bool_], pins: Pins) -> Lists:
+        """NotReady where a stage knew catalogue changes that cannot be learned here in time."""
         seq = max(ranked.requests["availability_seq"].tolist(), default=pins.seq)
+        if seq > self._library.seq:
+            self._library.learn((await self._live_facts(_NOBODY)).changes)
         if seq > self._library.seq:
             raise NotReady("a stage knows catalogue changes that this process has not seen yet", field="availability")
         newest = self._library.edition(Pins(pins.release, pins.policy, max(seq, pins.seq)))

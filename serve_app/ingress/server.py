@@ -78,6 +78,7 @@ class OwnerPort(Protocol):
 
 
 _FALL_BACK_THREADS = 4
+_PLAIN_THREADS = 4
 _TIMED = frozenset({"call", "live", "change_user"})  # promotions and polls keep times of their own
 
 
@@ -138,8 +139,10 @@ class IngressServer:
         )
         self.journal = JournalHost(journal, settings.budgets.journal_ms)
         self.stages = make_stages(self.journal, self._pool)
-        # Threads of their own: stages that hang in this process must not hold up what answers instead of them.
+        # Threads of their own: stages that hang in this process must not hold up what answers instead of them, nor what
+        # needs no stage: events, users, batches being read.
         self._fall_backs = WorkThreads(_FALL_BACK_THREADS, "fall-back", stuck_s=settings.budgets.stuck_s)
+        self._plain = WorkThreads(_PLAIN_THREADS, "plain", stuck_s=settings.budgets.stuck_s)
         self._follower = Follower(replica, "ingress", library.stores, self._owner.poll, self._loading, admits=True)
         self.recommender = Recommender(
             library,
@@ -158,13 +161,14 @@ class IngressServer:
         capacity = self.settings.testing.capacity_per_s
         throttle = None if capacity is None else Throttle(capacity)
         self.recommend_routes = RecommendRoutes(self.recommender, self.library, self.settings, lanes, throttle)
-        self.notify_routes = NotifyRoutes(self._owner, self.library, self.stages, self._pool, self.settings, lanes, throttle)
+        owner, plain = self._owner, self._plain
+        self.notify_routes = NotifyRoutes(owner, self.library, self.stages, plain, self.settings, lanes, throttle)
         edition = editions(self.library, self._owner.live, self.settings.budgets.live_ms)
         parts: list[Any] = [
             self.recommend_routes,
-            StateRoutes(self._owner, self.library, self.journal, self._pool, self.settings),
+            StateRoutes(owner, self.library, self.journal, plain, self.settings),
             self.notify_routes,
-            OutboxRoutes(outbox_desk(self.settings, self._owner.call, edition, self.journal, self._pool)),
+            OutboxRoutes(outbox_desk(self.settings, owner.call, edition, self.journal, plain)),
             OperateRoutes(self._owner, self.library, self.settings, metrics, self.journal),
         ]
         calls: list[Call] = [call for part in parts for call in part.calls()]
@@ -193,9 +197,8 @@ class IngressServer:
         self._telling.cancel()
         for batcher in self._batchers().values():
             await batcher.drain()
-        self._pool.shutdown(wait=True)
-        self._fall_backs.shutdown(wait=True)
-        self._loading.shutdown(wait=True)
+        for pool in (self._pool, self._fall_backs, self._plain, self._loading):
+            pool.shutdown(wait=True)
         self.journal.close()
 
     def _batchers(self) -> dict[str, MicroBatcher[Any, Any]]:
@@ -205,7 +208,7 @@ class IngressServer:
         """Raise where this replica can serve nothing."""
         if not self.library.releases.loaded():
             raise HindcastError("no release is loaded")
-        for pool in (self._pool, self._fall_backs):
+        for pool in (self._pool, self._fall_backs, self._plain):
             pool.check()
 
 

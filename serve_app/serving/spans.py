@@ -53,8 +53,10 @@ def batch_span(contexts: Sequence[Any]) -> Iterator[None]:
         return
     from opentelemetry import trace
 
-    links = [trace.Link(one) for one in contexts[1:] if one is not None]
-    with _tracers[0].start_as_current_span("batch", links=links, attributes={"requests": len(contexts)}):
+    known = [one for one in contexts if one is not None]
+    under = trace.set_span_in_context(trace.NonRecordingSpan(known[0])) if known else None
+    links = [trace.Link(one) for one in known[1:]]
+    with _tracers[0].start_as_current_span("batch", under, links=links, attributes={"requests": len(contexts)}):
         yield
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -127,12 +127,14 @@ class ListTrip:
 
     def ranking(self, candidates: Batch) -> RankCall:
         """The call that ranks them. On a page they carry the widget they would fill, so that the log says which shelf a list
-        stood on."""
+        stood on. Whoever ranks them must know the catalogue changes that retrieval knew: new items among them."""
+        known = max(candidates.requests["availability_seq"].tolist(), default=0)
+        pins = replace(self.pins, seq=max(self.pins.seq, known))
         if self.shelves is None:
-            return RankCall(candidates, self.pins, self.explain, self.log)
+            return RankCall(candidates, pins, self.explain, self.log)
         widget = np.repeat(self.shelves.widget, np.diff(candidates.offsets))
         marked = extended(candidates, {}, widget=widget)
-        return RankCall(marked, self.pins, self.explain, self.log, self.shelves.page)
+        return RankCall(marked, pins, self.explain, self.log, self.shelves.page)
 
 
 @dataclass(slots=True)

@@ -267,6 +267,9 @@ def test_stages_that_hang_do_not_hold_up_what_answers_instead_of_them(shop: Shop
 
     with shop.planted(retrieval={"do": "hang"}), ThreadPoolExecutor(12) as callers:
         answers = list(callers.map(ask, range(12)))
+        told = shop.ask("/v1/events", [event(f"beside what hangs {shop.url}")])
+        in_time(told, shop.settings.budgets.request_ms)
+        assert told.body["accepted"] == 1
     for answer in answers:
         in_time(answer, shop.settings.budgets.request_ms)
         if answer.status == 200:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import pytest
 
@@ -147,3 +148,43 @@ async def test_drain_waits_for_batches_under_way() -> None:
     asyncio.get_running_loop().call_soon(run.gate.set)
     await batcher.drain()
     assert await tasks[0] == 10
+
+
+@pytest.mark.parametrize("busy", [0, 1])
+async def test_a_burst_after_a_rest_is_taken_where_a_lane_is_free(busy: int) -> None:
+    gate = asyncio.Event()
+
+    async def run(items: Sequence[int]) -> Sequence[int]:
+        if -1 in items:
+            await gate.wait()
+        return items
+
+    batcher: MicroBatcher[int, int] = MicroBatcher(
+        run, max_requests=32, lanes=2, max_queued=512, run_s=0.25, wait_share=0.4, places=24
+    )
+    slow = [asyncio.create_task(batcher.submit(-1, key="r", leave_by_s=later())) for _ in range(busy)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    batcher._moved_s = asyncio.get_running_loop().time() - 60
+    answers = await asyncio.gather(*(batcher.submit(n, key="r", leave_by_s=later()) for n in range(48)))
+    assert answers == list(range(48))
+    gate.set()
+    await asyncio.gather(*slow)
+
+
+async def test_a_batch_runs_in_nobodys_context() -> None:
+    caller: ContextVar[int | None] = ContextVar("caller", default=None)
+    seen = []
+
+    async def run(items: Sequence[int]) -> Sequence[int]:
+        seen.append(caller.get())
+        return items
+
+    batcher: MicroBatcher[int, int] = MicroBatcher(run, max_requests=1, lanes=1, max_queued=10)
+
+    async def call(number: int) -> None:
+        caller.set(number)
+        await batcher.submit(number, key="r", leave_by_s=later())
+
+    await asyncio.gather(*(call(number) for number in range(3)))
+    assert seen == [None, None, None]

@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.responses import Response
 
+from serve_app.ingress import calls
 from serve_app.ingress.auth import KeyRing
 from serve_app.ingress.batcher import MicroBatcher, overloaded
 from serve_app.ingress.bodies import Bodies
@@ -218,6 +219,33 @@ def test_whoever_is_refused_while_nothing_goes_on_is_told_to_come_back_soon() ->
 
 def test_after_a_standstill_nobody_is_refused_for_how_slow_it_was() -> None:
     assert max(at for at, _ in stood_still(Standstill(1.0, 4.0), 6.0).refusals) < 4.0
+
+
+async def test_calls_whose_client_left_are_told_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    counted: list[str] = []
+    monkeypatch.setattr(calls, "count", lambda name, **labels: counted.append(labels["status"]))
+    began = asyncio.Event()
+
+    async def handle(incoming: Incoming) -> Response:
+        began.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    call = Call("POST", "/v1/decide", "", handle, None, DecideRequest, None, 1_000)
+    app = FastAPI()
+    bodies = Bodies(most_arriving=9, most_bytes=1 << 20, arrive_s=1.0)
+    add_calls(
+        app, [call], KeyRing(None), bodies=bodies, tell=lambda *said: told.append(said[2]), refusals=RefusalPace(200, 0.5)
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        asked = asyncio.create_task(client.post("/v1/decide", json={"user": "u"}))
+        await began.wait()
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+    assert (told, counted) == ([499], ["499"])
+    assert bodies.bytes == 0
 
 
 async def test_whoever_is_refused_anyway_is_refused_before_the_body_is_read() -> None:

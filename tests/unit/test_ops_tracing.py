@@ -81,6 +81,23 @@ async def test_timed_blocks_are_spans_and_a_batch_links_to_all_its_calls(made: I
     assert ranking.context.trace_id == found["call 0"].context.trace_id
 
 
+async def test_batches_of_a_queue_belong_to_their_own_first_call(made: InMemorySpanExporter) -> None:
+    async def run(batch: Sequence[int]) -> list[int]:
+        await asyncio.sleep(0)
+        return list(batch)
+
+    batcher: MicroBatcher[int, int] = MicroBatcher(run, max_requests=1, lanes=1, max_queued=10)
+
+    async def call(number: int) -> None:
+        with spans.span(f"call {number}"):
+            await batcher.submit(number, key=0, leave_by_s=asyncio.get_running_loop().time() + 30)
+
+    await asyncio.gather(*(call(number) for number in range(3)))
+    finished = made.get_finished_spans()
+    calls = {one.context.span_id for one in finished if one.name.startswith("call")}
+    assert {one.parent and one.parent.span_id for one in finished if one.name == "batch"} == calls
+
+
 def export(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One span through what Serve calls in each process."""
     monkeypatch.setenv("HINDCAST_TRACING__TO", to)
