@@ -25,6 +25,7 @@ import typer
 from hdrh.histogram import HdrHistogram
 from rich.console import Console
 
+from loadtests.children import finished
 from loadtests.decide_server import Served, served
 from loadtests.hardware import hardware
 from loadtests.soak import Watch
@@ -51,12 +52,12 @@ def _prepare(data: Path, console: Console) -> None:
 def _load(server: Served, data: Path, out: Path, scenario: str, *options: str) -> dict[str, Any]:
     """A scenario's result. RuntimeError where there is none."""
     command = [sys.executable, "-m", "hindcast", "load", scenario, "--host", f"http://127.0.0.1:{server.port}"]
-    done = subprocess.run([*command, "--data", str(data), "--out", str(out), *options], check=False)
+    code = finished([*command, "--data", str(data), "--out", str(out), *options])
     result = out / "result.json"
-    if done.returncode not in (0, 10, _NO_MEASUREMENT) or not result.exists():
-        raise RuntimeError(f"hindcast load {scenario} ended with {done.returncode}")
+    if code not in (0, 10, _NO_MEASUREMENT) or not result.exists():
+        raise RuntimeError(f"hindcast load {scenario} ended with {code}")
     found: dict[str, Any] = json.loads(result.read_text())
-    return {**found, "exit_code": done.returncode}
+    return {**found, "exit_code": code}
 
 
 def _capacity(result: Mapping[str, Any]) -> float:

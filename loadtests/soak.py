@@ -27,6 +27,7 @@ import psutil
 import typer
 from rich.console import Console
 
+from loadtests.children import finished
 from loadtests.decide_server import served
 from loadtests.growth import Growth, Limits, Series, judged
 from loadtests.soak_report import write_soak
@@ -166,15 +167,15 @@ def main(
         command = [sys.executable, "-m", "hindcast", "load", scenario, "--host", f"http://127.0.0.1:{server.port}"]
         command += ["--data", str(folder), "--rate", str(rate), "--duration", f"{length:g}s", "--out", str(out / "soak")]
         command += ["--slo", str(slo)] if slo else []
-        load = subprocess.run(command, check=False)
+        load = finished(command)
         watch.stop()
     limits = Limits(memory_mb=memory_mb)
     grown = [judged(name, what, series, limits) for (name, what), series in watch.series.items()]
-    report = _report(watch, grown, load.returncode, length, topology, rate)
+    report = _report(watch, grown, load, length, topology, rate)
     out.mkdir(parents=True, exist_ok=True)
     (out / "soak.json").write_text(json.dumps(report))
     console.print(write_soak(report, watch.series, out), highlight=False, soft_wrap=True)
-    sys.exit(10 if report["faults"] and load.returncode in (0, 10, 12) else load.returncode)
+    sys.exit(10 if report["faults"] and load in (0, 10, 12) else load)
 
 
 def _report(watch: Watch, grown: list[Growth], load: int, length: float, topology: str, rate: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -235,9 +236,11 @@ def _carry_out(plan: Plan, url: str, out: Path, slo: Path | None, processes: int
     log = out / "locust.log"
     with log.open("wb") as lines:
         running = subprocess.Popen([*command, *extra], stdout=lines, stderr=lines)
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the load ends with us
         try:
             _watch(running, plan)
         finally:
+            signal.signal(signal.SIGTERM, before)
             if running.poll() is None:
                 running.terminate()
                 running.wait(30)

@@ -217,8 +217,9 @@ def _operation(call: Call, references: Mapping[Any, Any]) -> dict[str, Any]:
         },
         "security": [{}, {"key": []}] if call.scope else [],
     }
-    if call.notes:
-        operation["description"] = call.notes
+    needed = f"Needs a key with the scope `{call.scope.value}`, where keys are in force." if call.scope else ""
+    if said := " ".join(text for text in (call.notes, needed) if text):
+        operation["description"] = said
     if call.params:
         operation["parameters"] = [
             {

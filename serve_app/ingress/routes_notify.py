@@ -45,6 +45,7 @@ from serve_app.ledger.columns import LedgerView
 from serve_app.serving.deciding import DecideCall
 from serve_app.serving.editions import edition_with_changes, look
 from serve_app.serving.library import Edition, Library, Pins
+from serve_app.serving.meters import observe
 from serve_app.serving.stages import Stages, in_pool
 from serve_app.serving.unledgered import may_send_unledgered
 from serve_app.settings import Settings
@@ -112,6 +113,7 @@ class NotifyRoutes:
     async def _run(self, batch: Sequence[tuple[_Ask, Key]]) -> list[Answer]:
         release, policy, dry, explain = batch[0][1]
         asks = [ask for ask, _ in batch]
+        observe("hindcast_batch_requests", len(asks), stage="decide")
         asking = Asking(
             AskedRows.of_models([ask.row for ask in asks]),
             np.array([ask.one.request_id for ask in asks], np.uint64),
