@@ -111,7 +111,10 @@ class StageProcess:
 
     async def start(self) -> None:
         """Hold what the board wants, and every catalogue change so far."""
+        from serve_app.serving.editions import catch_up
+
         await self._follower.start()
+        await catch_up(self.library, self.owner.call)
         await self._learn()
 
     def hop(self, handle: DeploymentHandle, role: Role) -> Hop:

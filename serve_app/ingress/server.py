@@ -186,7 +186,7 @@ class IngressServer:
     async def start(self) -> None:
         """Load what the board wants; raises what that raised."""
         await self._follower.start()
-        await warm_up(self.library, self.stages, self.recommender, self._owner.live)
+        await warm_up(self.library, self.stages, self.recommender, self._owner.live, self._owner.call)
         lanes = {name: batcher.stats for name, batcher in self._batchers().items()}
         gauges = BatcherGauges(lanes, self.recommend_routes.qualities)
         self._telling = asyncio.get_running_loop().create_task(gauges.run())

@@ -16,6 +16,7 @@ from serve_app.ingress.decisions import Asking, prepare_decisions
 from serve_app.ingress.recommend import LiveCall, Recommender
 from serve_app.ingress.schemas_notify import DecideRow
 from serve_app.serving.deciding import DecideCall, Decided
+from serve_app.serving.editions import OwnerCall, catch_up
 from serve_app.serving.given import KIND_SOURCES, given_reviews, given_widgets
 from serve_app.serving.hosts import RankCall
 from serve_app.serving.library import Edition, Library, Pins
@@ -33,9 +34,9 @@ _LIMIT_S = 300.0  # kernels may have to be compiled; a stage that hangs must not
 _NO_HURRY = TripTimes(retrieval_s=_LIMIT_S, ranking_s=_LIMIT_S, latest_s=_LIMIT_S)
 
 
-async def warm_up(library: Library, stages: Stages, recommender: Recommender, live: LiveCall) -> None:
+async def warm_up(library: Library, stages: Stages, recommender: Recommender, live: LiveCall, call: OwnerCall) -> None:
     """Run dry requests with time for compiling. A surface that fails here is logged; it would fall back in service, too."""
-    answer = await _first(live, library.seq)
+    answer = await _first(library, live, call)
     library.learn(answer.changes)
     pins = Pins(library.releases.current, library.policies.current, library.seq)
     edition, known = library.edition(pins), Known(answer.recents, answer.state)
@@ -48,12 +49,13 @@ async def warm_up(library: Library, stages: Stages, recommender: Recommender, li
     await warm_decisions(pins, edition, stages.decide)
 
 
-async def _first(live: LiveCall, seq: int) -> LiveAnswer:
-    """The first answer of the state's owner, which may be starting or compiling itself."""
+async def _first(library: Library, live: LiveCall, call: OwnerCall) -> LiveAnswer:
+    """The first answer of the state's owner, which may be starting or compiling itself; what it said before is learned."""
     ends_s = monotonic_s() + _LIMIT_S
     while True:
         try:
-            return await live(np.zeros(1, np.uint64), seq)
+            await catch_up(library, call)
+            return await live(np.zeros(1, np.uint64), library.seq)
         except LedgerUnavailable as error:
             if monotonic_s() > ends_s:
                 raise

@@ -12,10 +12,13 @@ import numpy.typing as npt
 
 from serve_app.errors import LedgerUnavailable
 from serve_app.ledger.columns import LedgerView
+from serve_app.ledger.protocol import CatalogueChange
 from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.owner import LiveAnswer, Look
 
-__all__ = ["EditionNow", "OwnerCall", "edition_with_changes", "editions", "look"]
+__all__ = ["EditionNow", "OwnerCall", "catch_up", "edition_with_changes", "editions", "look"]
+
+_PAGE = 10_000  # changes: a megabyte or two, learned in some hundredths of a second
 
 OwnerCall = Callable[..., Awaitable[Any]]
 """call(method, *arguments, **keywords): one method of the ledger, by name (see serve_app.serving.owner)."""
@@ -24,6 +27,16 @@ EditionNow = Callable[[], AbstractAsyncContextManager[Edition]]
 """The edition in force, held while the context is open."""
 
 Live = Callable[..., Awaitable[LiveAnswer]]
+
+
+async def catch_up(library: Library, call: OwnerCall) -> None:
+    """Learn the catalogue changes so far a page at a time, before anybody asks `live`, which answers with all there are: a
+    process that starts holds no more than a page that is not learned, and its event loop gets a turn between two."""
+    while True:
+        page: list[CatalogueChange] = await call("catalogue_changes", library.seq, _PAGE)
+        library.learn(page)
+        if len(page) < _PAGE:
+            return
 
 
 async def edition_with_changes(library: Library, live: Live, limit_s: float, release: str, policy: str) -> Edition:

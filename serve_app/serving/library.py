@@ -30,7 +30,7 @@ from serve_app.release.registry import release_folder
 from serve_app.segments.shelf import SegmentShelf
 from serve_app.serving import faults
 from serve_app.serving.board import Kind
-from serve_app.serving.live import ItemsView
+from serve_app.serving.live import ItemsView, KeptChanges
 from serve_app.serving.versions import VersionStore
 from serve_app.stages.features import COMPUTED, Features, FeatureTable, ItemFacts, source_specs
 from serve_app.stages.retrieval import EVIDENCE, Retrieval
@@ -83,7 +83,7 @@ class Held:
     """One opened release with the stages of this process's roles (None where the role is another's)."""
 
     release: Release
-    base: ItemsView
+    base: ItemsView  # with the changes known when it was opened
     heads: dict[str, tuple[str, ...]]
     retrieval: Retrieval | None
     features: Features | None
@@ -128,7 +128,7 @@ class Library:
         self.policies: VersionStore[PolicyDocument] = VersionStore("policy", self._read_policy)
         self.segments = SegmentShelf(data)
         self._compiled: dict[tuple[str, str], CompiledPolicy] = {}
-        self._changes: list[CatalogueChange] = []
+        self._changes = KeptChanges()
         self._editions: dict[tuple[str, str], Edition] = {}
         self._campaigns: dict[str, CampaignDocument] = {}
         self._lock = threading.Lock()
@@ -142,28 +142,24 @@ class Library:
     def seq(self) -> int:
         """Catalogue changes known to this process."""
         with self._lock:
-            return self._newest()
-
-    def _newest(self) -> int:
-        return self._changes[-1].seq if self._changes else 0
+            return self._changes.newest
 
     def learn(self, changes: Sequence[CatalogueChange]) -> None:
         """Take in the next catalogue changes, in order; known ones are passed over."""
         with self._lock:
-            last = self._newest()
             for change in changes:
-                if change.seq > last:
-                    self._changes.append(change)
-                    last = change.seq
+                if change.seq > self._changes.newest:
+                    self._changes.take(change)
                     if change.kind == _CAMPAIGN_CHANGE:
                         document = parse_campaign(orjson.loads(change.payload))
-                        self._campaigns = {**self._campaigns, document.campaign_id: document}
+                        self._campaigns[document.campaign_id] = document
 
     def edition(self, pins: Pins) -> Edition:
-        """What `pins` stand for in this process. NotReady where a version is not held or changes are not known yet."""
+        """What `pins` stand for in this process, always with every change it knows. NotReady where a version is not held, or
+        the changes up to `pins.seq` are not known yet."""
         held, key = self.releases.get(pins.release), (pins.release, pins.policy)
         with self._lock:
-            newest, known = self._newest(), self._known(held, self._compiled.get(key), key)
+            newest, known = self._changes.newest, self._known(held, self._compiled.get(key), key)
         if newest < pins.seq:
             raise NotReady(f"this process knows {newest} catalogue changes, the request {pins.seq}", field="availability")
         if known is not None:
@@ -172,9 +168,7 @@ class Library:
         with self._lock:
             if (known := self._known(held, policy, key)) is not None:  # another thread's
                 return known
-            known = self._editions.get(key)
-            base = known.view if known is not None and known.held is held else held.base
-            made = self._edition(held, policy, base)
+            made = self._edition(held, policy)
             self._editions = {pair: one for pair, one in self._editions.items() if pair[0] in self.releases.loaded()}
             self._editions[key] = made
             return made
@@ -182,13 +176,14 @@ class Library:
     def _known(self, held: Held, policy: CompiledPolicy | None, key: tuple[str, str]) -> Edition | None:
         """The newest edition, if it has been made. Called under the lock."""
         one = self._editions.get(key)
-        newest = one is not None and one.view.seq == self._newest() and one.policy is policy and one.held is held
+        newest = one is not None and one.view.seq == self._changes.newest and one.policy is policy and one.held is held
         return one if newest else None
 
-    def _edition(self, held: Held, policy: CompiledPolicy, view: ItemsView) -> Edition:
-        """Called under the lock. Sequence numbers rise by one from 1, so the list's tail is what the view lacks."""
-        if self._changes:
-            view = view.apply(self._changes[view.seq :])
+    def _edition(self, held: Held, policy: CompiledPolicy) -> Edition:
+        """Called under the lock. A view is of no policy: the release's newest is gone on from, whoever made it."""
+        views = [one.view for one in self._editions.values() if one.held is held]
+        view = max(views, key=lambda one: one.seq, default=held.base)
+        view = view.apply(self._changes.after(view.seq))
         parts: dict[str, Any] = {"availability": view.overlay, "item_facts": view.facts}
         if held.ranking is not None:
             parts["identities"] = _identities(held.release, view)
@@ -200,6 +195,10 @@ class Library:
         release = load_release(release_folder(self._data, version), parts)
         release.load_all()
         held = hold(release, self._roles)
+        with self._lock:
+            changes = self._changes.after(0)
+        # Here, where nobody waits, and not under the lock when the first request is pinned to it.
+        held = replace(held, base=held.base.apply(changes))
         for revision in self.policies.loaded():
             self._compile(held, version, revision)
         return held

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 __all__ = ["ItemChange", "Overlay"]
 
+_A_FEW = 64  # items that are sooner looked up one by one than sorted for
+
 
 @dataclass(frozen=True, slots=True)
 class ItemChange:
@@ -70,53 +72,72 @@ class Overlay:
         found = np.flatnonzero(self.side_hashes == np.uint64(item))
         return int(self.release_items + found[0]) if len(found) else -1
 
+    def side_rows(self, items: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
+        """i32 row of each side item by hash; -1 where it is not one."""
+        if not len(self.side_hashes):
+            return np.full(len(items), -1, np.int32)
+        if len(items) <= _A_FEW:
+            return np.array([self.side_row(item) for item in items.tolist()], np.int32)
+        order = np.argsort(self.side_hashes)
+        place = order[np.minimum(np.searchsorted(self.side_hashes, items, sorter=order), len(order) - 1)]
+        return np.where(self.side_hashes[place] == items, self.release_items + place, -1).astype(np.int32)
+
     def apply(self, changes: Sequence[tuple[ItemChange, int]]) -> Overlay:
         """Apply changes in sequence order; each comes with the item's release row, or -1 when the release lacks it.
-        Changes at or before `seq` are already in and are passed over."""
-        state = self
+        Changes at or before `seq` are already in and are passed over. Arrays are copied once, however many changes come."""
+        new, seq = [], self.seq
         for change, row in changes:
-            if change.seq > state.seq:
-                state = state._one(change, row)
-        return state
+            if change.seq > seq:
+                new.append((change, row))
+                seq = change.seq
+        if not new:
+            return self
+        rows, first = self._rows_of(new)
+        unavailable = np.append(self.unavailable, np.zeros(len(first), np.bool_))
+        of_sides = []
+        for (change, _), row in zip(new, rows, strict=True):
+            unavailable[row] = not change.available
+            if row >= self.release_items:
+                of_sides.append((row - self.release_items, change))
+        return replace(self, seq=seq, unavailable=unavailable)._with_sides(first, of_sides)
 
-    def _one(self, change: ItemChange, row: int) -> Overlay:
-        if row < 0:
-            row = self.side_row(change.item)
-        if row < 0:
-            return self._append(change)
-        unavailable = self.unavailable.copy()
-        unavailable[row] = not change.available
-        out = replace(self, seq=change.seq, unavailable=unavailable)
-        return out._update_side(row - self.release_items, change) if row >= self.release_items else out
+    def _rows_of(self, changes: Sequence[tuple[ItemChange, int]]) -> tuple[list[int], list[ItemChange]]:
+        """The row of each change, and the first change of each item that has no row yet."""
+        lacking = list({change.item for change, row in changes if row < 0})
+        known = dict(zip(lacking, self.side_rows(np.array(lacking, np.uint64)).tolist(), strict=True))
+        rows: list[int] = []
+        first: list[ItemChange] = []
+        for change, given in changes:
+            row = given if given >= 0 else known[change.item]
+            if row < 0:
+                row = known[change.item] = self.rows + len(first)
+                first.append(change)
+            rows.append(row)
+        return rows, first
 
-    def _append(self, change: ItemChange) -> Overlay:
-        dimensions = self.side_embeddings.shape[1]
-        vector = change.embedding if change.embedding is not None else np.zeros(dimensions, np.float32)
+    def _with_sides(self, first: Sequence[ItemChange], changes: Sequence[tuple[int, ItemChange]]) -> Overlay:
+        """With a side row more for each change of `first`, and what `changes` say of the side row they come with."""
+        if not changes:
+            return self
+        nothing = np.zeros((len(first), self.side_embeddings.shape[1]), np.float32)
+        categories = np.append(self.side_categories, np.array([one.category for one in first], np.int32))
+        hashes = np.append(self.side_category_hashes, np.array([one.category_hash for one in first], np.uint64))
+        prices = np.append(self.side_prices, np.array([one.price for one in first], np.float32))
+        vectors = np.concatenate([self.side_embeddings, nothing])
+        for index, change in changes:
+            if change.category >= 0:
+                categories[index], hashes[index] = change.category, np.uint64(change.category_hash)
+            if not np.isnan(change.price):
+                prices[index] = change.price
+            if change.embedding is not None:
+                vectors[index] = change.embedding
         return replace(
             self,
-            seq=change.seq,
-            unavailable=np.append(self.unavailable, not change.available),
-            side_hashes=np.append(self.side_hashes, np.uint64(change.item)),
-            side_categories=np.append(self.side_categories, np.int32(change.category)),
-            side_category_hashes=np.append(self.side_category_hashes, np.uint64(change.category_hash)),
-            side_prices=np.append(self.side_prices, np.float32(change.price)),
-            side_embeddings=np.concatenate([self.side_embeddings, vector[None, :].astype(np.float32)]),
-            side_ids=(*self.side_ids, change.item_id),
-            side_titles=(*self.side_titles, change.title),
+            side_hashes=np.append(self.side_hashes, np.array([one.item for one in first], np.uint64)),
+            side_categories=categories,
+            side_category_hashes=hashes,
+            side_prices=prices,
+            side_embeddings=vectors,
+            side_ids=(*self.side_ids, *(one.item_id for one in first)),
+            side_titles=(*self.side_titles, *(one.title for one in first)),
         )
-
-    def _update_side(self, index: int, change: ItemChange) -> Overlay:
-        out = self
-        if change.category >= 0:
-            categories, hashes = self.side_categories.copy(), self.side_category_hashes.copy()
-            categories[index], hashes[index] = change.category, np.uint64(change.category_hash)
-            out = replace(out, side_categories=categories, side_category_hashes=hashes)
-        if not np.isnan(change.price):
-            prices = self.side_prices.copy()
-            prices[index] = change.price
-            out = replace(out, side_prices=prices)
-        if change.embedding is not None:
-            vectors = self.side_embeddings.copy()
-            vectors[index] = change.embedding
-            out = replace(out, side_embeddings=vectors)
-        return out
