@@ -23,7 +23,7 @@ from serve_app.log.journal import JournalRead, journal_files, read_journal
 from serve_app.log.once import keep_once
 from serve_app.log.reader import read_files
 from serve_app.log.rows import fill
-from serve_app.log.snapshot import LogFile, log_folder
+from serve_app.log.snapshot import TRASH_GRACE_US, LogFile, load_snapshot, log_folder
 from serve_app.log.surroundings import environment_rows, outages
 from serve_app.log.writer import DAY_US, DEFAULT_GROUPS, LogWriter, day_text
 
@@ -65,33 +65,37 @@ def compact(
     now_us: int | None = None,
     merge_below_rows: int = _MERGE_BELOW_ROWS,
     pass_bytes: int = _PASS_BYTES,
+    grace_us: int = TRASH_GRACE_US,
     progress: Callable[[int, int], None] | None = None,
 ) -> CompactionResult:
     """Move every good journal frame under `data` into Parquet. Files of living writers are read up to their last good
     frame and stay. A crash at any point loses and doubles nothing; a second call finds nothing to do.
 
-    groups: files per table and day. pass_bytes: journal bytes per commit, which bounds memory. now_us: clock of the
-    watermark. progress(done, total) in journal bytes. Raises NotReady when another writer is at work.
+    groups: files per table and day. pass_bytes: journal bytes per commit, which bounds memory. grace_us: see `LogWriter`.
+    now_us: clock of the watermark. progress(done, total) in journal bytes. Raises NotReady when another writer is at work.
     """
     result = CompactionResult()
-    sizes = journal_files(data)
-    total, done = sum(sizes.values()), 0
+    consumed = load_snapshot(data).consumed
+    new = {name: max(size - consumed.get(name, 0), 0) for name, size in journal_files(data).items()}
+    total, done = sum(new.values()), 0
     clock = time.time_ns() // 1000 if now_us is None else now_us
-    for files in _passes(sizes, pass_bytes):
-        with LogWriter(data, groups=groups) as writer:
+    for files in _passes(new, pass_bytes):
+        with LogWriter(data, groups=groups, grace_us=grace_us) as writer:
             # Not named here: one pass would be held while the next is read.
             _one_pass(writer, read_journal(data, writer.snapshot.consumed, files=files), result, clock, merge_below_rows)
         result.commits += 1
-        done += sum(sizes[name] for name in files)
+        done += sum(new[name] for name in files)
         if progress is not None:
             progress(done, total)
     return result
 
 
-def _passes(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
+def _passes(new: Mapping[str, int], limit: int) -> Iterator[list[str]]:
+    """Files of at most so many new bytes, or one file. Those without any make no pass more, but are in one: it finds out
+    which of them are finished, and `serve_app.log.lag` counts what comes next from its commit."""
     batch: list[str] = []
-    for name, size in sizes.items():
-        if batch and sum(sizes[one] for one in batch) + size > limit:
+    for name, size in new.items():
+        if batch and size and sum(new[one] for one in batch) + size > limit:
             yield batch
             batch = []
         batch.append(name)

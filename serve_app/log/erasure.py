@@ -4,7 +4,8 @@
 of files and of journal frames, leaves out what the user did up to the instant of erasure, wherever it still lies. The next
 upkeep of the log (`serve_app.log.upkeep`) writes the files that hold such rows anew without them, and blanks the user in the
 catalogue; the one after it deletes the old files and overwrites the journal's bytes. So with upkeep every five minutes, the
-default, nothing is on disk any more after about ten; offline, `hindcast log erase` does both at once.
+default, nothing is on disk any more after about ten; offline, `hindcast log erase` does both at once. An erasure during an
+upkeep waits for the next two.
 
 The line itself (a hash and a time) stays: rows of before may still arrive, from a delayed client or a restored copy.
 """
@@ -15,7 +16,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +39,13 @@ _LOCK = threading.Lock()
 
 class Erased:
     """Erased users (sorted u64[n]) and the instant of each (i64[n], microseconds UTC, the newest where it happened twice).
-    lines: how many erasures that were."""
+    lines: how many erasures that were. named: the user of each, None where a line was cut short."""
 
-    def __init__(self, at: Mapping[int, int], lines: int) -> None:
+    def __init__(self, at: Mapping[int, int], lines: int, named: Sequence[int | None] = ()) -> None:
         self.users: U64 = np.array(sorted(at), np.uint64)
         self.at: I64 = np.array([at[user] for user in self.users.tolist()], np.int64)
         self.lines = lines
+        self._named = named
 
     def __len__(self) -> int:
         return len(self.users)
@@ -54,6 +56,12 @@ class Erased:
             return np.zeros(len(users), np.bool_)
         place = np.minimum(np.searchsorted(self.users, users), len(self.users) - 1)
         return (self.users[place] == users) & (ts <= self.at[place])
+
+    def named_in(self, after: int, upto: int) -> Erased:
+        """The users named in the lines after the first `after`, up to line `upto`, with their newest instants."""
+        named = {user for user in self._named[after:upto] if user is not None}
+        place = np.searchsorted(self.users, np.array(sorted(named), np.uint64))
+        return Erased(dict(zip(self.users[place].tolist(), self.at[place].tolist(), strict=True)), upto)
 
 
 def erase_user(data: str | os.PathLike[str], user: int, at: int) -> None:
@@ -99,18 +107,21 @@ def load_erased(data: str | os.PathLike[str]) -> Erased:
 
 def _read(path: Path) -> Erased:
     at: dict[int, int] = {}
+    named: list[int | None] = []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end was never answered
     for number, line in enumerate(lines, 1):
         if not line.endswith(b"}"):  # cut short by the death of its writer, closed by the next one
+            named.append(None)
             continue
         try:
             said = json.loads(line)
             user = int(said["user"], 16)
             at[user] = max(at.get(user, 0), int(said["at"]))
+            named.append(user)
         except (ValueError, KeyError, TypeError) as error:
             message = f"{path} line {number} is not an erasure"
             raise DamagedArtifact(message, field="log", hint="restore it from a backup") from error
-    return Erased(at, len(lines))
+    return Erased(at, len(lines), named)
 
 
 def erased_in(path: str | os.PathLike[str]) -> Erased:

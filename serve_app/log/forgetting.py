@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve_app.ids import hash_ids
-from serve_app.log.erasure import Erased, load_erased, without_erased
+from serve_app.errors import DamagedArtifact
+from serve_app.ids import BUCKETS, hash_ids
+from serve_app.log.erasure import Erased, load_erased
 from serve_app.log.journal import journal_files
 from serve_app.log.reader import read_files
 from serve_app.log.schema import PER_USER
@@ -23,38 +24,64 @@ from serve_app.log.writer import LogWriter
 __all__ = ["forget", "overwrite_consumed"]
 
 _ZEROS = bytes(1 << 20)
+_APART = 8  # buckets
 
 
-def forget(data: str | os.PathLike[str], *, groups: int) -> int:
+def forget(data: str | os.PathLike[str], *, groups: int, upto: int | None = None) -> int:
     """Write every file anew that holds rows of users erased since the last time, without them; returns how many rows went.
-    The old files stay for readers that hold them until the next commit."""
+    The old files stay for readers that hold them until the next commit; files with such rows that left the log before go at
+    once. upto: number of erasures to see to; those after it are left for the next time."""
     erased = load_erased(data)
-    if erased.lines <= load_snapshot(data).erased:
+    upto = erased.lines if upto is None else upto
+    if upto <= load_snapshot(data).erased:
         return 0
     _blank_catalogue(Path(data), erased)
     _remove_packs(Path(data), erased)
     gone = 0
     with LogWriter(data, groups=groups) as writer:
+        # No file holds rows of earlier ones: they went when those were new, and since then `LogWriter.write` let none in.
+        new = erased.named_in(writer.snapshot.erased, upto)
         for one in writer.live():
-            if one.table not in PER_USER or not _may_hold(erased, one.low, one.high):
-                continue
-            path = [str(log_folder(data) / one.path)]
-            held = read_files(path, one.table, columns=["user", "ts"], with_erased=True)
-            count = int(erased.covers(held["user"].to_numpy(), held["ts"].to_numpy()).sum())
-            if count:
-                rows = read_files(path, one.table, with_erased=True)
-                writer.drop([one])
-                writer.write(one.table, without_erased(one.table, rows, erased))
-                gone += count
-        writer.snapshot.erased = erased.lines
+            path = log_folder(data) / one.path
+            if one.table in PER_USER and _holds(path, one.table, new, one.low, one.high):
+                rows = read_files([str(path)], one.table, with_erased=True)
+                writer.drop([one], grace=False)
+                gone += len(rows) - writer.write(one.table, rows)
+        for name, left in writer.snapshot.trash.items():
+            if left and _trash_holds(log_folder(data), name, new):
+                writer.snapshot.trash[name] = 0
+        writer.snapshot.erased = max(writer.snapshot.erased, upto)
     return gone
+
+
+def _holds(path: Path, table: str, erased: Erased, low: int, high: int) -> bool:
+    """Whether this file of buckets `low`..`high` has rows to be forgotten. Read are the row groups of the users' buckets, or
+    those between the first and the last where it is many."""
+    buckets = [one for one in np.unique(erased.users >> np.uint64(52)).tolist() if low <= one <= high]
+    ranges = [(one, one) for one in buckets] if len(buckets) <= _APART else [(buckets[0], buckets[-1])]
+    columns = ["user_bucket", "user", "ts"]
+    for one in ranges:
+        rows = read_files([str(path)], table, columns=columns, with_erased=True, buckets=one, in_order=False)
+        if erased.covers(rows["user"].to_numpy(), rows["ts"].to_numpy()).any():
+            return True
+    return False
+
+
+def _trash_holds(root: Path, name: str, erased: Erased) -> bool:
+    """The same of a file that left the log. One that cannot be read serves no reader."""
+    table = name.split("/")[0]
+    try:
+        return table in PER_USER and _holds(root / name, table, erased, 0, BUCKETS - 1)
+    except DamagedArtifact:
+        return True
 
 
 def _remove_packs(data: Path, erased: Erased) -> None:
     """What replays kept of these users (`simulators.replay.pack`): it is made again, without them, when it is needed."""
     for manifest in sorted((data / "replay-packs").glob("*/pack.json")):
         said = json.loads(manifest.read_bytes())
-        if said["source"] != "itself" and said["erasures"] < erased.lines and _may_hold(erased, said["low"], said["high"]):
+        new = erased.named_in(said["erasures"], erased.lines)
+        if said["source"] != "itself" and _may_hold(new, said["low"], said["high"]):
             shutil.rmtree(manifest.parent)
 
 

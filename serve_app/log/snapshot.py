@@ -2,7 +2,8 @@
 
 ``DATA/log/snapshot.json`` lists every live Parquet file and, per journal file, how many bytes of it those Parquet files
 already contain. Because both change in the same rename, a crash at any point neither loses nor doubles a row. Files that a
-newer snapshot no longer lists stay on disk until the commit after it, so that a reader that holds the older one can finish.
+newer snapshot no longer lists stay on disk for an hour, so that a reader that holds the older one can finish; those that
+hold rows of erased users go with the commit after it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from serve_app.errors import DamagedArtifact, NotReady
 from serve_app.log.migrations import READABLE
 from serve_app.log.schema import SCHEMA_VERSION
 
-__all__ = ["LogFile", "Snapshot", "commit", "journal_folder", "load_snapshot", "log_folder", "writer_lock"]
+__all__ = ["TRASH_GRACE_US", "LogFile", "Snapshot", "commit", "journal_folder", "load_snapshot", "log_folder", "writer_lock"]
+
+TRASH_GRACE_US = 3_600_000_000
+"""How long files that left the log stay on disk: replays and builds list them once and read them for minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +41,22 @@ class LogFile:
 @dataclass(slots=True)
 class Snapshot:
     """sequence counts commits; consumed: bytes of each journal file ("writer/name") that are in `files`; retired: journal
-    files consumed to their end; trash: Parquet files (relative to DATA/log) to delete at the next commit; erased: how many
-    erasures (lines of `serve_app.log.erasure`) no listed file holds rows of any more; overwritten: of how many the journal's
-    bytes are gone too."""
+    files consumed to their end; trash: Parquet files (relative to DATA/log) to delete, and when each left the log
+    (microseconds UTC; 0: it goes with the next commit); erased: how many erasures (lines of `serve_app.log.erasure`) neither
+    a listed file nor one with a time in `trash` holds rows of any more; overwritten: of how many the journal's bytes are
+    gone too."""
 
     sequence: int = 0
     files: list[LogFile] = field(default_factory=list)
     consumed: dict[str, int] = field(default_factory=dict)
     retired: list[str] = field(default_factory=list)
-    trash: list[str] = field(default_factory=list)
+    trash: dict[str, int] = field(default_factory=dict)
     erased: int = 0
     overwritten: int = 0
+
+    def due(self, now_us: int, grace_us: int = TRASH_GRACE_US) -> list[str]:
+        """Trash to delete now. A clock that was set back ends the grace: it must not make it longer."""
+        return [path for path, left in self.trash.items() if not left <= now_us < left + grace_us]
 
 
 def log_folder(data: str | os.PathLike[str]) -> Path:
@@ -71,6 +80,10 @@ def load_snapshot(data: str | os.PathLike[str]) -> Snapshot:
         body = json.loads(text)
         version = body.pop("schema_version")
         if version in READABLE:
+            if isinstance(body.get("trash"), list):
+                # Written before times were kept, by code that takes the paths from a mapping too. It could let late rows of
+                # users in whose erasure was done with: all are looked for once more.
+                body |= {"trash": dict.fromkeys(body["trash"], 0), "erased": 0}
             return Snapshot(**{**body, "files": [LogFile(**one) for one in body["files"]]})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedArtifact(

@@ -6,6 +6,7 @@ Every step is atomic and repeats without effect; the next run ends what a killed
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from serve_app.ledger.columns import LedgerView
 from serve_app.log.compaction import CompactionResult, compact
 from serve_app.log.copying import CopyResult, RecordSource, copy_records
+from serve_app.log.erasure import load_erased
 from serve_app.log.forgetting import forget, overwrite_consumed
 from serve_app.log.ledger_state import has_snapshot, write_snapshot
 from serve_app.log.snapshot import load_snapshot
@@ -53,6 +55,8 @@ def upkeep(
     yet. progress(done, total) in journal bytes. NotReady when another process writes the log."""
     result = UpkeepResult()
     before = load_snapshot(data)
+    # Users erased from here on may still be in the journal's new bytes: they wait for the next run, which reads these.
+    erasures = load_erased(data).lines
     result.compaction = compact(data, groups=groups, now_us=now_us, progress=progress)
     if ledger is not None:
         result.copies = copy_records(data, ledger, now_us=now_us, groups=groups)
@@ -60,9 +64,9 @@ def upkeep(
         if snapshots and not has_snapshot(data, as_of):
             result.snapshot_users = write_snapshot(data, ledger.snapshot(as_of), as_of, now_us, groups=groups)
     result.overwritten = overwrite_consumed(data, before, groups=groups)
-    result.forgotten = forget(data, groups=groups)
+    result.forgotten = forget(data, groups=groups, upto=erasures)
     after = load_snapshot(data)
-    if after.sequence == before.sequence and (after.trash or after.retired):
+    if after.sequence == before.sequence and (after.due(time.time_ns() // 1000) or after.retired):
         with LogWriter(data, groups=groups):
             pass  # a commit deletes what the one before left for its readers
     return result

@@ -7,6 +7,7 @@ ranges, one file each per day. Tables without a user have one range.
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -22,8 +23,18 @@ import pyarrow.parquet as pq
 
 from serve_app.errors import InvalidInput
 from serve_app.ids import BUCKETS
+from serve_app.log.erasure import load_erased, without_erased
 from serve_app.log.schema import PER_USER, SCHEMA_VERSION, SORT_KEYS, TABLES
-from serve_app.log.snapshot import LogFile, commit, journal_folder, load_snapshot, log_folder, sync_folder, writer_lock
+from serve_app.log.snapshot import (
+    TRASH_GRACE_US,
+    LogFile,
+    commit,
+    journal_folder,
+    load_snapshot,
+    log_folder,
+    sync_folder,
+    writer_lock,
+)
 
 __all__ = ["DAY_US", "DEFAULT_GROUPS", "LogWriter", "day_text", "sort_rows"]
 
@@ -74,19 +85,23 @@ def _is_sorted(keys: list[npt.NDArray[Any]]) -> bool:
 class LogWriter:
     """One commit to the log. Use as a context: what was written becomes visible at a clean exit, at once, or never.
 
-    data: the data folder. groups: files per table and day, a power of two up to 4,096. Raises NotReady when another
-    writer is at work, InvalidInput for rows that do not fit their table.
+    data: the data folder. groups: files per table and day, a power of two up to 4,096. grace_us: how long files that left
+    the log are kept for their readers. Raises NotReady when another writer is at work, InvalidInput for rows that do not fit
+    their table.
     """
 
-    def __init__(self, data: str | os.PathLike[str], *, groups: int = DEFAULT_GROUPS) -> None:
+    def __init__(
+        self, data: str | os.PathLike[str], *, groups: int = DEFAULT_GROUPS, grace_us: int = TRASH_GRACE_US
+    ) -> None:
         if not 1 <= groups <= BUCKETS or groups & (groups - 1):
             raise InvalidInput(f"{groups} is not a power of two from 1 to {BUCKETS}", field="groups")
         self.data = Path(data)
         self._root = log_folder(data)
         self._groups = groups
+        self._grace_us = grace_us
         self._stack = ExitStack()
         self._written: list[LogFile] = []
-        self._dropped: set[str] = set()
+        self._dropped: dict[str, bool] = {}  # path -> whether readers may finish it
         self._retired: list[str] = []
 
     def __enter__(self) -> LogWriter:
@@ -108,8 +123,9 @@ class LogWriter:
                     (self._root / one.path).unlink(missing_ok=True)
 
     def write(self, table: str, rows: pa.Table | pa.RecordBatch | Iterable[pa.RecordBatch]) -> int:
-        """Write rows as new files; returns their number."""
-        whole = _as_table(table, rows)
+        """Write rows as new files, but for those that are to be forgotten; returns their number."""
+        # Rows were read before the lock was taken (records of the ledger), and `forget` looks at no erasure twice.
+        whole = without_erased(table, _as_table(table, rows), load_erased(self.data))
         if len(whole) == 0:
             return 0
         day, group = self._partition(table, whole)
@@ -123,9 +139,10 @@ class LogWriter:
             self._write_part(table, day_text(int(key[start]) // BUCKETS), low, low + self._width(table) - 1, part)
         return len(whole)
 
-    def drop(self, files: Iterable[LogFile]) -> None:
-        """Files whose rows were written again: they leave the log with this commit."""
-        self._dropped.update(one.path for one in files)
+    def drop(self, files: Iterable[LogFile], *, grace: bool = True) -> None:
+        """Files whose rows were written again: they leave the log with this commit, and the disk after their readers' grace,
+        or with the next commit."""
+        self._dropped.update((one.path, grace) for one in files)
 
     def live(self) -> list[LogFile]:
         """The log's files as this commit will leave them, so far."""
@@ -172,12 +189,16 @@ class LogWriter:
             old.consumed.pop(name, None)
         for folder in {(self._root / one.path).parent for one in self._written}:
             sync_folder(folder)
-        trash = old.trash
+        now = time.time_ns() // 1000
+        due = old.due(now, self._grace_us)
+        for path in due:
+            del old.trash[path]
         old.files = self.live()
-        old.retired, old.trash = self._retired, sorted(self._dropped)
+        old.retired = self._retired
+        old.trash |= {path: now if grace else 0 for path, grace in sorted(self._dropped.items())}
         old.sequence += 1
         commit(self.data, old)
-        for path in trash:
+        for path in due:
             (self._root / path).unlink(missing_ok=True)
 
     def _delete_orphans(self) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
+import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +23,12 @@ from serve_app.log import snapshot as snapshot_module
 from serve_app.log import writer as writer_module
 from serve_app.log.compaction import compact
 from serve_app.log.journal import Journal, journal_files
+from serve_app.log.lag import log_lag
 from serve_app.log.once import groups_of
 from serve_app.log.reader import bucket_groups, log_days, read_files, read_log
 from serve_app.log.rows import fill
 from serve_app.log.schema import SORT_KEYS, TABLES
-from serve_app.log.snapshot import load_snapshot
+from serve_app.log.snapshot import Snapshot, load_snapshot
 from serve_app.log.writer import DAY_US, LogWriter
 
 EVENT = st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 3 * DAY_US), st.integers(0, 30))
@@ -186,9 +191,79 @@ def test_a_living_writers_frames_are_compacted_and_its_file_stays(tmp_path: Path
 def test_small_files_are_merged(tmp_path: Path) -> None:
     for one in range(5):
         _journal(tmp_path, [[(one, one, one)]])
-        compact(tmp_path, now_us=one)
+        compact(tmp_path, now_us=one, grace_us=0)
     assert len([one for one in load_snapshot(tmp_path).files if one.table == "events"]) == 1
     assert len(list((tmp_path / "log" / "events").glob("*/*/*.parquet"))) == 2  # the live one, and its predecessor
+
+
+def test_files_that_a_reader_listed_outlive_the_commits_of_an_hour(tmp_path: Path) -> None:
+    _journal(tmp_path, [[(1, 1, 1)]])
+    compact(tmp_path, now_us=1)
+    (group,) = bucket_groups(tmp_path, ["events"])
+    for one in (2, 3, 4):
+        _journal(tmp_path, [[(1, one, one)]])
+        compact(tmp_path, now_us=1)
+    assert read_files(group.files["events"], "events", columns=["event_id"])["event_id"].to_pylist() == [1]
+    _journal(tmp_path, [[(1, 5, 5)]])
+    compact(tmp_path, now_us=1, grace_us=0)
+    with pytest.raises(DamagedArtifact, match="No such file"):
+        read_files(group.files["events"], "events")
+    assert len(load_snapshot(tmp_path).trash) == 2, "events and watermark of the newest commit"
+
+
+def test_trash_is_due_after_its_grace_and_where_the_clock_was_set_back() -> None:
+    trash = Snapshot(trash={"now": 100, "an hour ago": 90, "at once": 0, "in the future": 101})
+    assert trash.due(100, 10) == ["an hour ago", "at once", "in the future"]
+
+
+def test_trash_of_an_earlier_version_goes_with_the_next_commit_and_it_reads_ours(tmp_path: Path) -> None:
+    for one in (1, 2):
+        _journal(tmp_path, [[(1, one, one)]])
+        compact(tmp_path, now_us=1)
+    manifest = tmp_path / "log" / "snapshot.json"
+    said = json.loads(manifest.read_text())
+    paths = list(said["trash"])  # what that version makes of it: paths alone
+    assert len(paths) == 2
+    assert all((tmp_path / "log" / one).is_file() for one in paths)
+    manifest.write_text(json.dumps(said | {"trash": paths, "erased": 3}))
+    loaded = load_snapshot(tmp_path)
+    assert (loaded.trash, loaded.erased) == (dict.fromkeys(paths, 0), 0)
+    with LogWriter(tmp_path):
+        pass
+    assert not any((tmp_path / "log" / one).exists() for one in paths)
+    assert load_snapshot(tmp_path).trash == {}
+
+
+def test_a_pass_holds_so_many_bytes_that_are_new(tmp_path: Path) -> None:
+    """However large the files of living writers have grown."""
+    with ExitStack() as stack:
+        journals = [stack.enter_context(Journal(tmp_path, f"w{one}")) for one in range(4)]
+        for number, journal in enumerate(journals):
+            journal.append({"events": events([(number, 1, one) for one in range(2_000)])})
+        compact(tmp_path, now_us=1)
+        before = journal_files(tmp_path)
+        for number, journal in enumerate(journals[:3]):
+            journal.append({"events": events([(number, 2, 5_000)])})
+        new = sum(journal_files(tmp_path).values()) - sum(before.values())
+        said: list[tuple[int, int]] = []
+        result = compact(tmp_path, now_us=1, pass_bytes=new, progress=lambda *at: said.append(at))
+        assert new < min(before.values())
+        assert (result.commits, result.rows, said) == (1, {"events": 3}, [(new, new)])
+        assert len(_read(tmp_path)) == 4 * 2_000 + 3
+        for number, journal in enumerate(journals[:3]):
+            journal.append({"events": events([(number, 3, 6_000)])})
+        assert compact(tmp_path, now_us=1, pass_bytes=1).commits == 3, "a pass for a file with nothing new"
+
+
+def test_what_waits_in_a_file_counts_from_the_newest_compaction(tmp_path: Path) -> None:
+    """Also where that found nothing new."""
+    with Journal(tmp_path, "w") as journal:
+        journal.append({"events": events([(1, 1, 1)])})
+        compact(tmp_path, now_us=1)
+        os.utime(tmp_path / "log" / "snapshot.json", (1, 1))
+        assert compact(tmp_path, now_us=1).rows == {}
+        journal.append({"events": events([(1, 2, 2)])})
+        assert 0 <= log_lag(tmp_path, now_us=time.time_ns() // 1000).seconds < 600
 
 
 def test_a_row_is_written_anew_a_few_times_however_many_compactions_there_are(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from serve_app.errors import DamagedArtifact
 from serve_app.ids import hash_id
 from serve_app.ledger.memory import MemoryLedger
+from serve_app.log import forgetting, writer
 from serve_app.log.check import check_log
 from serve_app.log.compaction import compact
 from serve_app.log.erasure import Erased, erase_user, erased_users, load_erased
@@ -22,6 +23,7 @@ from serve_app.log.journal import Journal, journal_files
 from serve_app.log.reader import bucket_groups, read_files, read_log
 from serve_app.log.snapshot import load_snapshot
 from serve_app.log.upkeep import upkeep
+from serve_app.log.writer import LogWriter
 
 ANN, BOB = hash_id("ann"), hash_id("bob")
 T = 1_700_000_000_000_000
@@ -177,3 +179,104 @@ def test_journal_files_of_dead_writers_go_with_the_compaction(tmp_path: Path) ->
     upkeep(tmp_path, None, now_us=T + 2)
     assert journal_files(tmp_path) == {}
     assert on_disk(tmp_path, b"name-of-ann") == []
+
+
+def test_files_that_left_the_log_with_an_erased_users_rows_have_no_grace_and_others_do(tmp_path: Path) -> None:
+    cat = next(one for one in map(str, range(1_000)) if hash_id(one) >> 62 == ANN >> 62)  # in the files of the same range
+    for names, at in (([cat], T), (["ann"], T + 10), ([cat], T + 20)):
+        with Journal(tmp_path, "w") as journal:
+            journal.append(facts(names, [at]))
+        compact(tmp_path, now_us=1)
+    trash = set(load_snapshot(tmp_path).trash)
+    held = {one for one in trash if Path(one).name in in_parquet(tmp_path, ANN)}
+    assert set() < held < trash
+    erase_user(tmp_path, ANN, T + 30)
+    upkeep(tmp_path, None, now_us=T + 31)
+    upkeep(tmp_path, None, now_us=T + 32)
+    assert in_parquet(tmp_path, ANN) == []
+    assert all((tmp_path / "log" / one).is_file() for one in trash - held)
+    assert people(tmp_path) == [hash_id(cat)]
+
+
+def test_a_file_that_left_the_log_and_cannot_be_read_stops_no_erasure(tmp_path: Path) -> None:
+    for at in (T, T + 10):
+        with Journal(tmp_path, "w") as journal:
+            journal.append(facts(["ann"], [at]))
+        compact(tmp_path, now_us=1)
+    for one in load_snapshot(tmp_path).trash:
+        (tmp_path / "log" / one).unlink()
+    erase_user(tmp_path, ANN, T + 30)
+    assert upkeep(tmp_path, None, now_us=T + 31).forgotten == 5
+    upkeep(tmp_path, None, now_us=T + 32)
+    assert in_parquet(tmp_path, ANN) == []
+
+
+def test_only_row_groups_of_users_erased_since_the_last_time_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_ROW_GROUP", 8)
+    names = [f"user-{one}" for one in range(256)]
+    with LogWriter(tmp_path, groups=1) as log:
+        for table, rows in facts(names, [T] * 256).items():
+            log.write(table, rows)
+    looked: list[int] = []
+    real = forgetting.read_files
+
+    def read_files(paths: list[str], table: str, **named: object) -> pa.Table:
+        rows: pa.Table = real(paths, table, **named)  # type: ignore[arg-type]
+        looked.extend([len(rows)] if "columns" in named else [])
+        return rows
+
+    monkeypatch.setattr(forgetting, "read_files", read_files)
+    for name in names[:40]:
+        erase_user(tmp_path, hash_id(name), T)
+    assert forgetting.forget(tmp_path, groups=1) == 3 * 40
+    looked.clear()
+    erase_user(tmp_path, hash_id(names[-1]), T)
+    assert forgetting.forget(tmp_path, groups=1) == 3
+    in_bucket = sum(hash_id(one) >> 52 == hash_id(names[-1]) >> 52 for one in names[40:])
+    assert looked == [in_bucket] * 3
+    assert people(tmp_path) == sorted(map(hash_id, names[40:-1]))
+
+
+def test_rows_of_before_an_erasure_are_written_by_nobody(tmp_path: Path) -> None:
+    """The ledger's records are read before the log's lock is taken, and no later `forget` would look for these users."""
+    erase_user(tmp_path, ANN, T)
+    upkeep(tmp_path, None, now_us=T)
+    with LogWriter(tmp_path) as log:
+        assert log.write("events", facts(["ann", "ann", "bob"], [T, T + 1, T])["events"]) == 2
+    paths = [path for one in bucket_groups(tmp_path, ["events"]) for path in one.files["events"]]
+    rows = read_files(paths, "events", columns=["ts"], with_erased=True)
+    assert sorted(rows["ts"].to_pylist()) == [T, T + 1]
+
+
+def test_who_is_erased_while_upkeep_is_at_work_is_off_the_disk_after_two_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path, "living")
+    journal.append(facts(["bob"], [T]))
+
+    def compacted(*given: object, **named: object) -> object:
+        result = compact(*given, **named)  # type: ignore[arg-type]
+        journal.append(facts(["ann"], [T + 1]))
+        erase_user(tmp_path, ANN, T + 2)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr("serve_app.log.upkeep.compact", compacted)
+        upkeep(tmp_path, None, now_us=T + 3)
+    for at in (T + 4, T + 5):
+        assert on_disk(tmp_path, b"name-of-ann")
+        upkeep(tmp_path, None, now_us=at)
+    assert on_disk(tmp_path, b"name-of-ann") == on_disk(tmp_path, ANN.to_bytes(8, "little")) == []
+    assert people(tmp_path) == [BOB]
+    journal.close()
+
+
+def test_a_user_erased_twice_is_new_by_either_line(tmp_path: Path) -> None:
+    for user, at in ((ANN, 5), (BOB, 6), (ANN, 9)):
+        erase_user(tmp_path, user, at)
+    erased = load_erased(tmp_path)
+    for after, upto, users in ((0, 1, [ANN]), (1, 2, [BOB]), (2, 3, [ANN]), (0, 3, sorted([ANN, BOB])), (3, 3, [])):
+        named = erased.named_in(after, upto)
+        assert (named.users.tolist(), named.at.tolist()) == (users, [{ANN: 9, BOB: 6}[one] for one in users])
