@@ -57,10 +57,9 @@ def oracle(changes: Sequence[Change]) -> Overlay:
             side = sides[change.item]
             if change.category >= 0:
                 side[:2] = change.category, change.category_hash
+                side[3] = side[3] if change.embedding is None else change.embedding
             if not np.isnan(change.price):
                 side[2] = change.price
-            if change.embedding is not None:
-                side[3] = change.embedding
     empty = np.empty((0, DIMENSIONS), np.float32)
     vectors = [np.zeros(DIMENSIONS) if side[3] is None else side[3] for side in sides.values()]
     return Overlay(

@@ -119,18 +119,21 @@ class Overlay:
         """With a side row more for each change of `first`, and what `changes` say of the side row they come with."""
         if not changes:
             return self
-        nothing = np.zeros((len(first), self.side_embeddings.shape[1]), np.float32)
+        new = np.zeros((len(first), self.side_embeddings.shape[1]), np.float32)
+        for at, one in enumerate(first):
+            if one.embedding is not None:
+                new[at] = one.embedding
         categories = np.append(self.side_categories, np.array([one.category for one in first], np.int32))
         hashes = np.append(self.side_category_hashes, np.array([one.category_hash for one in first], np.uint64))
         prices = np.append(self.side_prices, np.array([one.price for one in first], np.float32))
-        vectors = np.concatenate([self.side_embeddings, nothing])
+        vectors = np.concatenate([self.side_embeddings, new])
         for index, change in changes:
             if change.category >= 0:
                 categories[index], hashes[index] = change.category, np.uint64(change.category_hash)
+                if change.embedding is not None:  # its category's: a change that leaves that out leaves this, too
+                    vectors[index] = change.embedding
             if not np.isnan(change.price):
                 prices[index] = change.price
-            if change.embedding is not None:
-                vectors[index] = change.embedding
         return replace(
             self,
             side_hashes=np.append(self.side_hashes, np.array([one.item for one in first], np.uint64)),
