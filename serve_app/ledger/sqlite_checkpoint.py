@@ -28,6 +28,7 @@ I64 = npt.NDArray[np.int64]
 _SLICE = 2_000
 _BLOCKS = 50
 _FORGOTTEN = 500
+_JOINED_BYTES = 1 << 20
 # Blocks are found by (kind, at): a look at all of them would take longer every day.
 _FORGET_VIEWED = "DELETE FROM blocks WHERE seq IN (SELECT seq FROM blocks WHERE kind = 2 AND seq <= ? LIMIT ?)"
 _FORGET_EVENT_IDS = "DELETE FROM blocks WHERE seq IN (SELECT seq FROM blocks WHERE kind = 3 AND at < ? LIMIT ?)"
@@ -127,14 +128,18 @@ class Checkpoint:
         """Some of the blocks of event ids of this round become one: a start reads all there are. True while there may be
         more."""
         query = "SELECT seq, at, sum, body FROM blocks WHERE seq > ? AND seq <= ? AND +kind = 3 ORDER BY seq LIMIT ?"
-        found = connection.execute(query, (self._joined, self.reached, _FORGOTTEN)).fetchall()
+        found, size, more = [], 0, False
+        for row in connection.execute(query, (self._joined, self.reached, _FORGOTTEN)):
+            found.append(row)
+            size += len(row[3])
+            if more := len(found) == _FORGOTTEN or size > _JOINED_BYTES:
+                break
         if len(found) > 1:
             ids = np.concatenate([checked_block(seq, expected, body)["ids"] for seq, _, expected, body in found])
             body, at, kept = encode_block({"ids": ids}), max(at for _, at, _, _ in found), found[-1][0]
             change = "UPDATE blocks SET at = ?, sum = ?, body = ? WHERE seq = ?"
             connection.execute(change, (at, checksum(body), body, kept))
             connection.executemany("DELETE FROM blocks WHERE seq = ?", ((seq,) for seq, _, _, _ in found[:-1]))
-        more = len(found) == _FORGOTTEN
         self._joined = found[-1][0] if more else self.reached
         return more
 
