@@ -15,6 +15,7 @@ from loadtests.growth import Series
 __all__ = ["write_soak"]
 
 _SHOWN = 40
+_MOST_POINTS = 4_000
 
 
 def write_soak(report: Mapping[str, Any], series: Mapping[tuple[str, str], Series], out: Path) -> str:
@@ -34,9 +35,11 @@ def write_soak(report: Mapping[str, Any], series: Mapping[tuple[str, str], Serie
 
 
 def _plot(series: Mapping[tuple[str, str], Series]) -> str:
+    shown = {name: one for (name, what), one in series.items() if what == "memory"}
+    step = 1 + sum(len(one.times) for one in shown.values()) // _MOST_POINTS
     rows = [
         {"minute": at / 60, "MB": value, "process": name}
-        for (name, what), one in series.items() if what == "memory" for at, value in zip(one.times, one.values, strict=True)
+        for name, one in shown.items() for at, value in zip(one.times[::step], one.values[::step], strict=True)
     ]  # fmt: skip
     chart = alt.Chart(pd.DataFrame(rows, columns=["minute", "MB", "process"])).mark_line().encode(
         x=alt.X("minute:Q", title="minutes"), y=alt.Y("MB:Q", title="memory of its own (MB)"),

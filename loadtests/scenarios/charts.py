@@ -13,9 +13,31 @@ __all__ = ["flow_chart", "latency_chart", "percentile_chart"]
 
 _FONT = "Arial, Helvetica, sans-serif"
 _WIDTH = 760
+_MOST_SPANS = 1_000
 _FLOW = {"planned": "#8a8f98", "ok": "#1b6ca8", "refused": "#b08a00", "failed": "#c8553d"}
 _COLOURS = ["#1b6ca8", "#c8553d", "#4d8b31", "#7b4fa3", "#b08a00", "#2a9d8f", "#8a8f98", "#d17a9c", "#5b5f97"]
 Rows = Sequence[Mapping[str, Any]]
+
+
+def _in_spans(rows: Rows, value: str, how: Mapping[str, str]) -> tuple[pd.DataFrame, int]:
+    """Rows (second, what, value) in spans of so many seconds that a picture can show them; how: pandas' name of what becomes
+    of the values of a span, by `what`. A day has more seconds than a chart takes."""
+    frame = pd.DataFrame(rows, columns=["second", "what", value])
+    span = 1 if frame.empty else 1 + int(frame["second"].max() - frame["second"].min()) // _MOST_SPANS
+    if span == 1:
+        return frame, span
+    first = frame["second"].min()
+    frame["second"] = first + (frame["second"] - first) // span * span
+    parts = [
+        frame[frame["what"] == what].groupby(["second", "what"]).agg({value: name}).reset_index()
+        for what, name in how.items()
+    ]
+    return pd.concat(parts, ignore_index=True), span
+
+
+def _of(what: str, span: int) -> str:
+    """A title's words."""
+    return what if span == 1 else f"{what}, in spans of {span} s"
 
 
 def _svg(chart: Any) -> str:
@@ -39,8 +61,10 @@ def flow_chart(seconds: Rows, phases: Rows) -> str:
     shown = ["planned", "ok", *(name for name in ("refused", "failed") if any(one[name] for one in seconds))]
     rows = [{"second": one["second"], "what": name, "requests": one[name]} for one in seconds for name in shown]
     scale = alt.Scale(domain=shown, range=[_FLOW[name] for name in shown])
-    base = alt.Chart(pd.DataFrame(rows, columns=["second", "what", "requests"])).encode(
-        x=alt.X("second:Q", title="second of the run"), y=alt.Y("requests:Q", title="requests a second", stack=None),
+    frame, span = _in_spans(rows, "requests", dict.fromkeys(shown, "mean"))
+    base = alt.Chart(frame).encode(
+        x=alt.X("second:Q", title=_of("second of the run", span)),
+        y=alt.Y("requests:Q", title="requests a second", stack=None),
         color=alt.Color("what:N", scale=scale, title=None),
     )  # fmt: skip
     planned = base.transform_filter("datum.what == 'planned'").mark_area(interpolate="step-after", opacity=0.35)
@@ -49,15 +73,16 @@ def flow_chart(seconds: Rows, phases: Rows) -> str:
 
 
 def latency_chart(seconds: Rows, phases: Rows) -> str:
-    """Median and p99 of the results of each second."""
+    """Median and p99 of the results of each second; of spans of a long run the median of medians, and the largest p99."""
     names = {"p50_ms": "median", "p99_ms": "p99"}
     rows = [
         {"second": one["second"], "what": words, "ms": one[name]}
         for one in seconds for name, words in names.items() if one[name]
     ]  # fmt: skip
     scale = alt.Scale(domain=list(names.values()), range=["#1b6ca8", "#c8553d"])
-    lines = alt.Chart(pd.DataFrame(rows, columns=["second", "what", "ms"])).mark_line().encode(
-        x=alt.X("second:Q", title="second of the run"),
+    frame, span = _in_spans(rows, "ms", {"median": "median", "p99": "max"})
+    lines = alt.Chart(frame).mark_line().encode(
+        x=alt.X("second:Q", title=_of("second of the run", span)),
         y=alt.Y("ms:Q", title="milliseconds, from the intended start", scale=alt.Scale(type="log")),
         color=alt.Color("what:N", scale=scale, title=None),
     )  # fmt: skip
