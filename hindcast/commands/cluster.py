@@ -15,17 +15,17 @@ group = typer.Typer(no_args_is_help=True, help="The file for `serve deploy`: che
 @group.command("check")
 def check(file: Annotated[Path, typer.Argument(help="A Serve config file.")]) -> None:
     """Read a Serve config file strictly: unknown keys, which Serve passes over, are errors. Needs no cluster."""
-    from ray.serve.config import AutoscalingConfig
     from rich.console import Console
     from rich.table import Table
 
     from serve_app.running.serve_file import check_serve_file
+    from serve_app.running.serve_reading import scaling_numbers
 
     found = check_serve_file(file)
     table = Table("deployment", "replicas", "ongoing", "queued", "surge %")
     for name, options in found.options.items():
         scaling = options.get("autoscaling_config")
-        whole = AutoscalingConfig(**scaling) if scaling else None  # what the file leaves out is Serve's default
+        whole = scaling_numbers(scaling) if scaling else None  # what the file leaves out is Serve's default
         replicas = f"{whole.min_replicas} to {whole.max_replicas}" if whole else str(options.get("num_replicas"))
         bounds = (options["max_ongoing_requests"], options["max_queued_requests"], options["max_surge_percent"])
         table.add_row(name, replicas, *(str(value) for value in bounds))

@@ -165,7 +165,7 @@ def _from_this_machine(headers: Mapping[str, str]) -> None:
 
 
 def _host_of(address: str) -> str:
-    """ "" where there is none, or nobody can tell."""
+    """The host of an address; nothing where there is none, or nobody can tell."""
     try:
         return urlsplit(address).hostname or ""
     except ValueError:

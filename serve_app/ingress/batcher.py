@@ -144,7 +144,7 @@ class MicroBatcher(Generic[T, R]):
     def refuse_if_full(self, time_s: float) -> None:
         """Raise what `submit` would: the queue is full, or too long for a request that has `time_s`, or stands still."""
         ahead, now = len(self._queue), asyncio.get_running_loop().time()
-        blocked = self.stats.in_flight >= self._lanes or (ahead > 0 and not self._wake_scheduled)  # nobody looks at them
+        blocked = self.stats.in_flight >= self._lanes or (ahead > 0 and not self._wake_scheduled)  # no wake is due
         if blocked and ahead + self.stats.under_way >= self._places and self._stands_still(now):
             raise self._refused("no request was answered of late", 1.0, now)
         wait_s = self._pace.wait_s(ahead, now)

@@ -10,6 +10,7 @@ import asyncio
 
 from starlette.requests import Request
 
+from serve_app.ingress.batcher import overloaded
 from serve_app.ingress.problems import ProblemError
 
 __all__ = ["Bodies", "Body"]
@@ -29,7 +30,7 @@ class Bodies:
     def arrives(self) -> None:
         """A larger one begins to. ProblemError 503 where too many do."""
         if self.arriving >= self._most_arriving:
-            raise _refused(f"{self.arriving} other calls are still sending their bodies")
+            raise overloaded(f"{self.arriving} other calls are still sending their bodies")
         self.arriving += 1
 
     def arrived(self) -> None:
@@ -39,7 +40,7 @@ class Bodies:
     def take(self, size: int) -> None:
         """Bytes more are here. ProblemError 503 where they are too many."""
         if self.bytes + size > self._most_bytes:
-            raise _refused(f"the bodies of other calls take {self.bytes} bytes")
+            raise overloaded(f"the bodies of other calls take {self.bytes} bytes")
         self.bytes += size
 
     def give_back(self, size: int) -> None:
@@ -95,7 +96,3 @@ class Body:
 def _too_large(limit: int) -> ProblemError:
     detail = f"the body is larger than {limit} bytes"
     return ProblemError(413, "body-too-large", detail, field="body", hint="send less at a time")
-
-
-def _refused(detail: str) -> ProblemError:
-    return ProblemError(503, "overloaded", detail, field="body", hint="send it again, or less at a time", retry_after_s=1)

@@ -98,21 +98,23 @@ class Recommender:
     async def admit(self, asks: Sequence[Ask], options: ListsOptions) -> tuple[Edition, Known]:
         """Check the head of the live changes, learn what is new, read the users' live facts."""
         observe("hindcast_batch_requests", len(asks), stage=asks[0].surface.name)
-        live = await self._live_facts(users_of(asks))
-        self._library.learn(live.changes)
+        live = await self._learned(users_of(asks))
         at_hand = int((np.diff(live.recents.offsets) > 0).sum())
         count("hindcast_users", at_hand, known="yes")
         count("hindcast_users", len(live.recents.offsets) - 1 - at_hand, known="no")
         edition = self._library.edition(Pins(options.release, options.policy, live.head))
         return edition, Known(live.recents, live.state)
 
-    async def _live_facts(self, users: npt.NDArray[np.uint64]) -> LiveAnswer:
+    async def _learned(self, users: npt.NDArray[np.uint64]) -> LiveAnswer:
+        """Live facts, whose changes are learned. NotReady where they do not come in time."""
         try:
             with timed("hindcast_stage_ms", stage="live"):
                 async with within(self._budgets.live_ms / 1000):
-                    return await self._live(users, self._library.seq)
+                    live = await self._live(users, self._library.seq)
         except TimeoutError:
             raise NotReady("live catalogue changes could not be checked in time", field="availability") from None
+        self._library.learn(live.changes)
+        return live
 
     def requests(self, asks: Sequence[Ask], edition: Edition, known: Known, quality: float = 1.0) -> Batch:
         """Request columns of the asks. quality: see request_batch."""
@@ -209,7 +211,7 @@ class Recommender:
         """NotReady where a stage knew catalogue changes that cannot be learned here in time."""
         seq = max(ranked.requests["availability_seq"].tolist(), default=pins.seq)
         if seq > self._library.seq:
-            self._library.learn((await self._live_facts(_NOBODY)).changes)
+            await self._learned(_NOBODY)
         if seq > self._library.seq:
             raise NotReady("a stage knows catalogue changes that this process has not seen yet", field="availability")
         newest = self._library.edition(Pins(pins.release, pins.policy, max(seq, pins.seq)))

@@ -43,10 +43,8 @@ def secrets_of(settings: Settings, admin_token: str = "") -> tuple[str, ...]:
     with contextlib.suppress(InvalidInput):  # said where it is needed; this process may be another
         outbox = settings.outbox.read_secret()
     addresses = (settings.ledger.redis_url or "", str(settings.outbox.webhook_url or ""))
-    passwords = {unquote(urlsplit(one).password or "") for one in addresses} | {
-        urlsplit(one).password or "" for one in addresses
-    }
-    plain = {outbox, outbox.removeprefix("Bearer "), admin_token, *passwords}
+    passwords = [urlsplit(one).password or "" for one in addresses]
+    plain = {outbox, outbox.removeprefix("Bearer "), admin_token, *passwords, *map(unquote, passwords)}
     found = plain | {orjson.dumps(one).decode()[1:-1] for one in plain} | {repr(one)[1:-1] for one in plain}
     return tuple(sorted((one for one in found if len(one) >= _SHORTEST), key=len, reverse=True))
 

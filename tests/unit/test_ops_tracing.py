@@ -55,6 +55,16 @@ def test_a_place_that_is_none_is_refused(to: str, monkeypatch: pytest.MonkeyPatc
         span_processors()
 
 
+async def three_calls(batcher: MicroBatcher[int, int]) -> None:
+    """Each in a span of its own: call 0, call 1, call 2."""
+
+    async def call(number: int) -> None:
+        with spans.span(f"call {number}"):
+            await batcher.submit(number, key=0, leave_by_s=asyncio.get_running_loop().time() + 30)
+
+    await asyncio.gather(*(call(number) for number in range(3)))
+
+
 async def test_timed_blocks_are_spans_and_a_batch_links_to_all_its_calls(made: InMemorySpanExporter) -> None:
     async def run(batch: Sequence[int]) -> list[int]:
         def work() -> None:
@@ -66,11 +76,7 @@ async def test_timed_blocks_are_spans_and_a_batch_links_to_all_its_calls(made: I
 
     batcher: MicroBatcher[int, int] = MicroBatcher(run, max_requests=8, lanes=1, max_queued=10)
 
-    async def call(number: int) -> None:
-        with spans.span(f"call {number}"):
-            await batcher.submit(number, key=0, leave_by_s=asyncio.get_running_loop().time() + 30)
-
-    await asyncio.gather(*(call(number) for number in range(3)))
+    await three_calls(batcher)
     found = {one.name: one for one in made.get_finished_spans()}
     batch, ranking = found["batch"], found["ranking"]
     assert batch.parent is not None
@@ -88,11 +94,7 @@ async def test_batches_of_a_queue_belong_to_their_own_first_call(made: InMemoryS
 
     batcher: MicroBatcher[int, int] = MicroBatcher(run, max_requests=1, lanes=1, max_queued=10)
 
-    async def call(number: int) -> None:
-        with spans.span(f"call {number}"):
-            await batcher.submit(number, key=0, leave_by_s=asyncio.get_running_loop().time() + 30)
-
-    await asyncio.gather(*(call(number) for number in range(3)))
+    await three_calls(batcher)
     finished = made.get_finished_spans()
     calls = {one.context.span_id for one in finished if one.name.startswith("call")}
     assert {one.parent and one.parent.span_id for one in finished if one.name == "batch"} == calls
