@@ -71,13 +71,14 @@ def _name(process: psutil.Process) -> str:
 
 
 @contextmanager
-def served(data: Path, environment: dict[str, str], topology: str) -> Iterator[Served]:
-    """`hindcast up` on a free port; gives it when it is ready."""
+def served(data: Path, environment: dict[str, str], topology: str, tree: Path | None = None) -> Iterator[Served]:
+    """`hindcast up` on a free port, of this code or of that in `tree`; gives it when it is ready."""
     port = free_port()
-    command = [sys.executable, "-m", "hindcast", "up", "--data", str(data), "--port", str(port), "--topology", topology]
+    place = ["--data", str(data.absolute()), "--port", str(port)]
+    command = [sys.executable, "-m", "hindcast", "up", *place, "--topology", topology]
     log = data / "server.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **environment})
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **environment}, cwd=tree)
         try:
             _await(port, process, log)
             yield Served(port, psutil.Process(process.pid))
