@@ -120,8 +120,8 @@ def main(
         for at, side in enumerate(parsed):
             (own := scratch / str(at)).mkdir()
             tree, copy = side.tree(own / "tree"), copytree(folder, own / "data")
-            private = {"TMPDIR": str(own), "PYTHONPATH": str(tree), **side.environment}
-            servers.append(stack.enter_context(served(copy, private, topology, tree)))
+            environment = {"PYTHONPATH": str(tree), **side.environment}
+            servers.append(stack.enter_context(served(copy, environment, topology, tree)))
             console.print(f"{side.name} is ready")
         for route in routes.split(","):
             for server in servers:
