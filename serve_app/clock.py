@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 
 __all__ = ["micros_of", "monotonic_s", "now_us", "set_clock_skew", "text_of"]
 
@@ -36,4 +37,9 @@ def micros_of(moment: datetime) -> int:
 def text_of(at_us: int) -> str:
     """Microseconds since 1970-01-01 UTC -> RFC 3339 text in UTC."""
     seconds, micros = divmod(at_us, 1_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros).isoformat().replace("+00:00", "Z")
+    return f"{_text_of_second(seconds)}.{micros:06d}Z" if micros else f"{_text_of_second(seconds)}Z"
+
+
+@lru_cache(maxsize=1024)
+def _text_of_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().removesuffix("+00:00")

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -73,6 +74,7 @@ class KeyRing:
     _buckets: dict[str, _Bucket] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._admin_hash = hash_of_key(self.admin_token)
         if self.path is not None:
             self._stamp = _stamp_of(self.path)
             self._take(read_keys(self.path))
@@ -80,7 +82,7 @@ class KeyRing:
     def authorize(self, headers: Mapping[str, str], scope: Scope, now_us: int) -> Caller:
         """The caller, or ProblemError 401 (no or wrong key), 403 (the key lacks the scope) or 429 (too many calls)."""
         secret = _presented(headers)
-        if self.admin_token and hmac.compare_digest(hash_of_key(secret), hash_of_key(self.admin_token)):
+        if secret and self.admin_token and hmac.compare_digest(hash_of_key(secret), self._admin_hash):
             return _OPERATOR
         if self.path is None:
             if scope is Scope.admin and self.admin_token:
@@ -153,8 +155,7 @@ class KeyRing:
 def _from_this_machine(headers: Mapping[str, str]) -> None:
     """Refuse what a web page in a browser sends: its Origin is elsewhere, or its own name was pointed at this machine."""
     origin = headers.get("origin")
-    host = _host_of(f"//{headers.get('host', 'localhost')}")
-    if not is_loopback(host) or (origin is not None and not is_loopback(_host_of(origin))):
+    if not _is_here(f"//{headers.get('host', 'localhost')}") or (origin is not None and not _is_here(origin)):
         raise ProblemError(
             403,
             "forbidden",
@@ -164,12 +165,13 @@ def _from_this_machine(headers: Mapping[str, str]) -> None:
         )
 
 
-def _host_of(address: str) -> str:
-    """The host of an address; nothing where there is none, or nobody can tell."""
+@lru_cache(maxsize=256)
+def _is_here(address: str) -> bool:
+    """Whether an address's host is this machine; not where there is none, or nobody can tell."""
     try:
-        return urlsplit(address).hostname or ""
+        return is_loopback(urlsplit(address).hostname or "")
     except ValueError:
-        return ""
+        return False
 
 
 def _refused(

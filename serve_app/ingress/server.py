@@ -18,7 +18,7 @@ from serve_app.ingress.auth import KeyRing
 from serve_app.ingress.batcher import MicroBatcher
 from serve_app.ingress.bodies import Bodies
 from serve_app.ingress.call_log import call_log
-from serve_app.ingress.calls import Call, add_calls, openapi_of
+from serve_app.ingress.calls import Call, CallsApp, add_calls, openapi_of
 from serve_app.ingress.docs import docs_page
 from serve_app.ingress.gauges import BatcherGauges
 from serve_app.ingress.problems import install_problem_handlers
@@ -164,15 +164,15 @@ class IngressServer:
         owner, plain = self._owner, self._plain
         self.notify_routes = NotifyRoutes(owner, self.library, self.stages, plain, self.settings, lanes, throttle)
         edition = editions(self.library, self._owner.live, self.settings.budgets.live_ms)
-        parts: list[Any] = [
+        parts: list[Any] = [  # what is called most comes first: Serve looks for a call's name in this order
             self.recommend_routes,
-            StateRoutes(owner, self.library, self.journal, plain, self.settings),
             self.notify_routes,
+            StateRoutes(owner, self.library, self.journal, plain, self.settings),
             OutboxRoutes(outbox_desk(self.settings, owner.call, edition, self.journal, plain)),
             OperateRoutes(self._owner, self.library, self.settings, metrics, self.journal),
         ]
         calls: list[Call] = [call for part in parts for call in part.calls()]
-        app = FastAPI(title="Hindcast", docs_url=None, redoc_url=None, openapi_url=None)
+        app = CallsApp(title="Hindcast", docs_url=None, redoc_url=None, openapi_url=None)
         install_problem_handlers(app)
         tell = call_log(self.settings.logs.calls)
         refusals = RefusalPace(self.settings.batching.refusals_per_s, 0.1 * self.settings.budgets.request_ms / 1000)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from starlette.responses import Response
 
 from serve_app.ingress import calls
@@ -15,7 +14,7 @@ from serve_app.ingress.auth import KeyRing
 from serve_app.ingress.batcher import MicroBatcher, overloaded
 from serve_app.ingress.bodies import Bodies
 from serve_app.ingress.call_log import call_log
-from serve_app.ingress.calls import Call, Incoming, add_calls, json_answer
+from serve_app.ingress.calls import Call, CallsApp, Incoming, add_calls, json_answer
 from serve_app.ingress.problems import ProblemError
 from serve_app.ingress.quality import Quality
 from serve_app.ingress.refusing import RefusalPace
@@ -233,7 +232,7 @@ async def test_calls_whose_client_left_are_told_and_counted(monkeypatch: pytest.
         raise AssertionError
 
     call = Call("POST", "/v1/decide", "", handle, None, DecideRequest, None, 1_000)
-    app = FastAPI()
+    app = CallsApp()
     bodies = Bodies(most_arriving=9, most_bytes=1 << 20, arrive_s=1.0)
     add_calls(
         app, [call], KeyRing(None), bodies=bodies, tell=lambda *said: told.append(said[2]), refusals=RefusalPace(200, 0.5)
@@ -258,7 +257,7 @@ async def test_whoever_is_refused_anyway_is_refused_before_the_body_is_read() ->
     async def handle(incoming: Incoming) -> Response:
         return json_answer({"user": incoming.body.user})
 
-    app = FastAPI()
+    app = CallsApp()
     call = Call("POST", "/v1/decide", "", handle, None, DecideRequest, None, 1_000, gate=gate)
     add_calls(
         app,

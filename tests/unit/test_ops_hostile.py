@@ -17,13 +17,12 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI
 from starlette.responses import Response
 
 from serve_app.ingress.auth import KeyRing, Scope
 from serve_app.ingress.bodies import Bodies
 from serve_app.ingress.call_log import call_log
-from serve_app.ingress.calls import Call, Incoming, add_calls, json_answer
+from serve_app.ingress.calls import Call, CallsApp, Incoming, add_calls, json_answer
 from serve_app.ingress.key_file import add_key
 from serve_app.ingress.problems import install_problem_handlers
 from serve_app.ingress.refusing import RefusalPace
@@ -39,7 +38,7 @@ class Server(uvicorn.Server):
     def __init__(self, keys: Path) -> None:
         self.handled = 0
         self.bodies = Bodies(most_arriving=2, most_bytes=2 * LIMIT, arrive_s=BODY_S)
-        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        app = CallsApp(docs_url=None, redoc_url=None, openapi_url=None)
         install_problem_handlers(app)
         call = Call("POST", "/v1/decide", "", self.handle, Scope.decide, DecideRequest, None, LIMIT)
         add_calls(app, [call], KeyRing(keys), bodies=self.bodies, tell=call_log("none"), refusals=RefusalPace(200, 0.5))
