@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hindcast.elsewhere import KeyFileOption, ServerOption, flip_of, say_who_was_told
+
 if TYPE_CHECKING:
     from serve_app.policy.document import PolicyDocument
 
@@ -136,22 +138,26 @@ def show_command(
 
 @group.command("promote")
 def promote_command(
-    policy: Annotated[str, typer.Argument(help="File, or a stored revision.")], data: DataOption = Path("data")
+    policy: Annotated[str, typer.Argument(help="File, or a stored revision.")],
+    data: DataOption = Path("data"),
+    server: ServerOption = None,
+    key_file: KeyFileOption = None,
 ) -> None:
     """Check POLICY, store it under its revision, make it current (in a running server, too), and say what changes."""
     from serve_app.policies import promote_policy, read_current_policy, read_policy, store_policy
     from serve_app.policy.diff import policy_diff
-    from serve_app.serving.flip import find_policy_flip
 
+    flip = flip_of(data, "policies", server, key_file)
     document = _document(data, policy)
     before, history = read_current_policy(data)
     _prepare_segments(data, document)
-    done = promote_policy(data, store_policy(data, document), now=_now(), flip=find_policy_flip(data))
+    done = promote_policy(data, store_policy(data, document), now=_now(), flip=flip)
     typer.echo(f"current policy: {done.revision}" + (f" (was {done.replaced})" if done.replaced else ""))
     if before is not None:
         for line in policy_diff(read_policy(data, before), document):
             typer.echo(f"  {line}")
     _say_what_is_not_kept(data, document, {one.revision for one in history})
+    say_who_was_told(flip)
 
 
 def _prepare_segments(data: Path, document: PolicyDocument) -> None:
@@ -178,13 +184,14 @@ def _say_what_is_not_kept(data: Path, document: PolicyDocument, earlier: set[str
 
 
 @group.command("rollback")
-def rollback_command(data: ExistingData = Path("data")) -> None:
+def rollback_command(data: ExistingData = Path("data"), server: ServerOption = None, key_file: KeyFileOption = None) -> None:
     """Go back to the policy that the current one replaced (in a running server, too), and say what changes."""
     from serve_app.policies import read_policy, rollback_policy
     from serve_app.policy.diff import policy_diff
-    from serve_app.serving.flip import find_policy_flip
 
-    done = rollback_policy(data, now=_now(), flip=find_policy_flip(data))
+    flip = flip_of(data, "policies", server, key_file)
+    done = rollback_policy(data, now=_now(), flip=flip)
     typer.echo(f"current policy: {done.revision} (was {done.replaced})")
     for line in policy_diff(read_policy(data, str(done.replaced)), read_policy(data, done.revision)):
         typer.echo(f"  {line}")
+    say_who_was_told(flip)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hindcast.elsewhere import KeyFileOption, ServerOption, flip_of, say_who_was_told
+
 if TYPE_CHECKING:
     from serve_app.release.manifest import Manifest, Metric
 
@@ -102,23 +104,27 @@ def _interval(metric: Metric) -> str:
 
 
 @group.command("promote")
-def promote_command(version: str, data: DataOption = Path("data")) -> None:
+def promote_command(
+    version: str, data: DataOption = Path("data"), server: ServerOption = None, key_file: KeyFileOption = None
+) -> None:
     """Make VERSION current: verified and loaded whole first, then flipped in a running server without a dropped request."""
-    from serve_app.release.flip import find_flip
     from serve_app.release.registry import promote
 
-    done = promote(data, version, now=_now(), flip=find_flip(data))
+    flip = flip_of(data, "releases", server, key_file)
+    done = promote(data, version, now=_now(), flip=flip)
     typer.echo(f"current release: {done.version}" + (f" (was {done.replaced})" if done.replaced else ""))
+    say_who_was_told(flip)
 
 
 @group.command("rollback")
-def rollback_command(data: DataOption = Path("data")) -> None:
+def rollback_command(data: DataOption = Path("data"), server: ServerOption = None, key_file: KeyFileOption = None) -> None:
     """Go back to the release that the current one replaced."""
-    from serve_app.release.flip import find_flip
     from serve_app.release.registry import rollback
 
-    done = rollback(data, now=_now(), flip=find_flip(data))
+    flip = flip_of(data, "releases", server, key_file)
+    done = rollback(data, now=_now(), flip=flip)
     typer.echo(f"current release: {done.version} (was {done.replaced})")
+    say_who_was_told(flip)
 
 
 UrlOption = Annotated[str, typer.Option("--url", help="Folder of releases in a store: s3://bucket/releases, file:///share.")]

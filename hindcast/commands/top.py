@@ -59,9 +59,10 @@ def top(
 def _where(data: Path, url: str | None, key_file: Path | None) -> tuple[str, str]:
     """Address and key: of the server given, or of the one that runs on the data folder."""
     from hindcast.commands.serve import described_server
+    from hindcast.elsewhere import read_key
 
     if url is not None:
-        return url.rstrip("/"), key_file.read_text().strip() if key_file is not None else ""
+        return url.rstrip("/"), read_key(key_file) if key_file is not None else ""
     described = described_server(data)
     return described["admin_url"], described["admin_token"]
 
@@ -141,6 +142,9 @@ def _state(made: Board) -> Table:
     table.add_row("requests a batch", "" if made.batch_rows is None else f"{made.batch_rows:.1f}")
     for stage, rate in made.degraded.items():
         table.add_row(f"degraded {stage}", f"[yellow]{rate:,.2f}/s[/]" if rate else "0")
+    for status, rate in made.features.items():
+        if rate:
+            table.add_row(f"feature values {status}", f"{rate:,.0f}/s")
     table.add_row("ledger conflicts", f"{made.conflicts:,.2f}/s")
     for action, rate in made.actions.items():
         table.add_row(f"decisions {action}", f"{rate:,.1f}/s")

@@ -1,22 +1,24 @@
-"""How a promotion reaches a running server: two phases over its loopback administration calls.
+"""How a promotion reaches a running server: two phases over its administration calls.
 
-A server that is up leaves ``DATA/run/server.json`` with its `admin_url`, `admin_token`, and
-`pid` and `started_at` of its process.
-`prepare` returns when every replica has loaded the release beside the one it serves; `commit` then flips the pins, and the
-old release stays until its last pinned request is gone.
+A server that is up leaves ``DATA/run/server.json`` with its `admin_url`, `admin_token`, and `pid` and `started_at` of its
+process; one elsewhere is reached by its address and a key with the scope admin.
+`prepare` returns when every replica has loaded the release (or policy) beside the one it serves; `commit` then flips the
+pins, and the old one stays until its last pinned request is gone.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import psutil
 
 from serve_app.errors import DamagedArtifact, NotReady
 
-__all__ = ["Flip", "HttpFlip", "find_flip"]
+__all__ = ["Flip", "HttpFlip", "Kind", "find_flip"]
+
+Kind = Literal["releases", "policies"]
 
 
 class Flip(Protocol):
@@ -32,25 +34,24 @@ class Flip(Protocol):
 class HttpFlip:
     """Asks a server over HTTP. Raises NotReady with the server's own words when it refuses or cannot be reached."""
 
-    def __init__(self, admin_url: str, admin_token: str, *, prepare_timeout_s: float = 120.0) -> None:
+    def __init__(self, url: str, token: str, kind: Kind = "releases", *, prepare_timeout_s: float = 120.0) -> None:
+        """token: the server's own, or an API key with the scope admin."""
         import httpx  # here: replicas import this module and never ask
 
-        self._failure = httpx.HTTPError
-        self._client = httpx.Client(
-            base_url=admin_url, headers={"authorization": f"Bearer {admin_token}"}, timeout=prepare_timeout_s
-        )
+        self._kind, self._failure = kind, httpx.HTTPError
+        self._client = httpx.Client(base_url=url, headers={"authorization": f"Bearer {token}"}, timeout=prepare_timeout_s)
 
     def prepare(self, version: str) -> None:
-        """POST /v1/releases/prepare."""
+        """POST /v1/releases/prepare, or /v1/policies/prepare."""
         self._ask("prepare", version)
 
     def commit(self, version: str) -> None:
-        """POST /v1/releases/commit."""
+        """POST /v1/releases/commit, or /v1/policies/commit."""
         self._ask("commit", version)
 
     def _ask(self, phase: str, version: str) -> None:
         try:
-            answer = self._client.post(f"/v1/releases/{phase}", json={"version": version})
+            answer = self._client.post(f"/v1/{self._kind}/{phase}", json={"version": version})
         except self._failure as error:
             raise NotReady(
                 f"the server did not answer {phase}: {error}", field="server", hint="is it up? `hindcast status`"
@@ -59,14 +60,15 @@ class HttpFlip:
             raise NotReady(f"the server refused to {phase} {version}: {answer.text[:500]}", field="server")
 
 
-def find_flip(data: Path) -> Flip | None:
-    """The server that runs on this data folder, or None when none is up (or one was killed and left its file)."""
+def find_flip(data: Path, kind: Kind = "releases") -> HttpFlip | None:
+    """The server that runs on this data folder on this machine, or None when none is up (or one was killed and left its
+    file)."""
     path = data / "run" / "server.json"
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
         if not _alive(described["pid"], described["started_at"]):
             return None
-        return HttpFlip(described["admin_url"], described["admin_token"])
+        return HttpFlip(described["admin_url"], described["admin_token"], kind)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError) as error:

@@ -24,8 +24,8 @@ import pytest
 from serve_app.errors import NotReady
 from serve_app.ledger.opening import open_ledger
 from serve_app.policies import promote_policy
+from serve_app.release.flip import HttpFlip
 from serve_app.running.instance import Instance
-from serve_app.serving.flip import PolicyFlip
 from serve_app.settings import Settings
 from tests.chaos.exactness_checker import findings
 from tests.chaos.fire_clients import Book, Clients
@@ -80,7 +80,7 @@ class Script:
 
     async def promote(self, name: str) -> None:
         """Put a policy in force; while something is dead the server may refuse, which changes nothing: try again."""
-        flip, began = PolicyFlip(self.instance.url, TOKEN), time.monotonic()
+        flip, began = HttpFlip(self.instance.url, TOKEN, "policies"), time.monotonic()
         for _ in range(20):
             try:
                 await asyncio.to_thread(promote_policy, self.data, self.revisions[name], now=3, flip=flip)

@@ -18,8 +18,8 @@ import pytest
 
 from serve_app.policies import promote_policy, read_current_policy, store_policy
 from serve_app.policy.document import parse_policy
+from serve_app.release.flip import HttpFlip
 from serve_app.running.instance import Instance
-from serve_app.serving.flip import PolicyFlip
 from tests.cluster.server_support import TOKEN, data_copy, deployed, generous
 from tests.unit.receiver_support import Receiver, receiver
 
@@ -54,7 +54,7 @@ class Server:
         policy["deferral"] = {"spread_minutes": 0}
         revision = store_policy(self.data, parse_policy(policy))
         if revision != base[0]:
-            promote_policy(self.data, revision, now=2, flip=PolicyFlip(self.instance.url, TOKEN))
+            promote_policy(self.data, revision, now=2, flip=HttpFlip(self.instance.url, TOKEN, "policies"))
 
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)

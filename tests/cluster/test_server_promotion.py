@@ -10,7 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from hindcast import cli
 from serve_app.catalogue import read_catalogue
 from serve_app.errors import DamagedArtifact, NotReady
 from serve_app.policies import promote_policy, read_current_policy, store_policy
@@ -18,7 +20,6 @@ from serve_app.policy.document import DEFAULT_POLICY, load_policy, parse_policy
 from serve_app.release.flip import HttpFlip
 from serve_app.release.registry import promote, read_current
 from serve_app.running.instance import Instance
-from serve_app.serving.flip import PolicyFlip
 from tests.cluster.server_support import TOKEN, data_copy, deployed, generous, second_release
 
 pytestmark = pytest.mark.ray
@@ -130,7 +131,7 @@ def test_a_policy_is_promoted_without_a_failed_request(instance: Instance, data:
     plain = load_policy(DEFAULT_POLICY).model_dump(mode="json")
     new = store_policy(data, parse_policy({**plain, "name": "second", "threshold": 0.25}))
     with Load(instance.url, users_of(data)) as load:
-        promote_policy(data, new, now=4, flip=PolicyFlip(instance.url, TOKEN))
+        promote_policy(data, new, now=4, flip=HttpFlip(instance.url, TOKEN, "policies"))
         load.wait_for(20)
     assert {status for status, _ in load.answers} == {200}
     assert {answer["policy"] for _, answer in load.answers} == {old, new}
@@ -143,6 +144,32 @@ def test_a_policy_that_the_release_cannot_obey_is_refused(instance: Instance, da
     plain["surfaces"]["related"]["head_weights"] = {"p_miracle": 1.0}
     strange = store_policy(data, parse_policy(json.loads(json.dumps(plain))))
     with pytest.raises(NotReady, match="p_miracle"):
-        promote_policy(data, strange, now=5, flip=PolicyFlip(instance.url, TOKEN))
+        promote_policy(data, strange, now=5, flip=HttpFlip(instance.url, TOKEN, "policies"))
     assert read_current_policy(data)[0] == before
     assert instance.get("/readyz")["policy"] == before
+
+
+def test_a_server_elsewhere_is_told_by_its_address(instance: Instance, data: Path, tmp_path: Path) -> None:
+    """As one of a cluster: nothing in the data folder says where it runs."""
+    before, _ = read_current_policy(data)
+    document, key = tmp_path / "third.json", tmp_path / "admin.key"
+    document.write_text(
+        json.dumps({**load_policy(DEFAULT_POLICY).model_dump(mode="json"), "name": "third", "threshold": 0.5})
+    )
+    key.write_text(f"{TOKEN}\n")
+    there = ["--data", str(data), "--server", instance.url, "--key-file", str(key)]
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(cli.app, [*words])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    cli._register()
+    assert "--server" not in run("policy", "promote", str(document), *there)
+    promoted = instance.get("/readyz")["policy"]
+    assert promoted == read_current_policy(data)[0] != before
+    run("policy", "rollback", *there)
+    assert instance.get("/readyz")["policy"] == before
+    assert "one elsewhere is told with --server" in run("policy", "promote", str(document), "--data", str(data))
+    assert instance.get("/readyz")["policy"] == before
+    run("policy", "rollback", *there)

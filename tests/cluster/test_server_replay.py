@@ -20,7 +20,7 @@ import pytest
 from serve_app.log.reader import read_log
 from serve_app.policies import promote_policy, store_policy
 from serve_app.policy.document import PolicyDocument, parse_policy
-from serve_app.serving.flip import PolicyFlip
+from serve_app.release.flip import HttpFlip
 from serve_app.vocabulary import Origin, Reason, StageBit, Surface
 from simulators.replay.asking import spec_for
 from simulators.replay.job import run_replay
@@ -239,7 +239,7 @@ def test_deferrals_that_came_back_by_themselves_come_out_again(ray_cluster: int,
     with deployed(settings) as instance, httpx.Client(base_url=instance.url, timeout=60) as client:
 
         def promote(document: PolicyDocument) -> None:
-            promote_policy(data, store_policy(data, document), now=2, flip=PolicyFlip(instance.url, TOKEN))
+            promote_policy(data, store_policy(data, document), now=2, flip=HttpFlip(instance.url, TOKEN, "policies"))
 
         shop = Shop(client, data, promote)
         end, hours = soon(70)

@@ -1,0 +1,52 @@
+"""Servers that do not run on this machine: told by their address and a key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from serve_app.release.flip import HttpFlip, Kind
+
+__all__ = ["KeyFileOption", "ServerOption", "flip_of", "read_key", "say_who_was_told"]
+
+ServerOption = Annotated[
+    str | None, typer.Option("--server", help="Address of a server elsewhere, e.g. of a cluster: http://shop.internal:8000.")
+]
+KeyFileOption = Annotated[
+    Path | None, typer.Option("--key-file", help="File that holds an API key with the scope admin, for --server.")
+]
+
+
+def read_key(file: Path) -> str:
+    """The key a file holds. InvalidInput where it cannot be read, or holds none."""
+    from serve_app.errors import InvalidInput
+
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{file} cannot be read: {error}", field="--key-file") from None
+    if not key:
+        raise InvalidInput(f"{file} is empty", field="--key-file", hint="hindcast keys new NAME --file KEYS --scope admin")
+    return key
+
+
+def flip_of(data: Path, kind: Kind, server: str | None, key_file: Path | None) -> HttpFlip | None:
+    """The server to promote in: the one named, or the one that runs on `data` on this machine; None: there is none.
+    InvalidInput where only one of address and key is given."""
+    from serve_app.errors import InvalidInput
+    from serve_app.release.flip import HttpFlip, find_flip
+
+    if (server is None) != (key_file is None):
+        raise InvalidInput("--server and --key-file go together", field="--server" if server is None else "--key-file")
+    if server is None or key_file is None:
+        return find_flip(data, kind)
+    return HttpFlip(server.rstrip("/"), read_key(key_file), kind)
+
+
+def say_who_was_told(flip: HttpFlip | None) -> None:
+    """Where nobody was: a server elsewhere on the same data goes on with what it has."""
+    if flip is None:
+        typer.echo("no server runs on this data folder here, so none was told; one elsewhere is told with --server")
