@@ -65,6 +65,11 @@ class HttpSettings(Group):
         """Whether only this machine can reach `host`."""
         return is_loopback(self.host)
 
+    @property
+    def inner_host(self) -> str:
+        """Where Serve binds on a machine of its own: behind HAProxy, which alone is open to others, loopback."""
+        return "127.0.0.1" if self.haproxy and not self.loopback else self.host
+
 
 class BudgetSettings(Group):
     """How long each part of a request may take before its fall-back answers instead."""

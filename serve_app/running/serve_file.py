@@ -73,6 +73,12 @@ def _only(document: Mapping[str, Any], import_path: str, name: str) -> tuple[int
     number, own = found[0]
     if own.get("name") != name:
         raise InvalidInput(f"is {own.get('name')}", field=f"applications.{number}.name", hint=f"name it {name}")
+    if own.get("logging_config") is not None:
+        raise InvalidInput(
+            "has no effect: every deployment has its own, without Serve's access log",
+            field=f"applications.{number}.logging_config",
+            hint="give it to the deployments it is for",
+        )
     return number, own
 
 

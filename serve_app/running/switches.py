@@ -86,7 +86,8 @@ def set_switches(settings: Settings, folder: Path) -> dict[str, str]:
 
 
 def _haproxy(settings: Settings, folder: Path) -> dict[str, str]:
-    stats, metrics = free_port(), free_port()
+    stats, metrics, http = free_port(), free_port(), settings.http
+    opened = None if http.inner_host == http.host else (http.host, http.port)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(settings.http.haproxy_threads),
@@ -105,7 +106,7 @@ def _haproxy(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_script(folder, stats, metrics, _bounds(settings.http))),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_script(folder, stats, metrics, _bounds(http), opened)),
     }
 
 

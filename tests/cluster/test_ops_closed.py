@@ -58,12 +58,13 @@ class Running:
 
 @pytest.fixture(scope="module")
 def server(demo_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """`hindcast up` in chain topology, with keys, every call traced and told, and little patience for headers."""
+    """`hindcast up` in chain topology, with keys, open to others, all calls traced and told, little patience for headers."""
     home = tmp_path_factory.mktemp("closed")
     data, keys, spans, port = data_copy(demo_release, home / "data"), home / "keys.json", home / "spans", free_port()
     key = add_key(keys, "shop", [KeyScope.read, KeyScope.decide])
     own = environment(
         HINDCAST_SECURITY__KEYS_FILE=str(keys),
+        HINDCAST_HTTP__HOST="0.0.0.0",
         HINDCAST_TRACING__TO=f"file://{spans}",
         HINDCAST_TRACING__SHARE="1",
         HINDCAST_LOGS__CALLS="all",
@@ -135,15 +136,28 @@ def test_keys_are_made_and_revoked_while_it_runs(server: Running) -> None:
         eventually(lambda: guest.post("/v1/recommendations/gateway", json=ASK).status_code == 401)
 
 
-def test_nothing_listens_beyond_this_machine(server: Running) -> None:
+def test_nothing_but_the_port_of_http_is_open_to_others(server: Running) -> None:
     found = {}
     for process in server.processes:
         with contextlib.suppress(psutil.Error):
             for one in process.net_connections(kind="tcp"):
                 if one.status == psutil.CONN_LISTEN:
                     found[one.laddr.port] = (one.laddr.ip, process.name())
-    assert server.port in found
-    assert {ip for ip, _ in found.values()} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, found
+    assert found[server.port] == ("0.0.0.0", "haproxy")
+    others = {ip for port, (ip, _) in found.items() if port != server.port}
+    assert others <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, found
+
+
+def test_headers_that_serve_would_read_before_us_do_no_harm(server: Running) -> None:
+    """Serve reads them as UTF-8, and would give a request of ours a time of its own."""
+    strange = {"x-request-id": b"\xff\xfe", "traceparent": b"\xff", "serve_multiplexed_model_id": b"\xff"}
+    with server.client() as shop:
+        for name, value in {**strange, "x-request-timeout-seconds": b"0.0001"}.items():
+            answer = shop.post("/v1/recommendations/gateway", json=ASK, headers=[(name.encode(), value)])
+            assert answer.status_code == 200, name
+            assert len(answer.headers["x-request-id"]) > 8
+        named = shop.post("/v1/recommendations/gateway", json=ASK, headers={"x-request-id": "mine-1"})
+        assert named.headers["x-request-id"] == "mine-1"
 
 
 def test_the_admin_socket_is_for_this_user_alone(server: Running) -> None:

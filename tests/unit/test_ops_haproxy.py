@@ -17,6 +17,7 @@ from ray.serve._private import haproxy_templates
 from serve_app.errors import InvalidInput
 from serve_app.running.haproxy import Bounds, haproxy_script, proxy_documents
 from serve_app.running.switches import free_port
+from serve_app.settings_requests import HttpSettings
 
 BOUNDS = Bounds(request_s=7, idle_s=40, under_way=9, queue_ms=300)
 RENDERED = """global
@@ -71,7 +72,11 @@ defaults
 frontend prometheus
     bind 127.0.0.1:9102
     mode http
-frontend http_frontend
+frontend  http_frontend
+    http-request del-header x-request-timeout-seconds
+    http-request del-header ^serve[-_]multiplexed[-_]model[-_]id -m reg
+    http-request del-header x-request-id if {{ req.fhdr(x-request-id) -m reg "[^ -~]" }}
+    http-request del-header traceparent if {{ req.fhdr(traceparent) -m reg "[^ -~]" }}
     bind 0.0.0.0:8000
     default_backend default_backend
 backend default_backend
@@ -105,6 +110,39 @@ def test_the_shipped_haproxy_accepts_the_mended_configuration(tmp_path: Path) ->
     script, path = haproxy_script(tmp_path, 9101, 9102, BOUNDS), written(tmp_path)
     checked = subprocess.run([str(script), "-c", "-f", str(path)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
+
+
+OPENED = {
+    "0.0.0.0": "bind  *:8000",
+    "::": "bind  :::8000 v4v6",
+    "192.0.2.7": "bind  192.0.2.7:8000,127.0.0.1:8000",
+    "2001:db8::7": "bind  2001:db8::7:8000,127.0.0.1:8000",
+}
+
+
+@pytest.mark.parametrize("host", OPENED)
+def test_haproxy_alone_is_opened_to_others(tmp_path: Path, host: str) -> None:
+    script, path = haproxy_script(tmp_path, 9101, 9102, BOUNDS, (host, 8000)), written(tmp_path)
+    rendered = path.read_text().replace("bind 0.0.0.0:8000", "bind 127.0.0.1:8000")
+    path.write_text(rendered)
+    for _ in range(2):
+        checked = subprocess.run([str(script), "-c", "-f", str(path)], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+        bound = [line.strip() for line in path.read_text().splitlines() if line.strip().startswith("bind")]
+        assert bound == ["bind 127.0.0.1:9102", OPENED[host], "bind 127.0.0.1:9101"]
+
+
+@pytest.mark.parametrize(
+    ("host", "haproxy", "inner"),
+    [("0.0.0.0", True, "127.0.0.1"), ("0.0.0.0", False, "0.0.0.0"), ("::1", True, "::1"), ("10.0.0.5", True, "127.0.0.1")],
+)
+def test_what_stands_behind_haproxy_is_on_loopback(host: str, haproxy: bool, inner: str) -> None:
+    assert HttpSettings(host=host, haproxy=haproxy).inner_host == inner
+
+
+def test_a_host_that_is_no_address_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no address to bind"):
+        haproxy_script(tmp_path, 9101, 9102, BOUNDS, ("a|b", 8000))
 
 
 @contextmanager
@@ -157,6 +195,7 @@ def test_a_haproxy_whose_manager_died_hands_its_port_to_the_next() -> None:
         "    maxconn {{ config.maxconn }}",
         "    {% if config.timeout_client_s is not none %}timeout client {{ config.timeout_client_s }}s",
         "timeout http-keep-alive {{ config.timeout_http_keep_alive_s }}s",
+        "\nfrontend http_frontend\n    bind {{ config.frontend_host }}:{{ config.frontend_port }}\n",
         "    bind :{{ config.metrics_port }}",
         "  bind *:{{ config.stats_port }}",
         "backend default_backend\n    http-request return status 404 content-type text/plain",

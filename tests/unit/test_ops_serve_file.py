@@ -75,6 +75,7 @@ FIRST = "applications.1.deployments.0"
         (f"{FIRST}.autoscaling_config.max_replica", 5, f"{FIRST}.autoscaling_config.max_replica", "max_replicas"),
         (f"{FIRST}.ray_actor_options.num_cpu", 5, f"{FIRST}.ray_actor_options.num_cpu", "num_cpus"),
         ("logging_config", {"log_levle": "INFO"}, "logging_config.log_levle", "log_level"),
+        ("applications.1.logging_config", {"log_level": "DEBUG"}, "applications.1.logging_config", "deployments"),
         ("tracing_config", {"enabld": True}, "tracing_config.enabld", "enabled"),
         (f"{FIRST}.name", "Ingres", f"{FIRST}.name", "did you mean Ingress?"),
         (f"{FIRST}.max_ongoing_requests", 0, f"{FIRST}", ""),
