@@ -62,7 +62,7 @@ def _start_light() -> None:
     gc.freeze()
     # To look for cycles whenever 700 objects more are alive, as Python does by itself, takes 3 % of a replica's time under
     # load, and nearly all of them are gone by the end of their micro-batch.
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(10_000, 10, 10)
     # With the first kernel numba would import scipy.linalg for its BLAS. No kernel may use one: sums in any order.
     import numba.np.linalg
 

@@ -68,6 +68,7 @@ class KeyRing:
     """A secret of this server's run that allows everything; the command reads it from the data folder."""
     recheck_s: float = 1.0
     _stamp: tuple[int, ...] | None = None
+    _trouble: str = ""
     _looked_s: float = -math.inf
     _keys: list[Key] = field(default_factory=list)
     _callers: dict[str, Caller] = field(default_factory=dict)
@@ -130,14 +131,13 @@ class KeyRing:
         stamp = _stamp_of(self.path)
         if stamp == self._stamp:
             return
-        self._stamp = stamp
-        if stamp is None:
-            _LOG.error("the keys read before stay in force: %s is gone", self.path)
-            return
         try:
             self._take(read_keys(self.path))
-        except DamagedArtifact as error:
-            _LOG.error("the keys read before stay in force: %s", error)
+            self._stamp, self._trouble = stamp, ""
+        except DamagedArtifact as error:  # looked at again each time: what stood in the way may leave no trace in the file
+            if str(error) != self._trouble:
+                _LOG.error("the keys read before stay in force: %s", error)
+            self._trouble = str(error)
 
     def _take(self, keys: list[Key]) -> None:
         """Put keys in force; those that keep their name and limits keep what they have used up."""
@@ -192,4 +192,4 @@ def _stamp_of(path: Path) -> tuple[int, ...] | None:
         found = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino

@@ -29,6 +29,7 @@ from serve_app.ingress.bodies import Bodies, Body
 from serve_app.ingress.call_log import CallLog
 from serve_app.ingress.problems import PROBLEM_JSON, Problem, ProblemError, problem_of, respond
 from serve_app.ingress.refusing import RefusalPace
+from serve_app.serving import spans
 from serve_app.serving.meters import count, timed
 from serve_app.serving.scope import CallScope, of_call
 
@@ -45,8 +46,15 @@ class Incoming:
     at_us: int
     params: Mapping[str, str]
     headers: Mapping[str, str]
-    raw: bytes
+    raw: bytes = b""
     body: Any = None
+
+    def __enter__(self) -> Incoming:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of what was sent: an error may be kept for a while, with all that its frames hold."""
+        self.raw, self.body = b"", None
 
 
 Handler = Callable[[Incoming], Awaitable[Response]]
@@ -122,10 +130,12 @@ def _endpoint(call: Call, keys: KeyRing, bodies: Bodies, tell: CallLog, refusals
             if call.gate is not None:
                 await _pass(call.gate, refusals)
             _check_params(request.path_params)
-            with Body(bodies) as sent:
-                raw = await sent.read(request, call.body_bytes) if call.body_bytes else b""
-                body = call.body.model_validate_json(raw) if call.body is not None and not call.raw else None
-                return await call.handler(Incoming(caller, at_us, request.path_params, request.headers, raw, body))
+            with Body(bodies) as sent, Incoming(caller, at_us, request.path_params, request.headers) as incoming:
+                if call.body_bytes:
+                    incoming.raw = await sent.read(request, call.body_bytes)
+                if call.body is not None and not call.raw:
+                    incoming.body = call.body.model_validate_json(incoming.raw)
+                return await call.handler(incoming)
         except ClientDisconnect:
             return Response(status_code=499)
         except Exception as error:  # noqa: BLE001 - every failure leaves as a problem document; 500s are logged there
@@ -142,13 +152,16 @@ class CallsApp(FastAPI):
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        plain = scope["type"] == "http" and not scope.get("root_path")
+        plain = scope["type"] == "http" and not scope.get("root_path") and not spans.active()  # the stack reads traceparent
         endpoint = self.straight.get((scope["method"], scope["path"])) if plain else None
         if endpoint is None:
             await super().__call__(scope, receive, send)
-        else:
+            return
+        try:
             answer = await endpoint(Request(scope, receive, send))
-            await answer(scope, receive, send)
+        except Exception as error:  # noqa: BLE001 - as the stack does: every failure is a problem document
+            answer = respond(problem_of(error))
+        await answer(scope, receive, send)
 
 
 _CALL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

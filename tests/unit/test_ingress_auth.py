@@ -85,9 +85,23 @@ def test_keys_whose_file_is_gone_stay_in_force_and_that_is_said_once(
     path.unlink()
     for _ in range(3):
         assert ring.authorize(bearer("first"), Scope.read, NOW).name == "first"
-    assert caplog.text.count("is gone") == 1
+    assert caplog.text.count("cannot be read") == 1
     keys(path, key("second", "read"))
     assert ring.authorize(bearer("second"), Scope.read, NOW).name == "second"
+
+
+def test_a_key_is_revoked_once_the_file_can_be_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = keys(tmp_path / "keys.json", key("first", "read"))
+    ring = KeyRing(path, recheck_s=0)
+
+    def denied(path: Path) -> list[Any]:
+        raise DamagedArtifact("cannot be read: Permission denied", field=str(path))
+
+    with monkeypatch.context() as once:
+        once.setattr("serve_app.ingress.auth.read_keys", denied)
+        keys(path, key("second", "read"))
+        assert ring.authorize(bearer("first"), Scope.read, NOW).name == "first"
+    assert refused(ring, bearer("first"), Scope.read) == 401
 
 
 def test_a_broken_file_at_the_start_is_an_error(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from starlette.responses import Response
 
 from serve_app.ingress.auth import KeyRing, Scope
@@ -37,6 +38,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, keys: Path) -> None:
         self.handled = 0
+        self.last: Incoming | None = None
         self.bodies = Bodies(most_arriving=2, most_bytes=2 * LIMIT, arrive_s=BODY_S)
         app = CallsApp(docs_url=None, redoc_url=None, openapi_url=None)
         install_problem_handlers(app)
@@ -50,6 +52,9 @@ class Server(uvicorn.Server):
 
     async def handle(self, incoming: Incoming) -> Response:
         self.handled += 1
+        self.last = incoming
+        if incoming.body.user == "nobody":
+            raise RuntimeError("no such case was thought of")
         return json_answer({"user": incoming.body.user})
 
 
@@ -227,3 +232,36 @@ def test_ids_of_calls_come_back_and_others_are_replaced(client: httpx.Client) ->
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
     told = json.dumps(dict(client.post("/v1/decide", json={"user": "u"}, headers={"x-request-id": "a\tb"}).headers))
     assert "a\\tb" not in told
+
+
+@pytest.mark.parametrize(("user", "status"), [("u1", 200), ("nobody", 500)])
+def test_what_was_sent_is_let_go_with_the_answer(client: httpx.Client, server: Server, user: str, status: int) -> None:
+    assert client.post("/v1/decide", json={"user": user}).status_code == status
+    assert server.last is not None
+    assert (server.last.raw, server.last.body) == (b"", None)
+
+
+def test_a_failure_beside_the_handler_is_a_problem_too(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("the meters broke")
+
+    with monkeypatch.context() as once:
+        once.setattr("serve_app.ingress.calls.count", broken)
+        assert kind(client.post("/v1/decide", json={"user": "u1"}))[0] == 500
+    assert client.post("/v1/decide", json={"user": "u1"}).status_code == 200
+
+
+def test_spans_are_made_by_the_stack_that_reads_the_callers(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[str] = []
+    whole = FastAPI.__call__
+
+    async def stack(self: FastAPI, scope: Any, receive: Any, send: Any) -> None:
+        passed.append(scope["path"])
+        await whole(self, scope, receive, send)
+
+    monkeypatch.setattr(FastAPI, "__call__", stack)
+    assert client.post("/v1/decide", json={"user": "u1"}).status_code == 200
+    assert passed == []
+    monkeypatch.setattr("serve_app.ingress.calls.spans.active", lambda: True)
+    assert client.post("/v1/decide", json={"user": "u1"}).status_code == 200
+    assert passed == ["/v1/decide"]
