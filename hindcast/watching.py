@@ -129,7 +129,7 @@ class _Grown:
         """Growth of a name, summed by some labels."""
         out: defaultdict[tuple[str, ...], float] = defaultdict(float)
         for (one, own), rate in self._rates.items():
-            if one == name.removeprefix(""):
+            if one == name:
                 known = dict(own)
                 out[tuple(known.get(label, "") for label in labels)] += rate
         return dict(out)

@@ -118,7 +118,7 @@ def main(
     peers: Annotated[Path, typer.Option(help="The peers' environment.")] = Path(".venv-peers"),
     out: Annotated[Path, typer.Option(help="JSON, Markdown and plot go below this folder.")] = Path("bench-results"),
 ) -> None:
-    """Measure, and write parts.json, parts.md, parts.svg. Fails where a feature read takes a millisecond or more."""
+    """Measure, and write parts.json, parts.md, parts.svg."""
     console = Console()
     python = (peers / "bin" / "python").absolute()
     known, left_out = python if python.exists() else None, dict[str, str]()

@@ -60,9 +60,9 @@ def test_the_start_commands_put_every_switch_before_ray(cluster: dict[str, Any],
     (programs / "ray").write_text("#!/bin/sh\necho ARGUMENTS \"$@\"; ulimit -n | sed 's/^/FILES /'; env\n")
     for program in programs.iterdir():
         program.chmod(0o755)
-    settings_file = home / "node.env"
-    settings_file.write_text("HINDCAST_LEDGER__REDIS_URL=redis://somewhere:6379/0\n")
-    command = cluster[group][-1].replace("/etc/hindcast/env", str(settings_file)).replace("65536", "1024")
+    (home / ".hindcast").mkdir()
+    (home / ".hindcast" / "env").write_text("HINDCAST_LEDGER__REDIS_URL=redis://somewhere:6379/0\n")
+    command = cluster[group][-1].replace("65536", "1024")
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "RAY_HEAD_IP": "10.0.0.1"}
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True, env=environment, cwd=FILE.parent
@@ -83,9 +83,17 @@ def test_the_start_commands_put_every_switch_before_ray(cluster: dict[str, Any],
 
 def test_nothing_of_ray_is_open_to_the_world(cluster: dict[str, Any]) -> None:
     rules = cluster["provider"]["security_group"]["IpPermissions"]
-    assert {rule["FromPort"] for rule in rules} == {22, 8000}
+    assert {rule["FromPort"] for rule in rules} == {8000}
     assert all(group["CidrIp"] != "0.0.0.0/0" for rule in rules for group in rule["IpRanges"])
     assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][-1]
+
+
+def test_every_node_gets_its_settings_and_nothing_large(cluster: dict[str, Any]) -> None:
+    mounted = {Path(there).name: here for there, here in cluster["file_mounts"].items()}
+    assert mounted["env"] == "~/.hindcast/env"
+    assert mounted["auth_token"] == "~/.ray/auth_token"
+    made_here = {".git", ".venv", ".venv-peers", "bench-results", "data", "demo"}
+    assert {f"**/{name}/**" for name in made_here} <= set(cluster["rsync_exclude"])
 
 
 def test_a_folder_too_long_for_sockets_is_refused_at_once(tmp_path: Path) -> None:

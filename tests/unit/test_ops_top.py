@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ class Process:
         self.times = Histogram("ray_hindcast_request_ms", "", ["path", *WORKER], buckets=buckets, registry=self.registry)
         self.gates = Counter("ray_hindcast_gate_outcomes", "", ["gate", "outcome", *WORKER], registry=self.registry)
         self.queued = Gauge("ray_hindcast_batcher_queued", "", ["lane", *WORKER], registry=self.registry)
+        self.values = Counter("ray_hindcast_feature_values", "", ["status", *WORKER], registry=self.registry)
         self.lag = Gauge("ray_hindcast_log_lag_s", "", WORKER, registry=self.registry)
 
     def answer(self, path: str, status: str, ms: float) -> None:
@@ -118,12 +120,14 @@ def test_a_frame_shows_what_is_wrong() -> None:
     before = [process.text()]
     for _ in range(10):
         process.answer("/v1/recommendations/related", "503", 8)
+    process.values.labels("stale", *process.labels).inc(80)
     console = Console(file=io.StringIO(), width=160)
     console.print(frame("http://x", read_metrics(merged(before), 0.0), read_metrics(process.text(), 2.0)))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "5.0 requests/s" in shown
     assert "5.0 of them refused or failed" in shown
     assert "/v1/recommendations/related" in shown
+    assert re.search(r"feature values stale +40/s", shown)
 
 
 def test_nothing_measured_yet_is_no_error() -> None:
