@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,15 +22,15 @@ KeyFileOption = Annotated[
 
 
 def read_key(file: Path) -> str:
-    """The key a file holds. InvalidInput where it cannot be read, or holds none."""
+    """The key a file holds. InvalidInput where it cannot be read, or holds anything but one key."""
     from serve_app.errors import InvalidInput
 
     try:
         key = file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{file} cannot be read: {error}", field="--key-file") from None
-    if not key:
-        raise InvalidInput(f"{file} is empty", field="--key-file", hint="hindcast keys new NAME --file KEYS --scope admin")
+    if not re.fullmatch(r"[!-~]+", key):  # nothing of it is said: it is a secret, or several
+        raise InvalidInput(f"{file} does not hold one key and nothing else", field="--key-file", hint="hindcast keys new")
     return key
 
 

@@ -67,8 +67,13 @@ class HttpSettings(Group):
 
     @property
     def inner_host(self) -> str:
-        """Where Serve binds on a machine of its own: behind HAProxy, which alone is open to others, loopback."""
-        return "127.0.0.1" if self.haproxy and not self.loopback else self.host
+        """Where Serve binds on a machine of its own: behind HAProxy, which reaches it there and alone is open to others."""
+        return "127.0.0.1" if self.haproxy else self.host
+
+    @property
+    def opened(self) -> str | None:
+        """What HAProxy binds beside that; None: nothing else."""
+        return self.host if self.haproxy and self.host not in ("127.0.0.1", "localhost") else None
 
 
 class BudgetSettings(Group):

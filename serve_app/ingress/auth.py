@@ -130,6 +130,7 @@ class KeyRing:
         self._looked_s = now_s
         stamp = _stamp_of(self.path)
         if stamp == self._stamp:
+            self._trouble = ""
             return
         try:
             self._take(read_keys(self.path))

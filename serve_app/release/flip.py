@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import psutil
 
-from serve_app.errors import DamagedArtifact, NotReady
+from serve_app.errors import DamagedArtifact, InvalidInput, NotReady
 
 __all__ = ["Flip", "HttpFlip", "Kind", "find_flip"]
 
@@ -32,13 +32,20 @@ class Flip(Protocol):
 
 
 class HttpFlip:
-    """Asks a server over HTTP. Raises NotReady with the server's own words when it refuses or cannot be reached."""
+    """Asks a server over HTTP. Raises NotReady with the server's own words when it refuses, and where none answers."""
 
     def __init__(self, url: str, token: str, kind: Kind = "releases", *, prepare_timeout_s: float = 120.0) -> None:
-        """token: the server's own, or an API key with the scope admin."""
+        """url: http:// or https://. token: the server's own, or an API key with the scope admin. InvalidInput where the
+        address is none."""
         import httpx  # here: replicas import this module and never ask
 
         self._kind, self._failure = kind, httpx.HTTPError
+        try:
+            address = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise InvalidInput(f"{url!r} is no address: {error}", field="server") from None
+        if address.scheme not in ("http", "https") or not address.host:
+            raise InvalidInput(f"{url!r} is no address", field="server", hint="http://host:port, or https://")
         self._client = httpx.Client(base_url=url, headers={"authorization": f"Bearer {token}"}, timeout=prepare_timeout_s)
 
     def prepare(self, version: str) -> None:
@@ -53,11 +60,22 @@ class HttpFlip:
         try:
             answer = self._client.post(f"/v1/{self._kind}/{phase}", json={"version": version})
         except self._failure as error:
-            raise NotReady(
-                f"the server did not answer {phase}: {error}", field="server", hint="is it up? `hindcast status`"
-            ) from error
+            raise NotReady(f"the server did not answer {phase}: {type(error).__name__}", field="server") from error
         if answer.status_code >= 400:
             raise NotReady(f"the server refused to {phase} {version}: {answer.text[:500]}", field="server")
+        if not _says(answer.text, {"version": version, "done": phase}):  # a redirect, somebody else's page
+            raise NotReady(
+                f"what answers {phase} with {answer.status_code} is no server of ours",
+                field="server",
+                hint="name the server itself, with https:// where it is behind TLS",
+            )
+
+
+def _says(text: str, wanted: dict[str, str]) -> bool:
+    try:
+        return bool(json.loads(text) == wanted)
+    except ValueError:
+        return False
 
 
 def find_flip(data: Path, kind: Kind = "releases") -> HttpFlip | None:

