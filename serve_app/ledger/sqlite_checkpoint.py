@@ -82,15 +82,19 @@ class Checkpoint:
 
         seq: the newest journal position. horizons: commit blocks, and event ids, older than these may go.
         """
+        if not self.waits(idle=idle):
+            return False
         if not self._running:
-            if self._since == 0 or not (idle or self._due()):
-                return False
             self._begin(seq)
         connection.execute("BEGIN")
         self._slice(connection, seq, horizons)
         connection.execute("COMMIT")
         # A round that ends while nobody waits is followed by the next: a ledger that closes is then wholly in its tables.
         return self._running or (idle and self._since > 0)
+
+    def waits(self, *, idle: bool) -> bool:
+        """Whether `step` has anything to do now."""
+        return self._running or (self._since > 0 and (idle or self._due()))
 
     def _due(self) -> bool:
         return self._since >= self._every or self._clock() - self._since_when >= self._every_s
