@@ -50,4 +50,6 @@ def flip_of(data: Path, kind: Kind, server: str | None, key_file: Path | None) -
 def say_who_was_told(flip: HttpFlip | None) -> None:
     """Where nobody was: a server elsewhere on the same data goes on with what it has."""
     if flip is None:
-        typer.echo("no server runs on this data folder here, so none was told; one elsewhere is told with --server")
+        typer.echo(
+            "no server runs on this data folder here, so none was told; one elsewhere is told with --server", err=True
+        )

@@ -247,7 +247,7 @@ def test_the_command_checks_compares_promotes_and_shows(tmp_path: Path) -> None:
     assert [line.split()[1] for line in listed.splitlines() if "*" in line] == ["*"]
     back = runner.invoke(cli.app, ["policy", "rollback", *data])
     assert back.exit_code == 0
-    assert back.output.splitlines()[1:] == ["  global cap 2 -> 3 per rolling 24 h"]
+    assert back.stdout.splitlines()[1:] == ["  global cap 2 -> 3 per rolling 24 h"]
     assert current_policy(tmp_path / "data") == load_policy(DEFAULT_POLICY)
     wrong = runner.invoke(cli.app, ["policy", "check", str(tmp_path / "none.yaml")])
     assert isinstance(wrong.exception, InvalidInput)
