@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from serve_app.release.flip import HttpFlip, Kind
+    from serve_app.release.flip import HttpFlip, PromotionPath
 
-__all__ = ["KeyFileOption", "ServerOption", "flip_of", "read_key", "say_who_was_told"]
+__all__ = ["KeyFileOption", "ServerOption", "flip_of", "read_key", "say_if_nobody_was_told"]
 
 ServerOption = Annotated[
     str | None, typer.Option("--server", help="Address of a server elsewhere, e.g. of a cluster: http://shop.internal:8000.")
@@ -34,7 +34,7 @@ def read_key(file: Path) -> str:
     return key
 
 
-def flip_of(data: Path, kind: Kind, server: str | None, key_file: Path | None) -> HttpFlip | None:
+def flip_of(data: Path, kind: PromotionPath, server: str | None, key_file: Path | None) -> HttpFlip | None:
     """The server to promote in: the one named, or the one that runs on `data` on this machine; None: there is none.
     InvalidInput where only one of address and key is given."""
     from serve_app.errors import InvalidInput
@@ -44,11 +44,11 @@ def flip_of(data: Path, kind: Kind, server: str | None, key_file: Path | None) -
         raise InvalidInput("--server and --key-file go together", field="--server" if server is None else "--key-file")
     if server is None or key_file is None:
         return find_flip(data, kind)
-    return HttpFlip(server.rstrip("/"), read_key(key_file), kind)
+    return HttpFlip(server, read_key(key_file), kind)
 
 
-def say_who_was_told(flip: HttpFlip | None) -> None:
-    """Where nobody was: a server elsewhere on the same data goes on with what it has."""
+def say_if_nobody_was_told(flip: HttpFlip | None) -> None:
+    """A server elsewhere on the same data would go on with what it has."""
     if flip is None:
         typer.echo(
             "no server runs on this data folder here, so none was told; one elsewhere is told with --server", err=True

@@ -27,7 +27,7 @@ from hdrh.histogram import HdrHistogram
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.hardware import hardware
+from loadtests.hardware import hardware, hardware_line
 from serve_app.batch import Batch, Ragged
 from serve_app.stages.features import COMPUTED, Entity, Features, FeatureSpec, FeatureTable, ItemFacts, source_specs
 from serve_app.stages.ranking.calibration import identity_calibration
@@ -255,7 +255,7 @@ def _print(console: Console, report: Mapping[str, Any]) -> None:
             figures = [f"{own[key]:,.0f}" for key in ("p50", "p90", "p99", "cpu_mean")]
             table.add_row(str(one["batch"]), way, *figures, *ratios)
     console.print(table)
-    console.print(" · ".join(f"{key} {value}" for key, value in report["hardware"].items()))
+    console.print(hardware_line(report))
 
 
 if __name__ == "__main__":

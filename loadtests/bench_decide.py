@@ -28,7 +28,7 @@ from loadtests.decide_data import Size, prepare, refresh_segments_of, seed_peopl
 from loadtests.decide_kernels import measure_kernels
 from loadtests.decide_report import write_report
 from loadtests.decide_server import Served, served
-from loadtests.hardware import hardware
+from loadtests.hardware import hardware, hardware_line
 from loadtests.redis_servers import redis_server
 
 _WARM_S = 5.0
@@ -136,7 +136,7 @@ def _print(console: Console, report: Mapping[str, Any]) -> None:
         f"gates alone: {kernels['candidates_per_s'] / 1e6:.2f} M candidates/s on one core, a batch of one "
         f"{kernels['batch_of_one_us']:.0f} us; bare decide on a memory ledger {kernels['bare_decide_us']:.1f} us"
     )
-    console.print(" · ".join(f"{key} {value}" for key, value in report["hardware"].items()))
+    console.print(hardware_line(report))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from hdrh.histogram import HdrHistogram
 from rich.console import Console
 
 from loadtests.bench_chain import CANDIDATES, TREES, build_parts, chain, request_batch
-from loadtests.hardware import hardware
+from loadtests.hardware import hardware, hardware_line
 
 __all__ = ["Point", "main", "measured"]
 
@@ -92,7 +92,7 @@ def main(
 
 
 def _markdown(report: dict[str, Any]) -> str:
-    lines = ["# Growth of the chain's cost", "", " · ".join(f"{k} {v}" for k, v in report["hardware"].items()), "",
+    lines = ["# Growth of the chain's cost", "", hardware_line(report), "",
              "| varied | size | one request: p50 us | p99 us | cpu us | of 32: p50 us | cpu us | build s |",
              "|---" * 8 + "|"]  # fmt: skip
     for row in report["rows"]:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from loadtests.hardware import hardware
+from loadtests.hardware import hardware, hardware_line
 from serve_app.noise import hash_key
 from simulators.estimators import Per, Suite
 from simulators.estimators.dataset import RowColumns, estimate_dataset
@@ -158,7 +158,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     console.print(table)
     if "rllib" in report:
         console.print(f"RLlib took {report['rllib']['times_faster']:.0f} times as long on the same file")
-    console.print(" · ".join(f"{key} {value}" for key, value in report["hardware"].items()))
+    console.print(hardware_line(report))
 
 
 def main(

@@ -25,7 +25,7 @@ from rich.console import Console
 
 import loadtests.peers
 from loadtests.bench_chain import NOW, build_parts, request_batch
-from loadtests.hardware import hardware
+from loadtests.hardware import hardware, hardware_line, write_report
 from loadtests.peers.ann import scored
 from serve_app.stages.features import Entity, Features, FeatureSpec, FeatureTable, ItemFacts
 from serve_app.stages.features.plan import FeaturePlan
@@ -135,16 +135,12 @@ def main(
                 left_out["Feast"] = str(error)
     with console.status(f"{items:,} vectors"):
         report["search"] = search(items, known, left_out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "parts.json").write_text(json.dumps(report, indent=1))
-    text = _markdown(report)
-    (out / "parts.md").write_text(text)
+    write_report(out, "parts", report, _markdown(report), console)
     (out / "parts.svg").write_text(_plot(report["search"]))
-    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _markdown(report: dict[str, Any]) -> str:
-    lines = ["# Parts beside others", "", " · ".join(f"{k} {v}" for k, v in report["hardware"].items()), "",
+    lines = ["# Parts beside others", "", hardware_line(report), "",
              "## 100 entities x 50 features", "", "| | p50 us | p99 us |", "|---|---|---|"]  # fmt: skip
     lines += [f"| {one['name']} | {one['p50_us']:,.0f} | {one['p99_us']:,.0f} |" for one in report["features"]]
     if len(report["features"]) == 2:

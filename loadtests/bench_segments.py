@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.hardware import hardware
+from loadtests.hardware import hardware, hardware_line
 from serve_app.policy.document import parse_policy
 from serve_app.policy.segment_tree import Segment
 from serve_app.segments.evaluate import CountedNode, evaluate
@@ -214,7 +214,7 @@ def _print(console: Console, report: Mapping[str, Any], trees: Mapping[str, Coun
     for one in report["lookup"]:
         table.add_row(str(one["segments"]), f"{one['batch']:,}", *(f"{one[key]:,.0f}" for key in figures))
     console.print(table)
-    console.print(" · ".join(f"{key} {value}" for key, value in report["hardware"].items()))
+    console.print(hardware_line(report))
 
 
 def _rows(table: Table, tree: CountedNode, depth: int) -> None:

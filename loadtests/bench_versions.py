@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import random
 import signal
 import subprocess
@@ -32,7 +31,7 @@ from rich.progress import track
 
 from loadtests.bench_peers import bodies_of, check_models, drive, prepare
 from loadtests.decide_server import Served, served
-from loadtests.hardware import hardware
+from loadtests.hardware import hardware, hardware_line, write_report
 from serve_app.release.registry import current_release
 
 __all__ = ["Side", "main", "ratio"]
@@ -120,8 +119,7 @@ def main(
         for at, side in enumerate(parsed):
             (own := scratch / str(at)).mkdir()
             tree, copy = side.tree(own / "tree"), copytree(folder, own / "data")
-            environment = {"PYTHONPATH": str(tree), **side.environment}
-            servers.append(stack.enter_context(served(copy, environment, topology, tree)))
+            servers.append(stack.enter_context(served(copy, side.environment, topology, tree)))
             console.print(f"{side.name} is ready")
         for route in routes.split(","):
             for server in servers:
@@ -132,15 +130,11 @@ def main(
                         figures = _slice(servers[at], route, bodies[route], count, seconds)
                         runs.append({"side": at, "route": route, "connections": count, "turn": turn, **figures})
     report = {"hardware": hardware(), "sides": sides, "topology": topology, "turns": turns, "seconds": seconds, "runs": runs}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "versions.json").write_text(json.dumps(report, indent=1))
-    text = _markdown(report)
-    (out / "versions.md").write_text(text)
-    console.print(text, highlight=False, soft_wrap=True)
+    write_report(out, "versions", report, _markdown(report), console)
 
 
 def _markdown(report: dict[str, Any]) -> str:
-    lines = ["# States of the code side by side", "", " · ".join(f"{k} {v}" for k, v in report["hardware"].items()), "",
+    lines = ["# States of the code side by side", "", hardware_line(report), "",
              f"{report['topology']}, {report['turns']} turns of {report['seconds']:g} s. Medians of the turns; in brackets "
              "the ratio to the first side in the same turn, with its 95 % interval.", "",
              "| route | connections | side | requests/s | p50 ms | p99 ms | cpu ms a request | failed |",

@@ -7,7 +7,6 @@ related products. What was ranked is counted in explained answers, not assumed. 
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from rich.console import Console
 
 from loadtests.bench_peers import ROUTES, bodies_of, check_models, drive, prepare
 from loadtests.decide_server import served
-from loadtests.hardware import hardware
+from loadtests.hardware import hardware, hardware_line, write_report
 from loadtests.peers.report import summed
 from serve_app.policies import promote_policy, store_policy
 from serve_app.policy.document import DEFAULT_POLICY, load_policy, parse_policy
@@ -86,15 +85,11 @@ def main(
             target = TARGETS_MS.get(width)
             rows.append({"width": width, "ranked": float(np.mean(counts)), **figures, "target_ms": target})
     report = {"hardware": hardware(), "topology": topology, "seconds": seconds, "rows": rows}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "width.json").write_text(json.dumps(report, indent=1))
-    text = _markdown(report)
-    (out / "width.md").write_text(text)
-    console.print(text, highlight=False, soft_wrap=True)
+    write_report(out, "width", report, _markdown(report), console)
 
 
 def _markdown(report: dict[str, Any]) -> str:
-    lines = ["# Latency by candidates", "", " · ".join(f"{k} {v}" for k, v in report["hardware"].items()), "",
+    lines = ["# Latency by candidates", "", hardware_line(report), "",
              f"Related products over HTTP, {report['topology']}, one connection.", "",
              "| width | ranked | p50 ms | p99 ms | p99.9 ms | target p99 |", "|---" * 6 + "|"]  # fmt: skip
     for row in report["rows"]:

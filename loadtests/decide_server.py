@@ -76,9 +76,11 @@ def served(data: Path, environment: dict[str, str], topology: str, tree: Path | 
     port = free_port()
     place = ["--data", str(data.absolute()), "--port", str(port)]
     command = [sys.executable, "-m", "hindcast", "up", *place, "--topology", topology]
+    imports = {} if tree is None else {"PYTHONPATH": str(tree)}  # Ray's workers begin elsewhere
+    own = {**os.environ, **imports, **environment}
     log = data / "server.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **environment}, cwd=tree)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=own, cwd=tree)
         try:
             _await(port, process, log)
             yield Served(port, psutil.Process(process.pid))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sqlite3
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psutil
+from rich.console import Console
 
-__all__ = ["hardware"]
+__all__ = ["hardware", "hardware_line", "write_report"]
 
 
 _PACKAGES = ("ray", "numpy", "numba", "pyarrow", "scann", "xgboost-cpu", "pyroaring")
@@ -30,3 +34,16 @@ def hardware(cores: int | None = None) -> dict[str, str]:
         "sqlite": sqlite3.sqlite_version,
         **{name: version(name) for name in _PACKAGES},
     }
+
+
+def hardware_line(report: Mapping[str, Any]) -> str:
+    """What `hardware` said in a report, in one line."""
+    return " · ".join(f"{name} {words}" for name, words in report["hardware"].items())
+
+
+def write_report(out: Path, stem: str, report: Mapping[str, Any], text: str, console: Console) -> None:
+    """STEM.json and STEM.md, whose text is shown, too; the folder is made."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{stem}.json").write_text(json.dumps(report, indent=1))
+    (out / f"{stem}.md").write_text(text)
+    console.print(text, highlight=False, soft_wrap=True)

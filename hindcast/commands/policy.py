@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hindcast.elsewhere import KeyFileOption, ServerOption, flip_of, say_who_was_told
+from hindcast.elsewhere import KeyFileOption, ServerOption, flip_of, say_if_nobody_was_told
 
 if TYPE_CHECKING:
     from serve_app.policy.document import PolicyDocument
@@ -157,7 +157,7 @@ def promote_command(
         for line in policy_diff(read_policy(data, before), document):
             typer.echo(f"  {line}")
     _say_what_is_not_kept(data, document, {one.revision for one in history})
-    say_who_was_told(flip)
+    say_if_nobody_was_told(flip)
 
 
 def _prepare_segments(data: Path, document: PolicyDocument) -> None:
@@ -194,4 +194,4 @@ def rollback_command(data: ExistingData = Path("data"), server: ServerOption = N
     typer.echo(f"current policy: {done.revision} (was {done.replaced})")
     for line in policy_diff(read_policy(data, str(done.replaced)), read_policy(data, done.revision)):
         typer.echo(f"  {line}")
-    say_who_was_told(flip)
+    say_if_nobody_was_told(flip)

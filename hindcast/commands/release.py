@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hindcast.elsewhere import KeyFileOption, ServerOption, flip_of, say_who_was_told
+from hindcast.elsewhere import KeyFileOption, ServerOption, flip_of, say_if_nobody_was_told
 
 if TYPE_CHECKING:
     from serve_app.release.manifest import Manifest, Metric
@@ -113,7 +113,7 @@ def promote_command(
     flip = flip_of(data, "releases", server, key_file)
     done = promote(data, version, now=_now(), flip=flip)
     typer.echo(f"current release: {done.version}" + (f" (was {done.replaced})" if done.replaced else ""))
-    say_who_was_told(flip)
+    say_if_nobody_was_told(flip)
 
 
 @group.command("rollback")
@@ -124,7 +124,7 @@ def rollback_command(data: DataOption = Path("data"), server: ServerOption = Non
     flip = flip_of(data, "releases", server, key_file)
     done = rollback(data, now=_now(), flip=flip)
     typer.echo(f"current release: {done.version} (was {done.replaced})")
-    say_who_was_told(flip)
+    say_if_nobody_was_told(flip)
 
 
 UrlOption = Annotated[str, typer.Option("--url", help="Folder of releases in a store: s3://bucket/releases, file:///share.")]

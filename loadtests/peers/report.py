@@ -13,6 +13,8 @@ import pandas as pd
 import vl_convert
 from hdrh.histogram import HdrHistogram
 
+from loadtests.hardware import hardware_line
+
 __all__ = ["summed", "write_peers"]
 
 _FONT = "Arial, Helvetica, sans-serif"
@@ -74,7 +76,7 @@ def _targets(rows: Rows) -> Any:
 
 
 def _markdown(report: Mapping[str, Any], rows: Rows, words: Mapping[str, str]) -> str:
-    lines = ["# Beside others", "", " · ".join(f"{key} {value}" for key, value in report["hardware"].items()),
+    lines = ["# Beside others", "", hardware_line(report),
              "", f"{report['items']:,} items, {report['rounds']} rounds of {report['seconds']:g} s each, load generator on "
              "the same machine. Requests a second (p50 / p99 in ms).", ""]  # fmt: skip
     for route in dict.fromkeys(route for _, route, _ in rows):

@@ -130,8 +130,10 @@ class SqliteLedger:
             return False
         if self._truncate_at is not None and time.monotonic() >= self._truncate_at:
             self._truncate(connection)
+        if not self._checkpoint.waits(idle=idle):
+            return False
         horizons = self._times.now - self.settings.key_horizon_us, self._events.kept_since
-        if self.durability != "disk" or not self._checkpoint.waits(idle=idle):
+        if self.durability != "disk":
             return self._checkpoint.step(connection, self._seq, horizons, idle=idle)
         # What a power failure could take of this, the journal replays; the next commit's sync covers it.
         connection.execute("PRAGMA synchronous = NORMAL")

@@ -16,9 +16,10 @@ import psutil
 
 from serve_app.errors import DamagedArtifact, InvalidInput, NotReady
 
-__all__ = ["Flip", "HttpFlip", "Kind", "find_flip"]
+__all__ = ["Flip", "HttpFlip", "PromotionPath", "find_flip"]
 
-Kind = Literal["releases", "policies"]
+PromotionPath = Literal["releases", "policies"]
+"""What is promoted, as its calls are named: /v1/releases/prepare."""
 
 
 class Flip(Protocol):
@@ -34,7 +35,7 @@ class Flip(Protocol):
 class HttpFlip:
     """Asks a server over HTTP. Raises NotReady with the server's own words when it refuses, and where none answers."""
 
-    def __init__(self, url: str, token: str, kind: Kind = "releases", *, prepare_timeout_s: float = 120.0) -> None:
+    def __init__(self, url: str, token: str, kind: PromotionPath = "releases", *, prepare_timeout_s: float = 120.0) -> None:
         """url: http:// or https://. token: the server's own, or an API key with the scope admin. InvalidInput where the
         address is none."""
         import httpx  # here: replicas import this module and never ask
@@ -78,7 +79,7 @@ def _says(text: str, wanted: dict[str, str]) -> bool:
         return False
 
 
-def find_flip(data: Path, kind: Kind = "releases") -> HttpFlip | None:
+def find_flip(data: Path, kind: PromotionPath = "releases") -> HttpFlip | None:
     """The server that runs on this data folder on this machine, or None when none is up (or one was killed and left its
     file)."""
     path = data / "run" / "server.json"

@@ -47,7 +47,7 @@ def check_machine(settings: Settings) -> None:
         raise ResourceShortage(
             f"{disk_mb} MB are free on its disk, {_DISK_MB} MB are needed", field=str(settings.data), hint="make room"
         )
-    for host in {settings.http.host, settings.http.inner_host}:
+    for host in dict.fromkeys((settings.http.host, settings.http.inner_host)):
         check_port(host, settings.http.port)
 
 

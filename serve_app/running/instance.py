@@ -41,7 +41,8 @@ class Instance:
     def __init__(self, settings: Settings, token: str) -> None:
         self.settings = settings
         self.token = token
-        host = "127.0.0.1" if settings.http.host in ("0.0.0.0", "localhost") else settings.http.host
+        inner = settings.http.inner_host
+        host = "127.0.0.1" if inner in ("0.0.0.0", "localhost") else inner
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{settings.http.port}"
 
     def get(self, path: str) -> dict[str, Any]:
