@@ -1,4 +1,4 @@
-"""`hindcast log compact|erase|show|check`."""
+"""`hindcast log compact|erase|show|check|push|pull`."""
 
 from __future__ import annotations
 
@@ -118,3 +118,42 @@ def check_command(data: DataOption = Path("data")) -> None:
     )
     if found.problems:
         raise typer.Exit(1)
+
+
+UrlOption = Annotated[str, typer.Option("--url", help="Folder of this log in a store: s3://bucket/shop-log, file:///share.")]
+
+
+@group.command("push")
+def push_command(url: UrlOption, data: DataOption = Path("data")) -> None:
+    """Bring a store to the log's present state, for replays and builds on other machines: what it lacks is sent, with the
+    catalogue, policies and erasures. Safe while servers write, and to repeat."""
+    from hindcast.bars import transfer_bar
+    from serve_app.log.pushing import push_log
+
+    with transfer_bar() as progress:
+        done = push_log(data, url, progress)
+    _tell_transfer("sent", done.sent, done.bytes, done.known, done.removed, done.rows)
+    if done.lag.waiting:
+        typer.echo(
+            f"not among them: {done.lag.waiting / 1e6:.1f} MB of the journal, up to {done.lag.seconds:.0f} s old"
+            " (a server moves them into the log every few minutes; offline: hindcast log compact)"
+        )
+
+
+@group.command("pull")
+def pull_command(
+    url: UrlOption,
+    data: Annotated[Path, typer.Option("--data", envvar="HINDCAST_DATA", help="Empty, or pulled from there before.")],
+) -> None:
+    """Bring a folder to the state of the log in a store, checked file by file: `hindcast replay --log FOLDER` and
+    `hindcast build --data FOLDER` read it. Only what it lacks is fetched."""
+    from hindcast.bars import transfer_bar
+    from serve_app.log.pulling import pull_log
+
+    with transfer_bar() as progress:
+        done = pull_log(data, url, progress)
+    _tell_transfer("fetched", done.fetched, done.bytes, done.known, done.removed, done.rows)
+
+
+def _tell_transfer(what: str, files: int, size: int, known: int, removed: int, rows: int) -> None:
+    typer.echo(f"{rows:,} rows; {files:,} files {what} ({size / 1e6:.1f} MB), {known:,} there already, {removed:,} removed")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -133,9 +131,10 @@ UrlOption = Annotated[str, typer.Option("--url", help="Folder of releases in a s
 @group.command("push")
 def push_command(version: str, url: UrlOption, data: DataOption = Path("data")) -> None:
     """Copy VERSION to a store that a cluster can pull it from."""
+    from hindcast.bars import transfer_bar
     from serve_app.release.transfer import push_release
 
-    with _bar() as progress:
+    with transfer_bar() as progress:
         place = push_release(data, version, url, progress)
     typer.echo(place)
 
@@ -143,18 +142,9 @@ def push_command(version: str, url: UrlOption, data: DataOption = Path("data")) 
 @group.command("pull")
 def pull_command(version: str, url: UrlOption, data: DataOption = Path("data")) -> None:
     """Copy VERSION from a store into the data folder, checked against its manifest. `promote` then serves it."""
+    from hindcast.bars import transfer_bar
     from serve_app.release.transfer import pull_release
 
-    with _bar() as progress:
+    with transfer_bar() as progress:
         folder = pull_release(data, version, url, progress)
     typer.echo(folder)
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

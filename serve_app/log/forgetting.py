@@ -21,7 +21,7 @@ from serve_app.log.schema import PER_USER
 from serve_app.log.snapshot import Snapshot, journal_folder, load_snapshot, log_folder, sync_folder
 from serve_app.log.writer import LogWriter
 
-__all__ = ["forget", "overwrite_consumed"]
+__all__ = ["forget", "overwrite_consumed", "remove_packs"]
 
 _ZEROS = bytes(1 << 20)
 _APART = 8  # buckets
@@ -36,7 +36,7 @@ def forget(data: str | os.PathLike[str], *, groups: int, upto: int | None = None
     if upto <= load_snapshot(data).erased:
         return 0
     _blank_catalogue(Path(data), erased)
-    _remove_packs(Path(data), erased)
+    remove_packs(Path(data), erased)
     gone = 0
     with LogWriter(data, groups=groups) as writer:
         # No file holds rows of earlier ones: they went when those were new, and since then `LogWriter.write` let none in.
@@ -76,7 +76,7 @@ def _trash_holds(root: Path, name: str, erased: Erased) -> bool:
         return True
 
 
-def _remove_packs(data: Path, erased: Erased) -> None:
+def remove_packs(data: Path, erased: Erased) -> None:
     """What replays kept of these users (`simulators.replay.pack`): it is made again, without them, when it is needed."""
     for manifest in sorted((data / "replay-packs").glob("*/pack.json")):
         said = json.loads(manifest.read_bytes())

@@ -5,16 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from serve_app.errors import DamagedArtifact, InvalidInput, UnknownIdentifier
 from serve_app.release.load import load_release
 from serve_app.release.manifest import MANIFEST_NAME, read_manifest
 from serve_app.release.registry import release_folder
-
-if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
+from serve_app.stores import Store
 
 __all__ = ["pull_release", "push_release"]
 
@@ -29,19 +25,18 @@ def push_release(data: Path, version: str, url: str, progress: Progress = lambda
     """
     folder = release_folder(data, version)
     manifest = load_release(folder).manifest
-    store, root = _opened(url)
-    place = f"{root}/{version}"
-    if _exists(store, f"{place}/{MANIFEST_NAME}"):
+    store = Store(url)
+    if store.bytes_of(f"{version}/{MANIFEST_NAME}") is not None:
         raise InvalidInput(
-            "a release of that version is there already", field=f"{url}/{version}", hint="releases do not change"
+            "a release of that version is there already", field=f"{store.url}/{version}", hint="releases do not change"
         )
     done, total = 0, sum(entry.bytes for entry in manifest.files.values())
     for name, entry in manifest.files.items():
-        _send(store, folder / name, f"{place}/{name}")
+        store.send(folder / name, f"{version}/{name}")
         done += entry.bytes
         progress(done, total)
-    _send(store, folder / MANIFEST_NAME, f"{place}/{MANIFEST_NAME}")
-    return f"{url.rstrip('/')}/{version}"
+    store.send(folder / MANIFEST_NAME, f"{version}/{MANIFEST_NAME}")
+    return f"{store.url}/{version}"
 
 
 def pull_release(data: Path, version: str, url: str, progress: Progress = lambda *_: None) -> Path:
@@ -54,20 +49,19 @@ def pull_release(data: Path, version: str, url: str, progress: Progress = lambda
     target = data / "releases" / version
     if target.exists():
         raise InvalidInput("the data folder has a release of that version", field=str(target), hint="hindcast release show")
-    store, root = _opened(url)
-    place, aside = f"{root}/{version}", data / "releases" / f".{version}.pulled"
-    if not _exists(store, f"{place}/{MANIFEST_NAME}"):
-        raise UnknownIdentifier(f"no release {version!r} there", field=url)
+    store, aside = Store(url), data / "releases" / f".{version}.pulled"
+    if store.bytes_of(f"{version}/{MANIFEST_NAME}") is None:
+        raise UnknownIdentifier(f"no release {version!r} there", field=store.url)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        _fetch(store, f"{place}/{MANIFEST_NAME}", aside / MANIFEST_NAME)
+        _fetch(store, f"{version}/{MANIFEST_NAME}", aside / MANIFEST_NAME)
         manifest = read_manifest(aside)
         if manifest.version != version:
-            raise DamagedArtifact(f"the manifest is of release {manifest.version}", field=f"{url}/{version}")
+            raise DamagedArtifact(f"the manifest is of release {manifest.version}", field=f"{store.url}/{version}")
         done, total = 0, sum(entry.bytes for entry in manifest.files.values())
         for name, entry in manifest.files.items():
-            _fetch(store, f"{place}/{name}", aside / name)
+            _fetch(store, f"{version}/{name}", aside / name)
             done += entry.bytes
             progress(done, total)
         load_release(aside)
@@ -77,41 +71,10 @@ def pull_release(data: Path, version: str, url: str, progress: Progress = lambda
     return target
 
 
-def _opened(url: str) -> tuple[FileSystem, str]:
-    from pyarrow import ArrowException
-    from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
-
-    if len(urlsplit(url).scheme) < 2:
-        raise InvalidInput(f"{url!r} is no URL", field="url", hint="s3://bucket/releases, or file:///a/folder")
+def _fetch(store: Store, name: str, target: Path) -> None:
     try:
-        store, root = FileSystem.from_uri(url)
-    except (ArrowException, ValueError, OSError):
-        import fsspec  # type: ignore[import-untyped]
-
-        try:
-            own, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise InvalidInput(f"nothing here opens {url}: {error}", field="url") from error
-        store = PyFileSystem(FSSpecHandler(own))
-    return store, str(root).rstrip("/")
-
-
-def _exists(store: FileSystem, path: str) -> bool:
-    from pyarrow.fs import FileType
-
-    return bool(store.get_file_info(path).type == FileType.File)
-
-
-def _send(store: FileSystem, source: Path, target: str) -> None:
-    store.create_dir(target.rsplit("/", 1)[0], recursive=True)
-    with source.open("rb") as own, store.open_output_stream(target) as other:
-        shutil.copyfileobj(own, other, 1 << 22)
-
-
-def _fetch(store: FileSystem, source: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with store.open_input_stream(source) as other, target.open("wb") as own:
-            shutil.copyfileobj(other, own, 1 << 22)
+        store.fetch(name, target)
     except FileNotFoundError:
-        raise DamagedArtifact("a file of the manifest is missing", field=source, hint="push the release again") from None
+        raise DamagedArtifact(
+            "a file of the manifest is missing", field=f"{store.url}/{name}", hint="push the release again"
+        ) from None

@@ -124,3 +124,20 @@ def test_compacting_copies_records_and_erasing_leaves_nothing(app: typer.Typer, 
     assert again.get_user(user) is None
     assert again.find_decision(user, int(decided.batch.requests["request_id"][0])) is None
     again.close()
+
+
+def test_a_log_goes_by_a_store(app: typer.Typer, tmp_path: Path) -> None:
+    data, copy, url = tmp_path / "data", tmp_path / "copy", f"file://{tmp_path}/store"
+    event = {"user": np.array([1], np.uint64), "event_id": np.array([1], np.uint64)}
+    with Journal(data, "w") as journal:
+        journal.append({"events": fill("events", 1, event)})
+        assert _run(app, "log", "compact", "--data", data)[0] == 0
+        journal.append({"events": fill("events", 1, event)})
+        _, text = _run(app, "log", "push", "--data", data, "--url", url)
+    assert "files sent" in text
+    assert "not among them" in text
+    _, text = _run(app, "log", "pull", "--data", copy, "--url", url)
+    assert "0 there already, 0 removed" in text
+    assert _run(app, "log", "check", "--data", copy)[0] == 0
+    _, text = _run(app, "log", "show", "events", "--data", copy)
+    assert json.loads(text)["user"] == 1

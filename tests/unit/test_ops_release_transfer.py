@@ -68,3 +68,12 @@ def test_what_is_no_store_is_named(tmp_path: Path, url: str) -> None:
 def test_a_version_is_a_plain_name(tmp_path: Path, version: str) -> None:
     with pytest.raises(InvalidInput, match="no version"):
         pull_release(tmp_path, version, f"file://{tmp_path}")
+
+
+def test_keys_in_an_address_are_not_shown(tmp_path: Path) -> None:
+    folder = small_release(tmp_path)
+    for url in ("nosuchscheme://key:hush@x/y?token=hush", "memory://key:hush@x/y?token=hush"):
+        with pytest.raises(InvalidInput) as error:
+            pull_release(tmp_path / "two", folder.name, url)
+        assert "hush" not in str(error.value)
+    assert "hush" not in push_release(tmp_path, folder.name, "memory://key:hush@x/y?token=hush")
