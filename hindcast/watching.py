@@ -71,6 +71,8 @@ class Board:
     degraded: Mapping[str, float]
     queued: Mapping[str, float]
     in_flight: Mapping[str, float]
+    waiting: Mapping[str, float]
+    """Stage -> calls that wait for their turn."""
     batch_rows: float | None
     """Requests in a micro-batch, on average."""
     replicas: Mapping[str, float]
@@ -103,6 +105,7 @@ def board(before: Reading, after: Reading) -> Board:
         degraded=grown.one("degraded", "stage"),
         queued=_now(after, "batcher_queued", "lane"),
         in_flight=_now(after, "batcher_in_flight", "lane"),
+        waiting=_now(after, "stage_waiting", "stage"),
         batch_rows=sum(grown.by("batch_requests_sum").values()) / batches if batches else None,
         replicas=_now(after, "replicas", "role"),
         actions=grown.one("decisions", "action"),

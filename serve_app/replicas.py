@@ -96,7 +96,7 @@ class StageProcess:
         from serve_app.serving.follower import Follower
         from serve_app.serving.library import ALL_ROLES, Library, Role
 
-        role = Role(part)
+        role = self._role = Role(part)
         self.settings = settings
         self.owner = OwnerHandle(owner)
         self.name = name
@@ -115,10 +115,12 @@ class StageProcess:
     async def start(self) -> None:
         """Hold what the board wants, and every catalogue change so far."""
         from serve_app.serving.editions import catch_up
+        from serve_app.serving.stage_gauges import tell_calls
 
         await self._follower.start()
         await catch_up(self.library, self.owner.call)
         await self._learn()
+        self._telling = self._loop.create_task(tell_calls(self._role.value, [self.pool]))
 
     def hop(self, handle: DeploymentHandle, role: Role) -> Hop:
         """The way to another deployment."""

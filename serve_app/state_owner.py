@@ -5,6 +5,7 @@ It is an application of its own on a cluster (`serve_app.served:state`): a rolli
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -63,6 +64,7 @@ class LedgerReplica:
         )
         self._owner.keep_histories()
         await self._near.start()
+        self._telling = asyncio.get_running_loop().create_task(self._owner.tell_calls())
 
     async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """See StateOwner."""

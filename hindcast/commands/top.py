@@ -139,6 +139,9 @@ def _state(made: Board) -> Table:
         if replicas:
             table.add_row(f"replicas {role}", f"{replicas:.0f}")
     table.add_row("waiting, batches under way", f"{sum(made.queued.values()):.0f}, {sum(made.in_flight.values()):.0f}")
+    for stage, calls in made.waiting.items():
+        if calls:
+            table.add_row(f"waiting at {stage}", f"{calls:.0f}")
     table.add_row("requests a batch", "" if made.batch_rows is None else f"{made.batch_rows:.1f}")
     for stage, rate in made.degraded.items():
         table.add_row(f"degraded {stage}", f"[yellow]{rate:,.2f}/s[/]" if rate else "0")

@@ -43,6 +43,7 @@ from serve_app.serving.ledger_client import translated
 from serve_app.serving.library import Library
 from serve_app.serving.lost import called_off
 from serve_app.serving.owner import LiveAnswer, Optings
+from serve_app.serving.stage_gauges import tell_calls
 from serve_app.serving.stages import Stages
 from serve_app.serving.threads import WorkThreads
 from serve_app.settings import Settings
@@ -189,12 +190,15 @@ class IngressServer:
         await warm_up(self.library, self.stages, self.recommender, self._owner.live, self._owner.call)
         lanes = {name: batcher.stats for name, batcher in self._batchers().items()}
         gauges = BatcherGauges(lanes, self.recommend_routes.qualities)
-        self._telling = asyncio.get_running_loop().create_task(gauges.run())
+        pools = (self._pool, self._fall_backs, self._plain)
+        loop = asyncio.get_running_loop()
+        self._telling = [loop.create_task(one) for one in (gauges.run(), tell_calls("ingress", pools))]
 
     async def stop(self) -> None:
         """Answer what is under way, then let go of threads and files."""
         await self._follower.stop()
-        self._telling.cancel()
+        for one in self._telling:
+            one.cancel()
         for batcher in self._batchers().values():
             await batcher.drain()
         for pool in (self._pool, self._fall_backs, self._plain, self._loading):

@@ -65,6 +65,11 @@ class GroupCommit:
         return self._connection is not None and not self.closed and self.alive
 
     @property
+    def queued(self) -> int:
+        """Operations that wait for a transaction."""
+        return self._jobs.qsize()
+
+    @property
     def alive(self) -> bool:
         """Whether the thread works, or has been told to end."""
         return self.closed or self._thread.is_alive()

@@ -272,5 +272,9 @@ class PromptLedger(Ledger, Protocol):
     def recents_at_once(self, users: U64) -> Recents | None:
         """`recents`, likewise."""
 
+    @property
+    def queued(self) -> int:
+        """Writes that wait for those before them."""
+
     async def commit_soon(self, plan: CommitPlan) -> CommitResult:
         """`commit`, awaited. Where the caller is cancelled, a commit that has not begun never will."""

@@ -169,6 +169,11 @@ class SqliteLedger:
         """See PromptLedger."""
         return self._at_once(lambda: self._table.recents(users))
 
+    @property
+    def queued(self) -> int:
+        """See PromptLedger."""
+        return self._group.queued
+
     def _at_once(self, look: Callable[[], R]) -> R | None:
         if not self._group.healthy or not self._lock.acquire(blocking=False):
             return None

@@ -47,6 +47,8 @@ TIMERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "hindcast_batcher_queued": ("Requests waiting for a micro-batch", ("lane",)),
     "hindcast_batcher_in_flight": ("Micro-batches under way", ("lane",)),
+    "hindcast_stage_waiting": ("Calls that wait for their turn in a stage", ("stage",)),
+    "hindcast_stage_under_way": ("Calls under way in a stage", ("stage",)),
     "hindcast_quality": ("Share of the policy's width that lists look at; overload lowers it", ("lane",)),
     "hindcast_replicas": ("Replicas that report to the promotion board", ("role",)),
     "hindcast_log_lag_s": ("Age of the oldest rows that are in the journal and not in the log yet, s", ()),

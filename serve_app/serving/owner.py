@@ -23,6 +23,7 @@ from serve_app.ledger.protocol import CatalogueChange, Consent, Ledger, PromptLe
 from serve_app.serving import faults
 from serve_app.serving.board import Board, Kind, Orders, Report
 from serve_app.serving.snapshot_pages import SnapshotPages
+from serve_app.serving.stage_gauges import tell_calls
 from serve_app.serving.threads import WorkThreads
 
 __all__ = ["LiveAnswer", "Look", "Optings", "StateOwner"]
@@ -151,6 +152,13 @@ class StateOwner:
     async def replicas(self) -> Sequence[Report]:
         """Reports of the living replicas."""
         return self.board.replicas()
+
+    async def tell_calls(self) -> None:
+        """Say how many calls there are, until cancelled."""
+        await tell_calls("ledger", [self._pool], self._queued)
+
+    def _queued(self) -> int:
+        return self._prompt.queued if self._prompt is not None else 0
 
     def check_health(self) -> None:
         """HindcastError where a thread is stuck in the ledger, or its own has ended."""

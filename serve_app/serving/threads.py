@@ -35,6 +35,7 @@ class Turns:
         self._name, self._stuck_s = name, stuck_s
         self._free = threading.Semaphore(at_once)
         self._began: dict[int, float] = {}
+        self._waiting = set[int]()
         self._own = threading.local()
 
     @property
@@ -58,9 +59,14 @@ class Turns:
             self._free.release()
 
     def _wait(self, left: Callable[[], bool]) -> None:
-        while not self._free.acquire(timeout=_LOOK_S):
-            if left():
-                raise Left
+        me = threading.get_ident()
+        self._waiting.add(me)
+        try:
+            while not self._free.acquire(timeout=_LOOK_S):
+                if left():
+                    raise Left
+        finally:
+            self._waiting.discard(me)
         if left():
             self._free.release()
             raise Left
@@ -76,6 +82,16 @@ class Turns:
             self._free.acquire()
             if self._own.left():
                 raise Left
+
+    @property
+    def waiting(self) -> int:
+        """Threads that wait for their turn."""
+        return len(self._waiting)
+
+    @property
+    def under_way(self) -> int:
+        """Threads that work, or wait for another process meanwhile."""
+        return len(self._began)
 
     def longest_s(self) -> float:
         """How long the thread that has been at it longest has been at it."""
@@ -104,6 +120,11 @@ class WorkThreads(ThreadPoolExecutor):
     def _in_turn(self, function: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> T:
         with self.turns.taken(_stays):
             return function(*arguments, **keywords)
+
+    @property
+    def waiting(self) -> int:
+        """Pieces of work that have not begun."""
+        return self._work_queue.qsize() + self.turns.waiting
 
     def check(self) -> None:
         """HindcastError where a thread is stuck."""

@@ -29,6 +29,7 @@ class Process:
         self.times = Histogram("ray_hindcast_request_ms", "", ["path", *WORKER], buckets=buckets, registry=self.registry)
         self.gates = Counter("ray_hindcast_gate_outcomes", "", ["gate", "outcome", *WORKER], registry=self.registry)
         self.queued = Gauge("ray_hindcast_batcher_queued", "", ["lane", *WORKER], registry=self.registry)
+        self.waiting = Gauge("ray_hindcast_stage_waiting", "", ["stage", *WORKER], registry=self.registry)
         self.values = Counter("ray_hindcast_feature_values", "", ["status", *WORKER], registry=self.registry)
         self.lag = Gauge("ray_hindcast_log_lag_s", "", WORKER, registry=self.registry)
 
@@ -55,12 +56,14 @@ def test_rates_add_up_over_processes_and_states_do_not_grow() -> None:
     two.gates.labels("caps", "suppress", *two.labels).inc(50)
     for process in (one, two):
         process.queued.labels("related", *process.labels).set(4)
+        process.waiting.labels("ranking", *process.labels).set(2)
         process.lag.labels(*process.labels).set(7)
     made = between(before, [one.text(), two.text()])
     (route,) = made.routes
     assert (route.name, route.per_s, route.refused_s) == ("/x", pytest.approx(4.0), pytest.approx(1.0))
     assert made.gates == {"caps": {"suppress": pytest.approx(5.0)}}
     assert made.queued == {"related": 8}
+    assert made.waiting == {"ranking": 4}
     assert made.log_lag_s == 7
 
 

@@ -66,6 +66,24 @@ def test_what_is_live_is_the_same_from_the_loop_and_from_a_thread(ledger: Sqlite
     owner.close()
 
 
+def test_writes_that_wait_for_those_before_them_are_counted(ledger: SqliteLedger) -> None:
+    gate, begun = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        assert gate.wait(30)
+
+    held = ledger._group.begin(hold)
+    assert begun.wait(30)
+    waiting = [ledger._group.begin(lambda: None) for _ in range(3)]
+    assert ledger.queued == 3
+    gate.set()
+    for one in (held, *waiting):
+        one.result(30)
+    assert ledger.queued == 0
+    ledger.close()
+
+
 def test_other_ledgers_are_looked_at_in_a_thread() -> None:
     assert not isinstance(MemoryLedger(), PromptLedger)
     owner = owner_of(MemoryLedger())
