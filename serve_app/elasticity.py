@@ -52,8 +52,9 @@ def deployment_options(settings: Settings, name: str) -> dict[str, Any]:
         "health_check_timeout_s": 10,
         "graceful_shutdown_wait_loop_s": 0.2,
         "graceful_shutdown_timeout_s": own.drain_s,
-        # `logs.calls` writes a line a call where one is wanted; Serve's own for each costs a small call a twentieth.
-        "logging_config": {"enable_access_log": False},
+        # `logs.calls` writes a line a call where one is wanted; Serve's own for each costs a small call a twentieth, and at
+        # INFO it is made even where it is thrown away.
+        "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
         # The state owner's file has one owner at a time: its successor starts when it has let go.
         "max_surge_percent": 0 if name == "Ledger" else 100,
     }

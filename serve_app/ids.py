@@ -6,6 +6,8 @@ chance that any two share a hash is below 1e-4.
 
 from __future__ import annotations
 
+import os
+import struct
 import unicodedata
 from collections.abc import Iterable
 from itertools import repeat
@@ -21,6 +23,7 @@ __all__ = [
     "bucket_of",
     "decision_id_text",
     "decision_id_texts",
+    "fresh_id",
     "hash_id",
     "hash_ids",
     "hex_texts",
@@ -37,6 +40,21 @@ def hash_id(text: str) -> int:
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
+_FRESH: list[int] = []
+_AT_ONCE = 512
+os.register_at_fork(after_in_child=_FRESH.clear)
+
+
+def fresh_id() -> int:
+    """A random u64 but 0, from the system's source: asked for many at once, as to ask takes as long as to read a body."""
+    try:
+        return _FRESH.pop()  # of two threads each gets its own
+    except IndexError:
+        one, *others = (value for (value,) in struct.iter_unpack("<Q", os.urandom(8 * _AT_ONCE)) if value)
+        _FRESH.extend(others)
+        return int(one)
 
 
 def hash_ids(texts: Iterable[str]) -> npt.NDArray[np.uint64]:

@@ -24,7 +24,8 @@ class LogSettings(Group):
     """Lines below it are left out."""
     calls: Literal["none", "failed", "all"] = "failed"
     """Which HTTP calls get a line of their own: none, those answered 429 or 5xx, or all (about 20 us each).
-    Serve's own access log is off; `logging_config: {enable_access_log: true}` of a Serve file's deployment turns it on."""
+    Serve's own access log is off; `logging_config: {enable_access_log: true, log_level: INFO}` of a deployment in a Serve
+    file turns it on."""
 
 
 class TracingSettings(Group):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from serve_app.clock import micros_of
+from serve_app.ids import fresh_id
 from serve_app.ingress.calls import Incoming
 from serve_app.ingress.schemas import Rehearsal
 from serve_app.serving.library import Library
@@ -39,7 +39,7 @@ class Admitted:
 def admitted(incoming: Incoming, asked: Rehearsal, library: Library, budget_ms: float) -> Iterator[Admitted]:
     """Stamp the time and the id, hold the current release and policy until the answer is made."""
     now = micros_of(asked.now) if asked.now is not None else incoming.at_us
-    request_id = int(asked.request_id, 16) if asked.request_id is not None else secrets.randbits(64) or 1
+    request_id = int(asked.request_id, 16) if asked.request_id is not None else fresh_id()
     note_request(request_id)
     with library.releases.pinned() as (release, _), library.policies.pinned() as (policy, _):
         yield Admitted(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -24,6 +23,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from serve_app.clock import monotonic_s, now_us
+from serve_app.ids import fresh_id
 from serve_app.ingress.auth import Caller, KeyRing, Scope
 from serve_app.ingress.bodies import Bodies, Body
 from serve_app.ingress.call_log import CallLog
@@ -170,7 +170,7 @@ _CALL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 def _call_id(request: Request) -> str:
     """The caller's own id of the call, where it is plain; else a new one. Goes out with the answer and into log lines."""
     given = request.headers.get("x-request-id", "")
-    return given if _CALL_ID.fullmatch(given) else secrets.token_hex(8)
+    return given if _CALL_ID.fullmatch(given) else f"{fresh_id():016x}"
 
 
 def _template(path: str) -> str:

@@ -81,6 +81,8 @@ _CLEANED = "".join(
         *(f'{name} if {{ req.fhdr({name}) -m reg "[^ -~]" }}' for name in ("x-request-id", "traceparent", "tracestate")),
     )
 )
+# Where a caller names his call by nothing, HAProxy does: Serve and we would each ask the system for a random number.
+_NAMED = "\\n    http-request set-header x-request-id %[uuid()] unless { req.hdr(x-request-id) -m found }"
 
 
 def _bind(host: str, port: int) -> str:
@@ -102,7 +104,7 @@ def _edits(folder: Path, stats: int, metrics: int, bounds: Bounds, opened: tuple
     return ";".join(
         (
             *front,
-            f"s|^frontend http_frontend$|frontend  http_frontend{_CLEANED}|",
+            f"s|^frontend http_frontend$|frontend  http_frontend{_CLEANED}{_NAMED}|",
             *(f"s|^( *bind )[*]?:{port}|\\1127.0.0.1:{port}|" for port in (stats, metrics)),
             "s|^( *stats socket .*) mode 666 |\\1 mode 600 |",
             # Two files for every connection and more for splicing would be reserved, or it does not start.

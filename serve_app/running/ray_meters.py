@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -12,13 +13,13 @@ from serve_app.serving.meters import COUNTERS, GAUGES, TIMERS
 
 __all__ = ["RayMeters", "metrics_pages"]
 
-_HAND_OVER_S = 1.0
+_HAND_OVER_S = 0.25
 _MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000]
 
 
 class RayMeters:
-    """One Ray metric per declared name. Counters are added up here and handed over once a second: a decision raises dozens,
-    and each costs Ray microseconds."""
+    """One Ray metric per declared name. What is measured is handed over a few times a second, counters added up: a request
+    measures dozens of values, and to tell Ray of each in its midst takes twenty times as long as many after one another."""
 
     def __init__(self) -> None:
         self._counters = {name: Counter(name, text, tags) for name, (text, tags) in COUNTERS.items()}
@@ -26,6 +27,7 @@ class RayMeters:
         self._gauges = {name: Gauge(name, text, tags) for name, (text, tags) in GAUGES.items()}
         self._lock = threading.Lock()
         self._sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._observed = deque[tuple[str, float, Mapping[str, str]]]()
         threading.Thread(target=self._hand_over, name="meters", daemon=True).start()
 
     def add(self, name: str, amount: float, tags: Mapping[str, str]) -> None:
@@ -37,7 +39,7 @@ class RayMeters:
 
     def observe(self, name: str, value: float, tags: Mapping[str, str]) -> None:
         """See Sink."""
-        self._timers[name].observe(value, dict(tags))
+        self._observed.append((name, value, tags))
 
     def set(self, name: str, value: float, tags: Mapping[str, str]) -> None:
         """See Sink."""
@@ -49,6 +51,9 @@ class RayMeters:
             sums, self._sums = self._sums, {}
         for (name, tags), amount in sums.items():
             self._counters[name].inc(amount, dict(tags))
+        for _ in range(len(self._observed)):
+            timer, value, own = self._observed.popleft()
+            self._timers[timer].observe(value, dict(own))
 
     def _hand_over(self) -> None:
         while True:

@@ -23,7 +23,7 @@ from serve_app.serving import faults, scope
 from serve_app.serving.budgets import stretched
 from serve_app.serving.hosts import RankCall, flagged, with_news
 from serve_app.serving.journalling import JournalHost
-from serve_app.serving.library import Library, Pins
+from serve_app.serving.library import Edition, Library, Pins
 from serve_app.serving.measuring import measure_decisions
 from serve_app.serving.meters import count, timed
 from serve_app.serving.relay import Baton, Detour, relayed
@@ -184,20 +184,24 @@ class DecideFlow:
         )
         if call.commit:
             decided = send_unledgered(decided, self._stage, edition.context, edition.view.hashes)
+        durable = self._journalled(call, decided, edition) if call.commit else _nothing_to_keep
         measure_decisions(decided)
-        logged = True
-        if call.commit:
-            committed = decided.status == DecideStatus.committed
-            logged = self._journal.append(
-                decided.batch,
-                edition,
-                commit_version=np.where(committed, decided.versions, -1),
-                granted=decided.granted,
-                idempotency_keys=call.keys,
-            )
         if not call.explain:
             decided.batch = _answered(decided.batch)
-        return Decided(decided, logged)
+        return Decided(decided, durable())
+
+    def _journalled(self, call: DecideCall, decided: DecidedBatch, edition: Edition) -> Callable[[], bool]:
+        return self._journal.begin(
+            decided.batch,
+            edition,
+            commit_version=np.where(decided.status == DecideStatus.committed, decided.versions, -1),
+            granted=decided.granted,
+            idempotency_keys=call.keys,
+        )
+
+
+def _nothing_to_keep() -> bool:
+    return True
 
 
 def _rank_call(call: DecideCall, *, afar: bool = False) -> RankCall:

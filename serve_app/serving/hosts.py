@@ -207,13 +207,12 @@ class RankingHost:
     def _told(self, call: RankCall, batch: Batch, ranked: Batch, edition: Edition) -> Batch:
         """Journal what was made, and give back what was asked for. ranked: the kept candidates of `batch`."""
         mask = _kept(batch) if call.explain or call.log else np.empty(0, np.bool_)
+        durable = None
         if call.log:
             flat, matrices = _apart(ranked, mask)
-            if not self._journal.append(_rejoin(batch, mask, ranked, flat), edition, matrices=matrices):
-                ranked = flagged(ranked, StageBit.log)
-        if call.explain:
-            return _rejoin(batch, mask, ranked, tuple(ranked.candidates))
-        return _answered(ranked)
+            durable = self._journal.begin(_rejoin(batch, mask, ranked, flat), edition, matrices=matrices)
+        out = _rejoin(batch, mask, ranked, tuple(ranked.candidates)) if call.explain else _answered(ranked)
+        return out if durable is None or durable() else flagged(out, StageBit.log)
 
 
 def _surface(batch: Batch) -> Surface:

@@ -7,9 +7,9 @@ replica's.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from serve_app.serving import spans
 
@@ -99,15 +99,24 @@ def gauge(name: str, value: float, **tags: str) -> None:
         sink.set(name, value, tags)
 
 
-@contextmanager
-def timed(name: str, **tags: str) -> Iterator[None]:
+class timed:
     """Observe how long the block takes, in milliseconds, also where it fails. It is a span too, where spans are made."""
-    began = time.perf_counter()
-    try:
+
+    __slots__ = ("_began", "_name", "_span", "_tags")
+
+    def __init__(self, name: str, **tags: str) -> None:
+        self._name, self._tags = name, tags
+        self._span: AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
         if spans.active():
-            with spans.span(" ".join(tags.values()) or name):
-                yield
-        else:
-            yield
-    finally:
-        observe(name, (time.perf_counter() - began) * 1e3, **tags)
+            self._span = spans.span(" ".join(self._tags.values()) or self._name)
+            self._span.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            if self._span is not None:
+                self._span.__exit__(*error)
+        finally:
+            observe(self._name, (time.perf_counter() - self._began) * 1e3, **self._tags)

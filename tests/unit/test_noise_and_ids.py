@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,10 +13,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import DamagedArtifact, HindcastError, InvalidInput
-from serve_app.ids import BUCKETS, bucket_of, decision_id_text, hash_id, hash_ids, parse_decision_id
+from serve_app.ids import BUCKETS, bucket_of, decision_id_text, fresh_id, hash_id, hash_ids, parse_decision_id
 from serve_app.noise import absorb, gumbel, hash_key, mix, salt_of, uniform, unit_interval
 
 u64 = st.integers(0, 2**64 - 1)
+
+
+def test_fresh_ids_do_not_repeat_in_threads_or_after_a_fork() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        ids = list(pool.map(lambda _: fresh_id(), range(20_000)))
+    assert len(set(ids)) == len(ids)
+    assert all(0 < one < 2**64 for one in ids)
+    ends = os.pipe()
+    if (child := os.fork()) == 0:
+        os.write(ends[1], b"".join(fresh_id().to_bytes(8) for _ in range(500)))
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(ends[0], 8 * 500)
+    assert len(theirs) == 8 * 500
+    own = {fresh_id() for _ in range(500)}
+    assert not own & {int.from_bytes(theirs[at : at + 8]) for at in range(0, len(theirs), 8)}
 
 
 @given(u64, u64, u64)

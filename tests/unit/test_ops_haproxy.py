@@ -80,6 +80,7 @@ frontend  http_frontend
     http-request del-header x-request-id if {{ req.fhdr(x-request-id) -m reg "[^ -~]" }}
     http-request del-header traceparent if {{ req.fhdr(traceparent) -m reg "[^ -~]" }}
     http-request del-header tracestate if {{ req.fhdr(tracestate) -m reg "[^ -~]" }}
+    http-request set-header x-request-id %[uuid()] unless {{ req.hdr(x-request-id) -m found }}
     bind 0.0.0.0:8000
     default_backend default_backend
 backend default_backend
