@@ -114,7 +114,7 @@ def _push(data: Path, store: Store, snapshot: Snapshot, progress: Progress) -> P
     )
     store.write(NAME, now.model_dump_json().encode())
     # Also what a push left there that was cut short. A pull that is at one of them begins again.
-    removed = [name for name in sorted(stored.keys() | sent.keys()) if name not in files and ours(name)]
+    removed = [name for name in sorted(stored) if name not in files and ours(name)]
     for name in removed:
         store.remove(name)
     size, rows = sum(one.bytes for one in sent.values()), sum(one.rows for one in snapshot.files)
