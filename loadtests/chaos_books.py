@@ -33,14 +33,16 @@ class Books:
     findings: list[str]
 
 
-def examine(data: Path, calls: Sequence[Call]) -> Books:
-    """Compact the log as the server's upkeep does, read every file, audit, look up every answer. The server has ended."""
+def examine(data: Path, calls: Sequence[Call], *, redis_url: str | None = None) -> Books:
+    """Compact the log as the server's upkeep does, read every file, audit, look up every answer. The server has ended.
+    redis_url: of its ledger, where that is no file."""
+    ledger = ("--redis", redis_url) if redis_url else ()
     findings = [
         f"hindcast {' '.join(arguments)}: {said.strip()[-500:]}"
-        for arguments in (("log", "compact"), ("log", "check"))
+        for arguments in (("log", "compact", *ledger), ("log", "check"))
         for code, said in [_hindcast(*arguments, "--data", str(data))] if code
     ]  # fmt: skip
-    code, said = _hindcast("audit", "--json", "--data", str(data))
+    code, said = _hindcast("audit", "--json", *ledger, "--data", str(data))
     audit = json.loads(said) if said.startswith("{") else {}
     if code:
         kinds = {kind: one["count"] for kind, one in audit.get("findings", {}).items()}

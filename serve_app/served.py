@@ -4,6 +4,7 @@ the state, `serve_app.served:state`, which stays as it is while the other is upd
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -12,7 +13,9 @@ from ray.serve import Application
 from serve_app.errors import InvalidInput
 from serve_app.settings import Settings, load_settings
 
-__all__ = ["NODE_SETTINGS", "application", "cluster_settings", "holds_password", "state", "state_settings"]
+__all__ = [
+    "NODE_SETTINGS", "application", "check_code", "cluster_settings", "holds_password", "state", "state_settings",
+]  # fmt: skip
 
 NODE_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "http": (
@@ -29,10 +32,12 @@ _STATE_ARGUMENTS = frozenset({"data", "ledger", "deployments", "logs", "tracing"
 
 def application(arguments: dict[str, Any]) -> Application:
     """The graph of a cluster. InvalidInput names the wrong setting; Serve shows it as the reason of a failed deploy."""
+    import ray
     from ray import serve
 
     from serve_app.application import STATE_APPLICATION, build_application
 
+    check_code(ray.get_runtime_context().runtime_env)
     settings = cluster_settings(arguments)
     # The two are built side by side; a handle waits for replicas that are not there yet.
     state = serve.get_deployment_handle("Ledger", STATE_APPLICATION, _check_exists=False)
@@ -41,9 +46,24 @@ def application(arguments: dict[str, Any]) -> Application:
 
 def state(arguments: dict[str, Any]) -> Application:
     """The owner of the state: `data`, `ledger` and `deployments.ledger` of the settings. It takes no HTTP."""
+    import ray
+
     from serve_app.application import build_state
 
+    check_code(ray.get_runtime_context().runtime_env)
     return build_state(state_settings(arguments))
+
+
+def check_code(runtime_env: Mapping[str, Any]) -> None:
+    """InvalidInput where the config file names a folder with a version of this code, and another one runs: Ray puts the
+    folder that it was started in before all others."""
+    here = Path(__file__).resolve().parents[1]
+    for uri in runtime_env.get("py_modules", ()):
+        named = Path(str(uri).removeprefix("local://"))
+        if (named / "serve_app").is_dir() and named.resolve() != here:
+            raise InvalidInput(
+                f"{named} is passed over for {here}", field="runtime_env.py_modules", hint="start Ray in another folder"
+            )
 
 
 def state_settings(arguments: Mapping[str, Any]) -> Settings:

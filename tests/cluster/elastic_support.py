@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -18,11 +19,13 @@ import httpx
 import psutil
 import yaml
 
+from serve_app.elasticity import APPLICATION
 from serve_app.running.serve_file import serve_document
 from serve_app.running.switches import free_port
 from serve_app.settings import load_settings
 from tests.cluster.test_server_command import environment
 
+SOURCES = Path(__file__).resolve().parents[2]
 SLOW = dict.fromkeys(("request_ms", "live_ms", "retrieval_ms", "features_ms", "ranking_ms", "journal_ms"), 30_000)
 
 
@@ -31,6 +34,7 @@ class Cluster:
 
     def __init__(self, folder: Path, data: Path, workers: int = 0) -> None:
         self.folder, self.data, self.port = folder, data, free_port()
+        self._file = folder / "serve.yaml"
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = (folder / "server.log").open("w")
         self._process = subprocess.Popen(
@@ -39,7 +43,9 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=environment(),
+            # Ray puts the folder it is started in before all others that replicas import from.
+            cwd=folder,
+            env=environment(PYTHONPATH=os.pathsep.join(filter(None, (str(SOURCES), os.environ.get("PYTHONPATH"))))),
         )
         self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -68,15 +74,30 @@ class Cluster:
         made = load_settings(
             data=self.data, http={"port": self.port}, budgets=SLOW, segments={"refresh_minutes": 0}, **settings
         )
-        path = self.folder / "serve.yaml"
         document = serve_document(made)
         state, application = document["applications"]
         if deployments_also is not None:
             state["deployments"][0]["ray_actor_options"]["resources"] = {"state": 1}
             for deployment in application["deployments"]:
                 deployment |= deployments_also
-        path.write_text(yaml.safe_dump(document))
-        assert self.ask(str(path)) == {"deployed": "serve.yaml"}
+        self.deploy_file(document)
+
+    @property
+    def deployed(self) -> dict[str, Any]:
+        """The Serve config file that was deployed last."""
+        return dict(yaml.safe_load(self._file.read_text()))
+
+    def roll_out(self, code: Path) -> None:
+        """Deploy the same file again, but for where the code of the application lies on every node."""
+        document = self.deployed
+        (own,) = (one for one in document["applications"] if one["name"] == APPLICATION)
+        own["runtime_env"] = {"py_modules": [f"local://{code}"]}
+        self.deploy_file(document)
+
+    def deploy_file(self, document: dict[str, Any]) -> None:
+        """Deploy a Serve config file."""
+        self._file.write_text(yaml.safe_dump(document))
+        assert self.ask(str(self._file)) == {"deployed": self._file.name}
 
     def status(self) -> dict[str, Any]:
         return self.ask("status")

@@ -5,12 +5,15 @@ The server is deployed as `serve deploy` does it, in a process of its own, becau
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
 import pytest
 
+import serve_app
+from serve_app.elasticity import APPLICATION
 from tests.cluster.elastic_support import Cluster, Load, until
 from tests.cluster.server_support import data_copy
 
@@ -24,6 +27,11 @@ GROWS = {
     "downscale_delay_s": 0,
     "look_back_s": 2,
 }
+NEW = {
+    "replicas.py": ('name = f"{part}-', 'name = f"new-{part}-'),  # of each stage's replica, as `/v1/replicas` tells it
+    "ingress/calls.py": ('"title": "Hindcast"', '"title": "Hindcast, the new one"'),
+}
+BROKEN = {"serving/follower.py": ("class Follower:", "raise RuntimeError")}  # every replica of the application has one
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +87,50 @@ def test_a_rolling_update_fails_no_request_and_leaves_the_state_owner_alone(clus
         until(lambda: sum(load.answers.values()) > answered + 10, 30)
     assert not load.failures, load.failures[:5]
     print(f"\nupdated in {took:.1f} s, answers {dict(load.answers)}")
+
+
+def test_a_rolling_update_of_the_code_fails_no_request_and_leaves_the_state_owner_alone(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    before, owner = cluster.replicas(), cluster.state_owner()
+    with Load(cluster.url, 3) as load:
+        cluster.roll_out(installed(tmp_path / "9.9.9", NEW))
+        took = until(lambda: cluster.steady() and not before.keys() & cluster.replicas().keys(), UPDATE_S)
+        assert cluster.state_owner() == owner
+        after = cluster.replicas()
+        assert set(after.values()) == set(before.values())
+        assert all(name.startswith("new-") for name, role in after.items() if role != "ingress"), after
+        said = httpx.get(f"{cluster.url}/openapi.json", timeout=60).json()["info"]
+        assert (said["title"], said["version"]) == ("Hindcast, the new one", "9.9.9")
+        answered = sum(load.answers.values())
+        until(lambda: sum(load.answers.values()) > answered + 10, 30)
+    assert not load.failures, load.failures[:5]
+    print(f"\nnew code everywhere in {took:.1f} s, answers {dict(load.answers)}")
+
+
+def test_code_that_does_not_start_leaves_the_old_serving_and_the_way_back_replaces_nothing(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    before, deployed = cluster.replicas(), cluster.deployed
+    with Load(cluster.url, 3) as load:
+        cluster.roll_out(installed(tmp_path / "broken", BROKEN))
+        told = until(lambda: cluster.status()["applications"][APPLICATION] == "DEPLOY_FAILED", UPDATE_S)
+        assert cluster.replicas() == before
+        cluster.deploy_file(deployed)
+        back = until(cluster.steady, UPDATE_S)
+        assert cluster.replicas() == before
+    assert not load.failures, load.failures[:5]
+    print(f"\nfailed after {told:.1f} s, taken back in {back:.1f} s, answers {dict(load.answers)}")
+
+
+def installed(folder: Path, changes: Mapping[str, tuple[str, str]]) -> Path:
+    """Another version of Hindcast as `pip install --no-deps --target` leaves it. changes: of a file, what to what."""
+    shutil.copytree(Path(serve_app.__file__).parent, folder / "serve_app", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, (was, is_now) in changes.items():
+        file = folder / "serve_app" / name
+        assert file.read_text().count(was) == 1, (name, was)
+        file.write_text(file.read_text().replace(was, is_now))
+    known = folder / "hindcast_platform-9.9.9.dist-info" / "METADATA"
+    known.parent.mkdir()
+    known.write_text("Metadata-Version: 2.1\nName: hindcast-platform\nVersion: 9.9.9\n")
+    return folder

@@ -93,6 +93,7 @@ FIRST = "applications.1.deployments.0"
         ("http_options.port", None, "http_options.port", "both places"),
         ("http_options.request_timeout_s", 10, "http_options.request_timeout_s", "125"),
         ("http_options.request_timeout_s", None, "http_options.request_timeout_s", "125"),
+        ("applications.1.runtime_env", {"py_modules": ["/mnt/x/code/0.2.0"]}, "applications.1.runtime_env", "local://"),
         ("applications.1.import_path", "other:app", "applications", "serve_app.served:application"),
         ("applications.0.deployments", [{"name": "Ledger", "num_replicas": 2}], "applications.0.deployments.0",
          "one process"),

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+import serve_app
+from serve_app.errors import InvalidInput
 from serve_app.running import switches
-from serve_app.served import NODE_SETTINGS, cluster_settings
+from serve_app.served import NODE_SETTINGS, check_code, cluster_settings
 from serve_app.settings import Settings, load_settings
 
 ARGUMENTS: dict[str, Any] = {
@@ -43,3 +45,14 @@ def test_args_may_say_what_no_node_reads_and_nothing_else(tmp_path: Path, monkey
             if node(changed, tmp_path) != before:
                 read.add((group, name))
     assert read == {(group, name) for group, names in NODE_SETTINGS.items() for name in names}
+
+
+def test_code_that_the_file_names_is_the_code_that_runs(tmp_path: Path) -> None:
+    here = Path(serve_app.__file__).parents[1]
+    (tmp_path / "serve_app").mkdir()
+    (tmp_path / "policies").mkdir()
+    for uris in ([], [f"local://{here}"], [f"local://{tmp_path}/policies", "https://somewhere/else.zip"]):
+        check_code({"py_modules": uris})
+    check_code({})
+    with pytest.raises(InvalidInput, match=f"{tmp_path} is passed over for {here}"):
+        check_code({"py_modules": [f"local://{tmp_path}"]})
