@@ -54,7 +54,17 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SharedFile(_Strict):
+class _Held(_Strict):
+    bytes: int
+    sha256: Annotated[str, Field(pattern=f"^{_SHA256.pattern}$")]
+
+    @property
+    def content(self) -> Content:
+        """What the file holds."""
+        return Content(self.bytes, self.sha256)
+
+
+class SharedFile(_Held):
     """One Parquet file: see `serve_app.log.snapshot.LogFile`, and what it holds."""
 
     table: str
@@ -63,30 +73,16 @@ class SharedFile(_Strict):
     low: int
     high: int
     rows: int
-    bytes: int
-    sha256: str
-
-    @property
-    def content(self) -> Content:
-        """What it holds."""
-        return Content(self.bytes, self.sha256)
 
     def listed(self) -> LogFile:
         """As a snapshot lists it."""
         return LogFile(self.table, self.path, self.day, self.low, self.high, self.rows)
 
 
-class Beside(_Strict):
+class Beside(_Held):
     """One other file of the data folder, by its path there."""
 
     path: Annotated[str, AfterValidator(_beside)]
-    bytes: int
-    sha256: Annotated[str, Field(pattern=f"^{_SHA256.pattern}$")]
-
-    @property
-    def content(self) -> Content:
-        """What it holds."""
-        return Content(self.bytes, self.sha256)
 
 
 class SharedLog(_Strict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -13,7 +14,9 @@ from serve_app.serving.meters import COUNTERS, GAUGES, TIMERS
 
 __all__ = ["RayMeters", "metrics_pages"]
 
+_LOG = logging.getLogger("hindcast.serving")
 _HAND_OVER_S = 0.25
+_MOST = 1 << 16  # timings kept at the most, should Ray not take them
 _MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000]
 
 
@@ -27,7 +30,7 @@ class RayMeters:
         self._gauges = {name: Gauge(name, text, tags) for name, (text, tags) in GAUGES.items()}
         self._lock = threading.Lock()
         self._sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
-        self._observed = deque[tuple[str, float, Mapping[str, str]]]()
+        self._observed = deque[tuple[str, float, Mapping[str, str]]](maxlen=_MOST)
         threading.Thread(target=self._hand_over, name="meters", daemon=True).start()
 
     def add(self, name: str, amount: float, tags: Mapping[str, str]) -> None:
@@ -58,7 +61,10 @@ class RayMeters:
     def _hand_over(self) -> None:
         while True:
             time.sleep(_HAND_OVER_S)
-            self.flush()
+            try:
+                self.flush()
+            except Exception:  # noqa: BLE001 - whatever it was, what comes later is told
+                _LOG.exception("metrics could not be handed to Ray")
 
 
 def metrics_pages() -> Sequence[str]:
