@@ -38,6 +38,7 @@ _RELATED = "/v1/recommendations/related"
 _SHARE = 0.8  # of the capacity is offered before and after
 _AROUND_S, _SPIKE_S, _SATURATED_S, _REFUSING_S = 40.0, 30.0, 12.0, 5.0
 _USERS = 48
+_GENERATORS = 2  # processes: one alone falls behind at ten times the capacity, and measures itself
 _CONNECTIONS = (32, 128, 256)
 _NO_MEASUREMENT = 12
 
@@ -105,7 +106,7 @@ def _measured(data: Path, topology: str, capacity: float, out: Path, console: Co
         console.print(f"{rate:g} a second, {10 * capacity:g} a second, {rate:g} a second")
         watch = Watch(server.process, {}, 1.0)
         watch.start()
-        around = ("--duration", f"{_AROUND_S:g}s", "--spike", f"{_SPIKE_S:g}s")
+        around = ("--duration", f"{_AROUND_S:g}s", "--spike", f"{_SPIKE_S:g}s", "--processes", str(_GENERATORS))
         spike = _load(server, data, out / "spike", "spike", "--rate", f"{rate}", "--factor", f"{10 / _SHARE}", *around, *own)
         watch.stop()
         console.print("refusals as fast as they come")
