@@ -5,24 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.errors import DamagedArtifact, UnknownIdentifier
 from serve_app.log.erasure import load_erased
 from serve_app.log.forgetting import remove_packs
-from serve_app.log.pushing import AT_ONCE
 from serve_app.log.shared import BESIDE, PARTS, SharedLog, copied_from, may_be_pulled, read_shared
-from serve_app.log.snapshot import Snapshot, commit, load_snapshot, log_folder, sync_folder, writer_lock
-from serve_app.stores import Content, Store, content_of
+from serve_app.log.snapshot import Snapshot, commit, log_folder, sync_folder, writer_lock
+from serve_app.stores import Content, Progress, Store, content_of, copied
 
 __all__ = ["Pulled", "pull_log"]
 
 _ATTEMPTS = 8
 _ASIDE = ".pulled"
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +50,7 @@ def pull_log(data: Path, url: str, progress: Progress = lambda *_: None) -> Pull
         for _ in range(_ATTEMPTS):
             snapshot = may_be_pulled(data, shared)
             try:
-                fetched = _fetched(store, _lacking(data, shared), progress)
+                fetched = _fetched(store, _lacking(data, shared, snapshot), progress)
                 return _taken(data, store.url, shared, snapshot, fetched)
             except _Gone as gone:
                 newer = _read(store)
@@ -71,10 +67,10 @@ def _read(store: Store) -> SharedLog:
     return shared
 
 
-def _lacking(data: Path, shared: SharedLog) -> dict[str, tuple[Path, Content]]:
+def _lacking(data: Path, shared: SharedLog, snapshot: Snapshot) -> dict[str, tuple[Path, Content]]:
     """Where each file goes that is not here, and what it must hold, by its name in the store. What lies beside the log goes
     aside first, as it changes under its name."""
-    listed = {one.path for one in load_snapshot(data).files}
+    listed = {one.path for one in snapshot.files}
     out: dict[str, tuple[Path, Content]] = {}
     for one in shared.files:
         path = log_folder(data) / one.path
@@ -95,20 +91,11 @@ def _holds(path: Path, content: Content) -> bool:
 
 
 def _fetched(store: Store, files: dict[str, tuple[Path, Content]], progress: Progress) -> list[Content]:
-    done, total = 0, sum(content.bytes for _, content in files.values())
-    out: list[Content] = []
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        try:
-            for content in pool.map(lambda name: _fetch(store, name, *files[name]), files):
-                out.append(content)
-                done += content.bytes
-                progress(done, total)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    sizes = {name: content.bytes for name, (_, content) in files.items()}
+    out = copied(lambda name: _fetch(store, name, *files[name]), sizes, progress)
     for folder in {path.parent for path, _ in files.values()}:
         sync_folder(folder)
-    return out
+    return list(out.values())
 
 
 def _fetch(store: Store, name: str, path: Path, content: Content) -> Content:
@@ -133,8 +120,8 @@ def _taken(data: Path, url: str, shared: SharedLog, old: Snapshot, fetched: list
     """Make what was fetched the log."""
     copied_from(data, url, shared, old.sequence)
     for one in shared.beside:
-        if not _holds(data / one.path, one.content):
-            _put(_aside(data, one.sha256), data / one.path)
+        if (aside := _aside(data, one.sha256)).is_file():
+            _put(aside, data / one.path)
     remove_packs(data, load_erased(data))
     removed = {one.path for one in old.files} - {one.path for one in shared.files}
     now_us = time.time_ns() // 1000

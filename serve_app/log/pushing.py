@@ -5,8 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +26,11 @@ from serve_app.log.shared import (
     read_shared,
 )
 from serve_app.log.snapshot import LogFile, Snapshot, load_snapshot, log_folder
-from serve_app.stores import Content, Store, content_of
+from serve_app.stores import Content, Progress, Store, content_of, copied
 
-__all__ = ["AT_ONCE", "Pushed", "push_log"]
+__all__ = ["Pushed", "push_log"]
 
-AT_ONCE = 8  # files on their way
 _ATTEMPTS = 8
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,28 +127,17 @@ def _listed(one: LogFile, content: Content) -> SharedFile:
 
 def _sent(store: Store, files: dict[str, Path], stored: dict[str, int], progress: Progress) -> dict[str, Content]:
     """Bring `files` to the store, by their name there; what they hold. stored: lengths of what is there."""
-    done, total = 0, sum(_size(path) for path in files.values())
-    out: dict[str, Content] = {}
+    sizes = {name: _size(path) for name, path in files.items()}
 
     def send(name: str) -> Content:
-        path = files[name]
-        if stored.get(name) == _size(path):  # by a push that was cut short
-            return _read(path)
+        if stored.get(name) == sizes[name]:  # by a push that was cut short
+            return _read(files[name])
         try:
-            return store.send(path, name)
+            return store.send(files[name], name)
         except FileNotFoundError:
-            raise _Changed(path) from None
+            raise _Changed(files[name]) from None
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        try:
-            for name, content in zip(files, pool.map(send, files), strict=True):
-                out[name] = content
-                done += content.bytes
-                progress(done, total)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return out
+    return copied(send, sizes, progress)
 
 
 def _size(path: Path) -> int:

@@ -17,14 +17,14 @@ import uuid
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from serve_app.errors import DamagedArtifact, InvalidInput
 from serve_app.log.journal import journal_files
 from serve_app.log.migrations import READABLE
 from serve_app.log.schema import TABLES
 from serve_app.log.snapshot import LogFile, Snapshot, load_snapshot, log_folder
-from serve_app.release.manifest import write_text_atomically
+from serve_app.release.manifest import FileEntry, write_text_atomically
 from serve_app.stores import Content, Store
 
 __all__ = ["Beside", "SharedFile", "SharedLog", "beside_files", "copied_from", "identity", "may_be_pulled", "read_shared"]
@@ -54,10 +54,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Held(_Strict):
-    bytes: int
-    sha256: Annotated[str, Field(pattern=f"^{_SHA256.pattern}$")]
-
+class _Held(FileEntry):
     @property
     def content(self) -> Content:
         """What the file holds."""

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from serve_app.errors import DamagedArtifact, InvalidInput
+from serve_app.stores import content_of
 
 __all__ = [
     "MANIFEST_NAME",
@@ -110,13 +111,9 @@ def describe_files(folder: Path) -> dict[str, FileEntry]:
             raise InvalidInput("a release holds plain files only", field=str(path.relative_to(folder)))
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST_NAME:
-            found[name] = FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
+            content = content_of(path)
+            found[name] = FileEntry(bytes=content.bytes, sha256=content.sha256)
     return dict(sorted(found.items()))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _content_version(files: Mapping[str, FileEntry], lineage: Lineage) -> str:
@@ -219,5 +216,5 @@ def verify_files(folder: Path, manifest: Manifest, only: Collection[str] | None 
             raise DamagedArtifact("file is missing", field=field, hint="build the release again or roll back")
         if path.stat().st_size != entry.bytes:
             raise DamagedArtifact(f"file has {path.stat().st_size} bytes, the manifest says {entry.bytes}", field=field)
-        if _sha256(path) != entry.sha256:
+        if content_of(path).sha256 != entry.sha256:
             raise DamagedArtifact("checksum differs from the manifest", field=field, hint="build the release again")

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from serve_app.errors import DamagedArtifact, InvalidInput, UnknownIdentifier
 from serve_app.release.load import load_release
 from serve_app.release.manifest import MANIFEST_NAME, read_manifest
 from serve_app.release.registry import release_folder
-from serve_app.stores import Store
+from serve_app.stores import Progress, Store
 
 __all__ = ["pull_release", "push_release"]
-
-Progress = Callable[[int, int], None]
 
 
 def push_release(data: Path, version: str, url: str, progress: Progress = lambda *_: None) -> str:

@@ -6,7 +6,7 @@ A micro-batch works for several calls at once; its lines name all of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -35,25 +35,15 @@ def current() -> tuple[CallScope, ...]:
     return _scopes.get()
 
 
-class _Entered:
-    """The block works for these. It is entered for every call: a generator would take three times as long."""
-
-    __slots__ = ("_scopes", "_token")
-
-    def __init__(self, scopes: tuple[CallScope, ...]) -> None:
-        self._scopes = scopes
-
-    def __enter__(self) -> CallScope:
-        self._token = _scopes.set(self._scopes)
-        return self._scopes[0]
-
-    def __exit__(self, *_: object) -> None:
-        _scopes.reset(self._token)
-
-
-def of_call(call: str) -> AbstractContextManager[CallScope]:
+@contextmanager
+def of_call(call: str) -> Iterator[CallScope]:
     """One HTTP call."""
-    return _Entered((CallScope(call),))
+    scope = CallScope(call)
+    token = _scopes.set((scope,))
+    try:
+        yield scope
+    finally:
+        _scopes.reset(token)
 
 
 def note_request(request_id: int) -> None:
@@ -73,6 +63,11 @@ def joined(scopes: Iterable[tuple[CallScope, ...]]) -> Iterator[None]:
         _scopes.reset(token)
 
 
-def of_requests(request_ids: npt.NDArray[np.uint64]) -> AbstractContextManager[CallScope]:
+@contextmanager
+def of_requests(request_ids: npt.NDArray[np.uint64]) -> Iterator[None]:
     """Work in another process than the call's, which knows its requests by id."""
-    return _Entered((CallScope("", request_ids=[f"{one:016x}" for one in request_ids[:_MOST].tolist()]),))
+    token = _scopes.set((CallScope("", request_ids=[f"{one:016x}" for one in request_ids[:_MOST].tolist()]),))
+    try:
+        yield
+    finally:
+        _scopes.reset(token)

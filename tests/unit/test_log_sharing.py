@@ -16,9 +16,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from serve_app import stores
 from serve_app.errors import DamagedArtifact, InvalidInput, NotReady, UnknownIdentifier
 from serve_app.ids import hash_id
-from serve_app.log import pulling, pushing
 from serve_app.log.check import check_log
 from serve_app.log.compaction import compact
 from serve_app.log.erasure import erase_user, erased_users
@@ -198,8 +198,7 @@ def test_commits_meanwhile_make_it_begin_again(source: Path, tmp_path: Path, mon
     store, copy = tmp_path / "store", tmp_path / "copy"
     url = f"file://{store}"
     erase_user(source, ANN, T + 3 * DAY)
-    monkeypatch.setattr(pushing, "AT_ONCE", 1)
-    monkeypatch.setattr(pulling, "AT_ONCE", 1)
+    monkeypatch.setattr(stores, "AT_ONCE", 1)
 
     def forget() -> None:
         for _ in range(2):  # files that hold ann go at once

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 import uvloop
 
-from serve_app.clock import monotonic_s
 from serve_app.errors import LedgerUnavailable
 from serve_app.serving.local_rpc import HungUp, Line, NotTaken
 from serve_app.serving.local_servers import LoopServer, ThreadServer
 from serve_app.serving.nearby import Peer
-from serve_app.serving.threads import Turns, WorkThreads
+from serve_app.serving.threads import Turns
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 _LONG_S = 30.0
@@ -246,27 +245,6 @@ def test_who_left_before_his_turn_is_not_worked_for() -> None:
     ask(_LONG_S, 3)
     assert begun == [1, 3]
     server.retire()
-
-
-def test_calls_that_wait_and_calls_under_way_are_told_apart() -> None:
-    gate, begun = threading.Event(), threading.Semaphore(0)
-
-    def work() -> None:
-        begun.release()
-        assert gate.wait(_LONG_S)
-
-    pool = WorkThreads(3, "test", stuck_s=60, at_once=1)
-    asked = [pool.submit(work) for _ in range(5)]
-    assert begun.acquire(timeout=_LONG_S)
-    ends_s = monotonic_s() + _LONG_S
-    while pool.waiting < 4:  # two threads for their turn, two pieces for a thread
-        assert monotonic_s() < ends_s
-    assert (pool.waiting, pool.turns.waiting, pool.turns.under_way) == (4, 2, 1)
-    gate.set()
-    for one in asked:
-        one.result(_LONG_S)
-    assert (pool.waiting, pool.turns.under_way) == (0, 0)
-    pool.shutdown()
 
 
 def test_who_left_while_others_were_asked_is_worked_for_no_more() -> None:
