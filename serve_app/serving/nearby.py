@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from serve_app.clock import monotonic_s
@@ -87,7 +86,7 @@ class Peer:
 
     async def ask(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """See AsyncLine; on the event loop."""
-        with self._one_more():
+        with self:
             line = self._lines.take() or self._opened_async()
             try:
                 return await line.ask(method, *arguments, **keywords)
@@ -96,25 +95,23 @@ class Peer:
 
     def wait(self, within_s: float, method: str, *arguments: Any, call_off: bool = True, **keywords: Any) -> Any:
         """See Line; in a thread. The time is no method's keyword."""
-        with self._one_more():
+        with self:
             line = self._waiters.take() or self._opened()
             try:
                 return line.ask(within_s, method, arguments, keywords, call_off=call_off)
             finally:
                 self._back(line, self._waiters)
 
-    @contextmanager
-    def _one_more(self) -> Iterator[None]:
+    def __enter__(self) -> None:
+        """One call more is under way; a Peer may be entered by many at once."""
         with self._lock:
             self.under_way += 1
-        try:
-            yield
-        except NotTaken as error:
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        with self._lock:
+            self.under_way -= 1
+        if isinstance(error, NotTaken):
             self.gone |= error.ending
-            raise
-        finally:
-            with self._lock:
-                self.under_way -= 1
 
     def _opened(self) -> Line:
         try:

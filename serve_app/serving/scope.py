@@ -6,7 +6,7 @@ A micro-batch works for several calls at once; its lines name all of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -35,15 +35,25 @@ def current() -> tuple[CallScope, ...]:
     return _scopes.get()
 
 
-@contextmanager
-def of_call(call: str) -> Iterator[CallScope]:
+class _Entered:
+    """The block works for these. Why it is a class: see serve_app.serving.threads."""
+
+    __slots__ = ("_scopes", "_token")
+
+    def __init__(self, scopes: tuple[CallScope, ...]) -> None:
+        self._scopes = scopes
+
+    def __enter__(self) -> CallScope:
+        self._token = _scopes.set(self._scopes)
+        return self._scopes[0]
+
+    def __exit__(self, *_: object) -> None:
+        _scopes.reset(self._token)
+
+
+def of_call(call: str) -> AbstractContextManager[CallScope]:
     """One HTTP call."""
-    scope = CallScope(call)
-    token = _scopes.set((scope,))
-    try:
-        yield scope
-    finally:
-        _scopes.reset(token)
+    return _Entered((CallScope(call),))
 
 
 def note_request(request_id: int) -> None:
@@ -63,11 +73,6 @@ def joined(scopes: Iterable[tuple[CallScope, ...]]) -> Iterator[None]:
         _scopes.reset(token)
 
 
-@contextmanager
-def of_requests(request_ids: npt.NDArray[np.uint64]) -> Iterator[None]:
+def of_requests(request_ids: npt.NDArray[np.uint64]) -> AbstractContextManager[CallScope]:
     """Work in another process than the call's, which knows its requests by id."""
-    token = _scopes.set((CallScope("", request_ids=[f"{one:016x}" for one in request_ids[:_MOST].tolist()]),))
-    try:
-        yield
-    finally:
-        _scopes.reset(token)
+    return _Entered((CallScope("", request_ids=[f"{one:016x}" for one in request_ids[:_MOST].tolist()]),))

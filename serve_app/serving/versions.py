@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
 from serve_app.errors import NotReady
@@ -65,23 +65,24 @@ class VersionStore(Generic[T]):
                 raise NotReady(f"{self.kind} {version} is not loaded", field=self.kind)
             self._current = version
 
-    @contextmanager
-    def pinned(self) -> Iterator[tuple[str, T]]:
+    def pinned(self) -> AbstractContextManager[tuple[str, T]]:
         """Hold the current version for the length of one request."""
+        return _Pinned(self)
+
+    def _pin(self) -> tuple[str, T]:
         with self._lock:
             if self._current is None:
                 raise NotReady(f"no {self.kind} is in force yet", field=self.kind)
-            version = self._current
-            self._pins[version] += 1
-            held = self._loaded[version]
-        try:
-            yield version, held
-        finally:
-            with self._lock:
-                self._pins[version] -= 1
-                if not self._pins[version]:
-                    del self._pins[version]
-                self._drop_unused()
+            held = self._loaded[self._current]
+            self._pins[self._current] += 1
+            return self._current, held
+
+    def _let_go(self, version: str) -> None:
+        with self._lock:
+            self._pins[version] -= 1
+            if not self._pins[version]:
+                del self._pins[version]
+            self._drop_unused()
 
     def keep(self, wanted: Collection[str]) -> None:
         """Unload every version that is not wanted, not current and not pinned, now or when its last pin goes."""
@@ -103,3 +104,19 @@ class VersionStore(Generic[T]):
         """Versions that requests under way hold."""
         with self._lock:
             return frozenset(version for version, count in self._pins.items() if count)
+
+
+class _Pinned(AbstractContextManager[tuple[str, T]], Generic[T]):
+    """See VersionStore.pinned; why it is a class: see serve_app.serving.threads."""
+
+    __slots__ = ("_store", "_version")
+
+    def __init__(self, store: VersionStore[T]) -> None:
+        self._store = store
+
+    def __enter__(self) -> tuple[str, T]:
+        self._version, held = self._store._pin()
+        return self._version, held
+
+    def __exit__(self, *_: object) -> None:
+        self._store._let_go(self._version)
